@@ -1,0 +1,36 @@
+"""Alignment attention for JAX and Flax (Zhang et al., NeurIPS 2021, arXiv 2110.12567)."""
+
+from align_jax import calibration, divergences
+from align_jax.alignment import Alignment
+from align_jax.attention import MultiHeadDotProductAttention, token_masks
+from align_jax.collection import (
+    AlignmentSums,
+    alignment_loss,
+    alignment_sums,
+    alignment_table,
+    cloud_mmd,
+    strip_alignment,
+)
+from align_jax.config import AlignmentConfig
+from align_jax.convert import AlignedModel, aligned
+from align_jax.gradient_reversal import reverse_gradient
+from align_jax.version import __version__
+
+__all__ = [
+    "AlignedModel",
+    "Alignment",
+    "AlignmentConfig",
+    "AlignmentSums",
+    "MultiHeadDotProductAttention",
+    "__version__",
+    "aligned",
+    "alignment_loss",
+    "alignment_sums",
+    "alignment_table",
+    "calibration",
+    "cloud_mmd",
+    "divergences",
+    "reverse_gradient",
+    "strip_alignment",
+    "token_masks",
+]

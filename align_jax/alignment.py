@@ -1,0 +1,204 @@
+"""The module that measures how far keys and queries lie apart, and sows it for the loss."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from align_jax import divergences, networks, numerics
+from align_jax.config import AlignmentConfig
+from align_jax.gradient_reversal import reverse_gradient
+
+# The collections' names. The module itself is called NAME inside its attention, so that its
+# parameters form one sub-tree of that name.
+NAME = "alignment"
+CLOUDS = "alignment_clouds"
+
+# One cloud: whatever the networks made of its tokens, each [B, N, H, ...].
+Cloud = tuple[Array, ...]
+Measured = tuple[Array, dict[str, Array]]
+
+
+class Alignment(nn.Module):
+    """Sows the divergence between an attention's queries and keys.
+
+    Call it inside an attention module, named "alignment". It changes no output. What it does
+    depends on which collections are mutable in `apply`:
+
+    * "alignment" (training): sows `divergence` `[B, H]`, `valid` `[B]` (False for a sample without
+      queries or keys, which counts in no mean), and for "ot" `sinkhorn_iterations` and
+      `sinkhorn_residual` `[B, H]`. Its networks' parameters are already adversarial through
+      gradient reversal: minimise task loss plus weight times `alignment_loss(...)`.
+    * "alignment_clouds": sows `query`, `key` and their masks, for MMD and pictures.
+    * neither: computes nothing, and needs no parameters.
+
+    Attributes:
+      config: what to align, and how.
+      dtype: computation dtype of the networks; None takes it from inputs and parameters. The
+        divergence itself is always float32.
+
+    Example:
+      >>> import jax
+      >>> q, k = jnp.ones((2, 5, 4, 8)), jnp.zeros((2, 7, 4, 8))
+      >>> module = Alignment(AlignmentConfig("ct"))
+      >>> variables = module.init(jax.random.key(0), q, k)
+      >>> _, sown = module.apply(variables, q, k, mutable=["alignment"])
+      >>> sown["alignment"]["divergence"][0].shape
+      (2, 4)
+    """
+
+    config: AlignmentConfig
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        query: Float[Array, "*batch N H D"],
+        key: Float[Array, "*batch M H D"],
+        *,
+        query_mask: Bool[Array, "*batch N"] | None = None,
+        key_mask: Bool[Array, "*batch M"] | None = None,
+    ) -> None:
+        """Sows; returns nothing.
+
+        Args:
+          query: the attention's projected queries. Several batch axes are flattened into one.
+          key: its projected keys.
+          query_mask: True for the queries that take part; None for all.
+          key_mask: True for the keys that take part; None for all.
+
+        Raises:
+          ValueError: for shapes that do not fit together.
+          TypeError: for masks that are not bool.
+        """
+        training = self.is_mutable_collection(NAME) and not self.is_initializing()
+        measuring = self.is_mutable_collection(CLOUDS) and not self.is_initializing()
+        if not (training or measuring or self.is_initializing()):
+            return
+        query, key = (x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (query, key))
+        query_mask, key_mask = (
+            x if x is None else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+            for x in (query_mask, key_mask)
+        )
+        numerics.check_clouds(
+            query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D"
+        )
+        batch, queries = query.shape[:2]
+        valid_queries = jnp.ones((batch, queries), bool) if query_mask is None else query_mask
+        valid_keys = jnp.ones((batch, key.shape[1]), bool) if key_mask is None else key_mask
+        if measuring:
+            self.sow(CLOUDS, "query", query)
+            self.sow(CLOUDS, "key", key)
+            self.sow(CLOUDS, "query_mask", valid_queries)
+            self.sow(CLOUDS, "key_mask", valid_keys)
+        selected = self.config.selects(self.path[:-1])
+        if self.config.method == "none" or not selected or not (training or self.is_initializing()):
+            return
+
+        # NaN in padding would reach the networks' parameters as 0 * NaN.
+        query, key = numerics.zero_padding(query, query_mask), numerics.zero_padding(key, key_mask)
+        query_cloud, key_cloud = self._clouds(query, key)
+        value, report = self._measure(query_cloud, key_cloud, query_mask, key_mask)
+        if training:
+            both = jnp.any(valid_queries, axis=1) & jnp.any(valid_keys, axis=1)
+            for name, sown in {"divergence": value, "valid": both, **report}.items():
+                self.sow(NAME, name, sown)
+
+    def _clouds(self, query: Array, key: Array) -> tuple[Cloud, Cloud]:
+        """What the method's networks make of queries and keys."""
+        config = self.config
+        highway = config.discriminator == "highway"
+        if config.method == "gan":
+            discriminator = networks.Discriminator(
+                hidden_features=config.hidden_features,
+                highway=highway,
+                dtype=self.dtype,
+                name="discriminator",
+            )
+            return (_adversary(discriminator, query),), (_adversary(discriminator, key),)
+        if config.method != "ct":
+            return (query,), (key,)
+        critic = networks.Critic(
+            config.features, config.hidden_features, highway, self.dtype, name="critic"
+        )
+        navigator = networks.Navigator(
+            config.features, config.hidden_features, self.dtype, name="navigator"
+        )
+
+        def cloud(x: Array) -> Cloud:
+            navigation = navigator(x)
+            if config.normalize_navigator:
+                navigation = numerics.unit_vectors(navigation)
+            return _adversary(critic, x), navigation
+
+        return cloud(query), cloud(key)
+
+    def _measure(
+        self, query: Cloud, key: Cloud, query_mask: Array | None, key_mask: Array | None
+    ) -> Measured:
+        """The divergence over tokens, over heads, or both, as `config.over` says."""
+        over = self.config.over
+        if over == "tokens":
+            return self._divergence(query, key, query_mask, key_mask)
+        if query[0].shape[1] != key[0].shape[1]:
+            raise ValueError(
+                f"over={over!r} compares the heads at each token, so there must be as many queries "
+                f"as keys, got {query[0].shape[1]} and {key[0].shape[1]}. Use over='tokens'."
+            )
+        # The heads at one token play the part of the tokens in one head: swap the two axes.
+        queries, keys = (tuple(jnp.swapaxes(x, 1, 2) for x in cloud) for cloud in (query, key))
+        per_token, report = self._divergence(queries, keys, None, None)
+        shape = query[0].shape[:3:2]
+        mask = jnp.ones(per_token.shape, bool)
+        for token_mask in (query_mask, key_mask):
+            mask = mask if token_mask is None else mask & token_mask
+
+        def per_sample(x: Array) -> Array:
+            mean = numerics.masked_mean(x.astype(jnp.float32), mask, axis=1)
+            return jnp.broadcast_to(mean[:, None], shape)
+
+        value, report = per_sample(per_token), {k: per_sample(x) for k, x in report.items()}
+        if over == "heads":
+            return value, report
+        per_head, report = self._divergence(query, key, query_mask, key_mask)
+        return per_head + value, report
+
+    def _divergence(
+        self, query: Cloud, key: Cloud, query_mask: Array | None, key_mask: Array | None
+    ) -> Measured:
+        config = self.config
+        masks: dict[str, Any] = {"query_mask": query_mask, "key_mask": key_mask}
+        if config.method == "gan":
+            return divergences.adversarial(*query, *key, **masks), {}
+        if config.method == "mmd":
+            value = divergences.maximum_mean_discrepancy(
+                *query, *key, **masks, bandwidth=config.bandwidth
+            )
+            return value, {}
+        if config.method == "ct":
+            value = divergences.conditional_transport(
+                query[0], key[0], query[1], key[1], **masks, rho=config.rho, cost=config.cost
+            )
+            return value, {}
+        value, report = divergences.optimal_transport(
+            *query,
+            *key,
+            **masks,
+            epsilon=config.epsilon,
+            cost=config.cost,
+            threshold=config.sinkhorn_threshold,
+            max_iterations=config.sinkhorn_iterations,
+            with_report=True,
+        )
+        return value, {
+            "sinkhorn_iterations": report.iterations.astype(jnp.float32),
+            "sinkhorn_residual": report.residual,
+        }
+
+
+def _adversary(network: Callable[[Array], Array], x: Array) -> Array:
+    """Applies a network that maximises what everything before it minimises."""
+    return reverse_gradient(network(reverse_gradient(x)))

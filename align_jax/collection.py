@@ -1,0 +1,241 @@
+"""Reading what the alignment modules sowed, and taking their parameters out again."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from align_jax import divergences, numerics
+from align_jax.alignment import CLOUDS, NAME
+
+_NETWORKS = {"critic", "discriminator", "navigator"}
+
+
+@flax.struct.dataclass
+class AlignmentSums:
+    """The alignment of one batch as sums and counts, to be added over devices.
+
+    Attributes:
+      total: per attention, the sum over samples of the mean divergence of its heads.
+      count: per attention, the number of samples in that sum.
+    """
+
+    total: Float[Array, "L"]
+    count: Float[Array, "L"]
+
+    def mean(self) -> Float[Array, ""]:
+        """Mean over samples, heads and layers; 0 where no sample counted at all."""
+        per_layer = self.total / jnp.maximum(self.count, 1.0)
+        return numerics.masked_mean(per_layer, self.count > 0, axis=0)
+
+
+def alignment_sums(
+    variables: Mapping[str, Any], sample_mask: Bool[Array, "B"] | None = None
+) -> AlignmentSums:
+    """Per attention, the sum over samples of the divergence (mean over heads), and their count.
+
+    Add both over devices (`jax.lax.psum`) before `AlignmentSums.mean`, and several devices give
+    the number that one would.
+
+    Args:
+      variables: what `model.apply(..., mutable=["alignment"])` returned beside the outputs.
+      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+
+    Returns:
+      Sums and counts, each `[L]`, one entry per attention call in the order of their paths.
+
+    Raises:
+      ValueError: when nothing was sown, or the mask's shape is not `[B]`.
+    """
+    totals, counts = [], []
+    for _, divergence, valid in _sown(variables, sample_mask):
+        totals.append(jnp.sum(jnp.where(valid, jnp.mean(divergence, axis=-1), 0.0), axis=-1))
+        counts.append(jnp.sum(valid, axis=-1).astype(jnp.float32))
+    return AlignmentSums(jnp.concatenate(totals), jnp.concatenate(counts))
+
+
+def alignment_loss(
+    variables: Mapping[str, Any], sample_mask: Bool[Array, "B"] | None = None
+) -> Float[Array, ""]:
+    """The alignment to be added to the task loss: its mean over samples, heads and layers.
+
+    The paper adds `0.01` times this (Zhang et al. 2021, Eq. 2; means instead of sums, as in its
+    released code). Samples without queries or keys are left out of the mean.
+
+    Args:
+      variables: what `model.apply(..., mutable=["alignment"])` returned beside the outputs.
+      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+
+    Returns:
+      A scalar, in the divergence's units.
+
+    Raises:
+      ValueError: when nothing was sown, or the mask's shape is not `[B]`.
+
+    Example:
+      >>> outputs, sown = model.apply(params, x, mutable=["alignment"])  # doctest: +SKIP
+      >>> loss = task_loss(outputs) + 0.01 * alignment_loss(sown)  # doctest: +SKIP
+    """
+    return alignment_sums(variables, sample_mask).mean()
+
+
+def alignment_table(
+    variables: Mapping[str, Any], sample_mask: Bool[Array, "B"] | None = None
+) -> dict[str, Float[Array, "H"]]:
+    """Per attention, the divergence of each head: its mean over samples. For logging.
+
+    Args:
+      variables: what `model.apply(..., mutable=["alignment"])` returned beside the outputs.
+      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+
+    Returns:
+      `{"layer_0/attention": [H], ...}`. A module that is called or scanned several times has one
+      entry per call, with the call's number appended: `"layer/attention#0"`.
+
+    Raises:
+      ValueError: when nothing was sown, or the mask's shape is not `[B]`.
+    """
+    return {
+        name: per_head
+        for path, divergence, valid in _sown(variables, sample_mask)
+        for name, per_head in _named(
+            path, numerics.masked_mean(divergence, valid[..., None], axis=1)
+        )
+    }
+
+
+def cloud_mmd(
+    variables: Mapping[str, Any],
+    *,
+    bandwidth: float = 1.0,
+    sample_mask: Bool[Array, "B"] | None = None,
+) -> dict[str, Float[Array, "H"]]:
+    """MMD between queries and keys of every attention and head: the paper's yardstick.
+
+    It measures any model, also one that was trained without alignment (`method="none"`).
+
+    Args:
+      variables: what `model.apply(..., mutable=["alignment_clouds"])` returned beside the outputs.
+      bandwidth: of the Gaussian kernel.
+      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+
+    Returns:
+      As `alignment_table`: squared MMD (see `divergences.maximum_mean_discrepancy`), mean over
+      samples. The paper's figure is the sum of all entries.
+
+    Raises:
+      ValueError: when nothing was sown, or the mask's shape is not `[B]`.
+    """
+    result: dict[str, Array] = {}
+    for path, calls in _leaves(variables, CLOUDS, "query"):
+        masks = zip(calls["query_mask"], calls["key_mask"], strict=True)
+        means = []
+        for query, key, (query_mask, key_mask) in zip(
+            calls["query"], calls["key"], masks, strict=True
+        ):
+            stacked = [
+                _stack(x, axes)
+                for x, axes in ((query, 4), (key, 4), (query_mask, 2), (key_mask, 2))
+            ]
+            for query, key, query_mask, key_mask in zip(*stacked, strict=True):  # noqa: PLW2901
+                value = divergences.maximum_mean_discrepancy(
+                    query, key, query_mask=query_mask, key_mask=key_mask, bandwidth=bandwidth
+                )
+                valid = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
+                valid = _apply_sample_mask(valid, sample_mask)
+                means.append(numerics.masked_mean(value, valid[:, None], axis=0))
+        result.update(_named(path, jnp.stack(means)))
+    return result
+
+
+def strip_alignment(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the plain model: the alignment networks left out, all else untouched.
+
+    Args:
+      params: the "params" collection of a model with alignment.
+
+    Returns:
+      A new tree without the alignment networks. Trees without any come back as they are.
+
+    Example:
+      >>> strip_alignment({"query": 1, "alignment": {"critic": 2}})
+      {'query': 1}
+    """
+    if not isinstance(params, Mapping):
+        return params
+    return {
+        name: strip_alignment(child)
+        for name, child in params.items()
+        if not is_alignment_subtree(name, child)
+    }
+
+
+def is_alignment_subtree(name: str, child: Any) -> bool:
+    """Whether this entry of a parameter tree holds alignment networks, and nothing else."""
+    return name == NAME and isinstance(child, Mapping) and set(child) <= _NETWORKS
+
+
+def _leaves(
+    variables: Mapping[str, Any], collection: str, leaf: str
+) -> Iterator[tuple[str, Mapping[str, tuple[Array, ...]]]]:
+    """The path of every attention that sowed, and what its alignment module sowed."""
+    if not isinstance(variables, Mapping) or not variables.get(collection):
+        raise ValueError(
+            f"No {collection!r} collection, so there is nothing to read. Call model.apply(..., "
+            f"mutable=[{collection!r}]) and pass the variables that it returns. If they are empty: "
+            "does the model contain alignment, is its method 'none', does AlignmentConfig.layers "
+            "match any attention, and do nn.scan and nn.vmap name the collection in variable_axes?"
+        )
+
+    def walk(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Any]:
+        if isinstance(node.get(leaf), tuple):
+            owner = path[:-1] if path and path[-1] == NAME else path
+            yield "/".join(owner), node
+            return
+        for name in sorted(node, key=_natural):
+            if isinstance(node[name], Mapping):
+                yield from walk(node[name], (*path, name))
+
+    yield from walk(variables[collection], ())
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts layer_2 before layer_10."""
+    head = name.rstrip("0123456789")
+    return [head, int(name[len(head) :] or -1)]
+
+
+def _sown(
+    variables: Mapping[str, Any], sample_mask: Array | None
+) -> Iterator[tuple[str, Float[Array, "L B H"], Bool[Array, "L B"]]]:
+    """Per attention: its path, and divergence and validity stacked over its calls."""
+    for path, calls in _leaves(variables, NAME, "divergence"):
+        divergence = jnp.concatenate([_stack(x, 2) for x in calls["divergence"]])
+        valid = jnp.concatenate([_stack(x, 1) for x in calls["valid"]])
+        yield path, divergence, _apply_sample_mask(valid, sample_mask)
+
+
+def _stack(x: Array, axes: int) -> Array:
+    """One leading axis in front of the last `axes`: nn.scan and nn.vmap may have put several."""
+    return x.reshape(-1, *x.shape[x.ndim - axes :])
+
+
+def _apply_sample_mask(valid: Array, sample_mask: Array | None) -> Array:
+    if sample_mask is None:
+        return valid
+    if sample_mask.shape != valid.shape[-1:]:
+        raise ValueError(
+            f"sample_mask must have shape {valid.shape[-1:]}, one entry per sample, "
+            f"got {sample_mask.shape}."
+        )
+    return valid & sample_mask.astype(bool)
+
+
+def _named(path: str, per_call: Array) -> Iterator[tuple[str, Array]]:
+    if per_call.shape[0] == 1:
+        yield path, per_call[0]
+    else:
+        for number, value in enumerate(per_call):
+            yield f"{path}#{number}", value

@@ -1,0 +1,20 @@
+"""Divergences between the clouds of queries and keys: pure functions, arrays in, `[B, H]` out."""
+
+from align_jax.divergences.adversarial import adversarial
+from align_jax.divergences.conditional_transport import (
+    COSTS,
+    IMPLEMENTATIONS,
+    conditional_transport,
+)
+from align_jax.divergences.maximum_mean_discrepancy import maximum_mean_discrepancy
+from align_jax.divergences.optimal_transport import SinkhornReport, optimal_transport
+
+__all__ = [
+    "COSTS",
+    "IMPLEMENTATIONS",
+    "SinkhornReport",
+    "adversarial",
+    "conditional_transport",
+    "maximum_mean_discrepancy",
+    "optimal_transport",
+]

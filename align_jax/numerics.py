@@ -1,0 +1,232 @@
+"""What several divergences share: masked means, safe directions, validated inputs.
+
+Shapes in letters, here and everywhere: B batch, N queries, M keys, H heads, D head dimension,
+F feature dimension.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# Entries beyond this saturate: products of two of them, summed over any realistic number of
+# features and tokens, still fit float32, so no input that is finite can overflow to inf or NaN.
+SATURATION = 1e9
+
+# Below this norm the gradient of a direction is damped; see `unit_vectors`.
+_DAMPING_RADIUS = 1e-2
+
+# GPUs and TPUs multiply float32 matrices with fewer bits unless told otherwise, and distances and
+# transport plans are differences of nearly equal numbers.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def masked_mean(
+    values: Float[Array, "*shape"],
+    mask: Bool[Array, "*shape"],
+    axis: int | tuple[int, ...],
+) -> Float[Array, "..."]:
+    """Mean over `axis` of the entries that `mask` admits; 0 where it admits none.
+
+    Args:
+      values: any shape. Entries outside the mask are ignored, NaN and inf included.
+      mask: bool, broadcastable to `values`.
+      axis: the axis or axes to reduce.
+
+    Returns:
+      `values` without `axis`.
+    """
+    mask = jnp.broadcast_to(mask, values.shape)
+    count = jnp.sum(mask, axis=axis)
+    total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis)
+    return total / jnp.maximum(count, 1)
+
+
+def token_weights(mask: Bool[Array, "B N"]) -> Float[Array, "B N"]:
+    """Uniform probabilities over the tokens that take part; all 0 where none does."""
+    count = jnp.sum(mask, axis=-1, keepdims=True)
+    return mask / jnp.maximum(count, 1).astype(jnp.float32)
+
+
+def zero_padding(x: Array, mask: Bool[Array, "B N"] | None) -> Array:
+    """Replaces the tokens outside `mask` by zeros, so that NaN there reaches no value or gradient.
+
+    Args:
+      x: `[B, N, ...]`.
+      mask: bool `[B, N]`, or None for "every token takes part".
+
+    Returns:
+      `x` with padding tokens zeroed, same shape and dtype.
+    """
+    if mask is None:
+        return x
+    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
+
+
+def _direction_and_norm(x: Array) -> tuple[Array, Array]:
+    # Dividing by the largest entry first keeps the squares of huge and of tiny vectors in range.
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    nonzero = largest > jnp.finfo(x.dtype).tiny
+    scale = jnp.where(nonzero, largest, 1.0)
+    scaled = jnp.where(nonzero, x / scale, 0.0)
+    length = jnp.sqrt(jnp.where(nonzero, jnp.sum(scaled * scaled, axis=-1, keepdims=True), 1.0))
+    return scaled / length, jnp.where(nonzero, scale * length, 0.0)
+
+
+@jax.custom_jvp
+def unit_vectors(x: Float[Array, "*shape F"]) -> Float[Array, "*shape F"]:
+    """Directions `x / |x|` along the last axis, safe at and near zero.
+
+    The value is exact for every vector above the smallest normal float32, and 0 for zero. The
+    derivative of a direction grows as 1/|x|, so a feature that dropout or a ReLU has all but
+    switched off would send an enormous gradient into its network. It is exact for |x| >= 0.01 and
+    falls linearly to 0 below, so its norm never exceeds 100.
+
+    Args:
+      x: `[..., F]`, any float dtype.
+
+    Returns:
+      `[..., F]`, of norm 1 (or 0).
+
+    Example:
+      >>> unit_vectors(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+      [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    return _direction_and_norm(x)[0]
+
+
+@unit_vectors.defjvp
+def _unit_vectors_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    direction, norm = _direction_and_norm(x)
+    slope = jnp.where(
+        norm >= _DAMPING_RADIUS,
+        1.0 / jnp.maximum(norm, _DAMPING_RADIUS),
+        norm / _DAMPING_RADIUS**2,
+    )
+    radial = jnp.sum(direction * tangent, axis=-1, keepdims=True)
+    return direction, slope * (tangent - direction * radial)
+
+
+def prepare(x: Array, mask: Bool[Array, "B N"] | None) -> tuple[Array, Bool[Array, "B N"]]:
+    """What every divergence does first: float32, padding zeroed, range saturated, mask explicit.
+
+    Args:
+      x: `[B, N, ...]`, any float dtype; padding may hold anything.
+      mask: bool `[B, N]` or None.
+
+    Returns:
+      `(x, mask)`: float32 `[B, N, ...]` and bool `[B, N]`.
+    """
+    x = jnp.clip(zero_padding(x.astype(jnp.float32), mask), -SATURATION, SATURATION)
+    return x, jnp.ones(x.shape[:2], bool) if mask is None else mask
+
+
+def pairwise_cost(
+    query: Float[Array, "B N H F"], key: Float[Array, "B M H F"], cost: str
+) -> Float[Array, "B H N M"]:
+    """The cost of moving each query to each key: `1 - cosine`, or the squared distance.
+
+    Args:
+      query: `[B, N, H, F]` float32.
+      key: `[B, M, H, F]` float32.
+      cost: "cosine" or "squared_euclidean".
+
+    Returns:
+      `[B, H, N, M]`, in `[0, 2]` for the cosine (1 against a zero vector), non-negative otherwise.
+    """
+    if cost == "cosine":
+        query, key = unit_vectors(query), unit_vectors(key)
+        return 1.0 - jnp.einsum("bnhf,bmhf->bhnm", query, key, precision=PRECISION)
+    return squared_distance(*centred(query, key))
+
+
+def squared_distance(
+    x: Float[Array, "B N H F"], y: Float[Array, "B M H F"]
+) -> Float[Array, "B H N M"]:
+    """Squared Euclidean distances between the tokens of two clouds, within each head."""
+    squares = jnp.einsum("bnhf,bnhf->bhn", x, x)[..., :, None]
+    squares += jnp.einsum("bmhf,bmhf->bhm", y, y)[..., None, :]
+    products = jnp.einsum("bnhf,bmhf->bhnm", x, y, precision=PRECISION)
+    return clamp_at_zero(squares - 2.0 * products)
+
+
+def clamp_at_zero(x: Array) -> Array:
+    """`max(x, 0)` with the gradient of `x`.
+
+    For what is never negative but for rounding: clamping in the ordinary way would cut the
+    gradient just where two points, or two clouds, come together.
+    """
+    return x + jax.lax.stop_gradient(jnp.maximum(x, 0.0) - x)
+
+
+def centred(query: Array, key: Array) -> tuple[Array, Array]:
+    """Moves both clouds by one vector, so that distances between them round as little as possible.
+
+    Distances do not notice a common shift, but `|x|^2 + |y|^2 - 2xy` loses digits when the clouds
+    lie far from the origin.
+    """
+    shift = jax.lax.stop_gradient(jnp.mean(query, axis=1, keepdims=True))
+    return query - shift, key - shift
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError, naming the nearest match, unless `value` is one of `choices`."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.{hint}")
+
+
+def check_clouds(
+    query: Array,
+    key: Array,
+    query_mask: Array | None,
+    key_mask: Array | None,
+    *,
+    names: tuple[str, str],
+    axes: str,
+) -> None:
+    """Raises ValueError or TypeError unless two clouds and their masks fit together.
+
+    Args:
+      query: expected `[B, N, ...]`.
+      key: expected `[B, M, ...]`; every axis but the second equal to the query's.
+      query_mask: expected None or bool `[B, N]`.
+      key_mask: expected None or bool `[B, M]`.
+      names: what the caller calls the two arrays.
+      axes: the axes' letters for the query, such as "B N H D".
+    """
+    letters = axes.split()
+    key_axes = axes.replace("N", "M")
+    for name, x, expected in zip(names, (query, key), (axes, key_axes), strict=True):
+        if not hasattr(x, "ndim") or x.ndim != len(letters):
+            raise ValueError(
+                f"{name} must have shape [{expected.replace(' ', ', ')}], "
+                f"got {getattr(x, 'shape', type(x).__name__)}."
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"{name} must be floating point, got {x.dtype}.")
+        if 0 in x.shape:
+            raise ValueError(
+                f"{name} is empty: shape {x.shape}. Every axis needs at least 1 entry."
+            )
+    for axis, letter in enumerate(letters):
+        if letter != "N" and query.shape[axis] != key.shape[axis]:
+            raise ValueError(
+                f"{names[0]} and {names[1]} differ in axis {axis} ({letter}): "
+                f"{query.shape} against {key.shape}."
+            )
+    masks = (("query_mask", query_mask, query), ("key_mask", key_mask, key))
+    for name, mask, x in masks:
+        if mask is None:
+            continue
+        if mask.dtype != jnp.bool_:
+            raise TypeError(
+                f"{name} must be bool (True = takes part), got {mask.dtype}. Convert with mask > 0."
+            )
+        if mask.shape != x.shape[:2]:
+            raise ValueError(f"{name} must have shape {x.shape[:2]}, got {mask.shape}.")

@@ -1,0 +1,120 @@
+"""Transport along edges: against the dense form on a complete graph, and a loop on a sparse one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from align_jax.divergences import conditional_transport
+from align_jax.divergences.edge_conditional_transport import edge_conditional_transport
+
+NODES, HEADS = 5, 2
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(NODES, HEADS, 3)) for _ in range(2)]
+    navigation = [rng.normal(size=(NODES, HEADS, 4)) for _ in range(2)]
+    return [jnp.asarray(x, jnp.float32) for x in (*features, *navigation)]
+
+
+def complete_graph():
+    receivers, senders = np.divmod(np.arange(NODES**2), NODES)
+    return jnp.asarray(senders), jnp.asarray(receivers)
+
+
+def sparse_graph():
+    # Node 3 sends to none, node 4 receives from none.
+    edges = np.array([(0, 0), (0, 1), (0, 4), (1, 1), (2, 0), (2, 2), (3, 4)])
+    return jnp.asarray(edges[:, 1]), jnp.asarray(edges[:, 0])
+
+
+@pytest.mark.parametrize("cost", ["cosine", "squared_euclidean"])
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
+def test_equals_dense_transport_on_a_complete_graph(arrays, cost, rho):
+    dense = conditional_transport(*(x[None] for x in arrays), rho=rho, cost=cost)[0]
+    edges = edge_conditional_transport(*arrays, *complete_graph(), rho=rho, cost=cost)
+    np.testing.assert_allclose(edges, dense, rtol=1e-5)
+
+
+def test_equals_a_loop_over_neighbourhoods(arrays):
+    query, key, query_navigation, key_navigation = (np.asarray(x, np.float64) for x in arrays)
+    senders, receivers = (np.asarray(x) for x in sparse_graph())
+
+    def mean_cost(head, from_nodes):
+        values = []
+        for node in sorted(set(from_nodes.tolist())):
+            edges = np.flatnonzero(from_nodes == node)
+            scores = [
+                query_navigation[receivers[e], head] @ key_navigation[senders[e], head]
+                for e in edges
+            ]
+            costs = [
+                1 - query[receivers[e], head] @ key[senders[e], head]
+                / np.linalg.norm(query[receivers[e], head]) / np.linalg.norm(key[senders[e], head])
+                for e in edges
+            ]  # fmt: skip
+            plan = np.exp(scores) / np.sum(np.exp(scores))
+            values.append(plan @ costs)
+        return np.mean(values)
+
+    expected = [
+        0.3 * mean_cost(head, receivers) + 0.7 * mean_cost(head, senders) for head in range(HEADS)
+    ]
+    value = edge_conditional_transport(*arrays, senders, receivers, rho=0.3)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_does_not_depend_on_the_numbering_of_the_nodes(arrays):
+    senders, receivers = (np.asarray(x) for x in sparse_graph())
+    new = np.array([3, 0, 4, 1, 2])
+    order = np.argsort(new[receivers], kind="stable")
+    moved = [x[np.argsort(new)] for x in arrays]
+    value = edge_conditional_transport(*moved, new[senders][order], new[receivers][order])
+    np.testing.assert_allclose(value, edge_conditional_transport(*arrays, senders, receivers),
+                               rtol=1e-5)  # fmt: skip
+
+
+def test_gradients(arrays):
+    def value(*arrays):
+        return edge_conditional_transport(*arrays, *sparse_graph()).sum()
+
+    check_grads(value, arrays, order=1, modes=["rev"], rtol=2e-2, atol=2e-3)
+
+
+def test_zero_features_give_finite_values_and_gradients(arrays):
+    arrays = [jnp.zeros_like(x) for x in arrays]
+
+    def value(*arrays):
+        return edge_conditional_transport(*arrays, *sparse_graph()).sum()
+
+    result, gradients = jax.value_and_grad(value, argnums=(0, 1, 2, 3))(*arrays)
+    np.testing.assert_allclose(result, HEADS)  # the cosine against a zero vector counts as 0
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_bfloat16_inputs_give_float32(arrays):
+    value = edge_conditional_transport(*(x.astype(jnp.bfloat16) for x in arrays), *complete_graph())
+    assert value.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cost": "cosin"}, "Did you mean 'cosine'"),
+        ({"rho": 1.5}, "rho must lie in"),
+        ({"senders": jnp.zeros(3, int)}, "two lists of the same length"),
+        ({"senders": jnp.zeros(0, int), "receivers": jnp.zeros(0, int)}, "at least one edge"),
+        ({"key_features": jnp.ones((4, HEADS, 3))}, "the same shape"),
+        ({"key_navigation": jnp.ones((NODES, HEADS, 2))}, "differ in axis 2"),
+        ({"query_features": jnp.ones((NODES, 3))}, "must have shape"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(arrays, change, message):
+    names = ("query_features", "key_features", "query_navigation", "key_navigation")
+    senders, receivers = sparse_graph()
+    arguments = dict(zip(names, arrays, strict=True)) | {"senders": senders, "receivers": receivers}
+    with pytest.raises(ValueError, match=message):
+        edge_conditional_transport(**(arguments | change))

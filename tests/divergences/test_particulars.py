@@ -1,0 +1,207 @@
+"""What holds for one divergence alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ot
+import pytest
+
+from align_jax import divergences
+from tests.divergences import oracles
+
+
+def clouds(seed=0, tokens=6, features=4):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(1, tokens, 1, features)).astype(np.float32) for _ in range(2)]
+
+
+def test_adversarial_at_the_best_discriminator_of_equal_clouds():
+    value = divergences.adversarial(jnp.zeros((1, 3, 1)), jnp.zeros((1, 4, 1)))
+    np.testing.assert_allclose(value, -2 * np.log(2), rtol=1e-6)
+
+
+def test_adversarial_is_stable_for_large_logits():
+    logits = jnp.full((1, 2, 1), 200.0)
+    np.testing.assert_allclose(divergences.adversarial(-logits, logits), -400.0)
+    gradient = jax.grad(lambda x: divergences.adversarial(x, logits).sum())(-logits)
+    np.testing.assert_allclose(gradient, 0.5)  # d log sigmoid(x) / dx = 1 far left of 0
+
+
+def test_mmd_of_identical_clouds_is_exactly_zero():
+    cloud, _ = clouds()
+    assert divergences.maximum_mean_discrepancy(cloud, cloud).item() == 0.0
+    assert divergences.maximum_mean_discrepancy(cloud + 100, cloud + 100).item() == 0.0
+
+
+def test_mmd_rejects_a_bandwidth_of_zero():
+    with pytest.raises(ValueError, match="bandwidth must be above 0, got 0"):
+        divergences.maximum_mean_discrepancy(*clouds(), bandwidth=0.0)
+
+
+def test_transport_of_identical_clouds_is_the_entropic_minimum():
+    cloud, _ = clouds()
+    value = divergences.optimal_transport(cloud, cloud, epsilon=0.1)
+    expected = oracles.optimal_transport(cloud[0, :, 0], cloud[0, :, 0], epsilon=0.1)
+    np.testing.assert_allclose(value.item(), expected, rtol=1e-4)
+    assert value.item() > 0
+
+
+def transport_clouds():
+    """As large as they must be for a plan at a small epsilon that is no mere assignment: there the
+    potentials of different tokens decouple, and float32 can no longer tell them."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(1, n, 1, 8)).astype(np.float32) for n in (20, 26)]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "cost"), [(0.01, "cosine"), (0.1, "cosine"), (0.5, "squared_euclidean")]
+)
+def test_transport_equals_pot(epsilon, cost):
+    query, key = transport_clouds()
+    costs = oracles.COSTS[cost](*(x[0, :, 0].astype(np.float64) for x in (query, key)))
+    plan = ot.sinkhorn(
+        *(np.full(n, 1 / n) for n in costs.shape), costs, epsilon,
+        method="sinkhorn_log", numItermax=10_000, stopThr=1e-11,
+    )  # fmt: skip
+    expected = (plan * costs).sum()
+    value = divergences.optimal_transport(query, key, epsilon=epsilon, cost=cost)
+    np.testing.assert_allclose(value.item(), expected, rtol=1e-5)
+    ours = oracles.batched(oracles.optimal_transport, [query, key], epsilon=epsilon, cost=cost)
+    np.testing.assert_allclose(ours.item(), expected, rtol=1e-7)
+
+
+def test_transport_gradient_at_the_paper_s_epsilon():
+    query, key = transport_clouds()
+
+    def oracle(query):
+        return oracles.batched(oracles.optimal_transport, [query, key], epsilon=0.01).item()
+
+    (expected,) = oracles.finite_difference(oracle, [query])
+    gradient = jax.grad(lambda x: divergences.optimal_transport(x, key).sum())(query)
+    assert np.linalg.norm(gradient - expected) < 3e-5 * np.linalg.norm(expected)
+
+
+def test_transport_tends_to_the_exact_cost_as_epsilon_vanishes():
+    query, key = transport_clouds()
+    costs = oracles.cosine_cost(query[0, :, 0].astype(np.float64), key[0, :, 0].astype(np.float64))
+    weights = [np.full(n, 1 / n) for n in costs.shape]
+    exact = (ot.emd(*weights, costs) * costs).sum()
+    gaps = [
+        divergences.optimal_transport(query, key, epsilon=epsilon, max_iterations=5000).item()
+        - exact
+        for epsilon in (0.3, 0.1, 0.03, 0.01, 0.003)
+    ]
+    assert all(gap > 0 for gap in gaps)
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 0.01 * exact
+
+
+def test_sinkhorn_that_has_not_converged_says_so():
+    query, key = clouds(tokens=30)
+    options = {"epsilon": 0.005, "with_report": True}
+    _, good = divergences.optimal_transport(query, key, **options, max_iterations=5000)
+    _, bad = divergences.optimal_transport(query, key, **options, max_iterations=10)
+    assert good.converged.item()
+    assert good.residual.item() < 1e-3
+    assert not bad.converged.item()
+    assert bad.residual.item() > 1e-3
+    assert bad.iterations.item() == 10
+    assert good.residual.shape == good.iterations.shape == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "threshold", "max_iterations"])
+def test_transport_rejects_limits_of_zero(name):
+    with pytest.raises(ValueError, match=f"{name} must be above 0, got 0"):
+        divergences.optimal_transport(*clouds(), **{name: 0})
+
+
+@pytest.mark.parametrize("function", ["conditional_transport", "optimal_transport"])
+def test_an_unknown_cost_names_the_nearest(function):
+    arrays = clouds() * (2 if function == "conditional_transport" else 1)
+    with pytest.raises(ValueError, match="got 'cosin'. Did you mean 'cosine'"):
+        getattr(divergences, function)(*arrays, cost="cosin")
+
+
+def test_conditional_transport_of_identical_clouds():
+    """As the formula gives: one token costs nothing, several cost what the plan spreads."""
+    cloud, navigation = clouds()
+    value = divergences.conditional_transport(cloud, cloud, navigation, navigation)
+    expected = oracles.batched(
+        oracles.conditional_transport, [cloud, cloud, navigation, navigation]
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert value.item() > 0
+    single = divergences.conditional_transport(
+        cloud[:, :1], cloud[:, :1], navigation[:, :1], navigation[:, :1]
+    )
+    np.testing.assert_allclose(single, 0.0, atol=1e-6)
+
+
+def test_conditional_transport_survives_unbounded_scores():
+    cloud, navigation = clouds()
+    for implementation in divergences.IMPLEMENTATIONS:
+        value = divergences.conditional_transport(
+            cloud, cloud, 1e4 * navigation, 1e4 * navigation, implementation=implementation
+        )
+        assert np.isfinite(value).all()
+
+
+@pytest.mark.parametrize("rho", [-0.1, 1.1, float("nan")])
+def test_conditional_transport_rejects_rho_outside_the_unit_interval(rho):
+    with pytest.raises(ValueError, match="rho must lie in"):
+        divergences.conditional_transport(*clouds(), *clouds(), rho=rho)
+
+
+def test_conditional_transport_names_features_that_disagree_with_navigation():
+    query, key = clouds()
+    with pytest.raises(ValueError, match="query_features and query_navigation must agree"):
+        divergences.conditional_transport(query, key, query[:, :3], key)
+    with pytest.raises(ValueError, match="implementation must be one of .*Did you mean 'dense'"):
+        divergences.conditional_transport(query, key, query, key, implementation="dens")
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.0])
+def test_rho_selects_a_direction(rho):
+    """With all its weight on one direction, the value is an attention read-out (PAPER 2.3)."""
+    rng = np.random.default_rng(0)
+    query, key, query_navigation, key_navigation = (
+        rng.normal(size=(2, length, 3, 4)).astype(np.float32) for length in (5, 7, 5, 7)
+    )
+    value = divergences.conditional_transport(query, key, query_navigation, key_navigation, rho=rho)
+    units = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (query, key)]
+    navigation = [query_navigation, key_navigation]
+    if rho == 0.0:
+        units, navigation = units[::-1], navigation[::-1]
+    read_out = jax.nn.dot_product_attention(*navigation, units[1], scale=1.0)
+    expected = 1.0 - np.mean(np.sum(units[0] * read_out, axis=-1), axis=1)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_blockwise_memory_is_linear_in_the_tokens():
+    def temporary_bytes(tokens):
+        x = jax.ShapeDtypeStruct((1, tokens, 1, 8), jnp.float32)
+
+        def loss(*arrays):
+            return divergences.conditional_transport(*arrays, implementation="blockwise").sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(x, x, x, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, large = temporary_bytes(8192), temporary_bytes(16384)
+    assert large < 2.2 * small
+    assert large < 16384**2 * 4 / 4
+
+
+def test_plans_near_an_assignment_have_finite_gradients():
+    """Where the plan decouples, the system behind the gradient is singular to float32."""
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(64, 16, 1, 16)).astype(np.float32)
+    key = (query[:, ::-1] + 0.1 * rng.normal(size=query.shape)).astype(np.float32)
+
+    def value(query, key):
+        return divergences.optimal_transport(query, key, epsilon=0.003).mean()
+
+    gradients = jax.jit(jax.grad(value, argnums=(0, 1)))(query, key)
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient))
+        assert np.abs(gradient).max() < 1.0

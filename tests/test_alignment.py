@@ -1,0 +1,271 @@
+"""The alignment module: what it sows, when, and in which direction each parameter is pushed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import (
+    Alignment,
+    AlignmentConfig,
+    alignment_loss,
+    alignment_sums,
+    alignment_table,
+    cloud_mmd,
+    divergences,
+    networks,
+    strip_alignment,
+)
+
+B, N, M, H, D = 3, 5, 7, 2, 4
+METHODS = ("gan", "ot", "ct", "mmd")
+
+
+def clouds(seed=0, keys=M):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=(B, n, H, D)), jnp.float32) for n in (N, keys))
+
+
+def setup(method="ct", keys=M, **options):
+    module = Alignment(AlignmentConfig(method, **options))
+    query, key = clouds(keys=keys)
+    return module, jax.jit(module.init)(jax.random.key(0), query, key), query, key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sows_one_value_per_sample_and_head(method):
+    module, variables, query, key = setup(method)
+    assert "alignment" not in variables
+    _, sown = jax.jit(lambda v: module.apply(v, query, key, mutable=["alignment"]))(variables)
+    assert sown["alignment"]["divergence"][0].shape == (B, H)
+    assert sown["alignment"]["valid"][0].tolist() == [True] * B
+    assert ("sinkhorn_residual" in sown["alignment"]) == (method == "ot")
+    np.testing.assert_allclose(
+        alignment_loss(sown), np.mean(sown["alignment"]["divergence"][0]), rtol=1e-6
+    )
+
+
+def test_values_are_those_of_the_functions():
+    """The module adds networks and masks to the pure functions, and nothing else."""
+    query, key = clouds()
+    masks = {"query_mask": jnp.arange(N)[None] < jnp.array([[5], [3], [1]]), "key_mask": None}
+
+    def sown(method):
+        module = Alignment(AlignmentConfig(method))
+        variables = module.init(jax.random.key(1), query, key)
+        state = module.apply(variables, query, key, **masks, mutable=["alignment"])[1]
+        return variables.get("params", {}), state["alignment"]["divergence"][0]
+
+    params, value = sown("ct")
+    critic, navigator = networks.Critic(10), networks.Navigator(10)
+    features = [critic.apply({"params": params["critic"]}, x) for x in (query, key)]
+    navigation = [navigator.apply({"params": params["navigator"]}, x) for x in (query, key)]
+    expected = divergences.conditional_transport(*features, *navigation, **masks)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+    params, value = sown("gan")
+    discriminator = networks.Discriminator()
+    logits = [discriminator.apply({"params": params["discriminator"]}, x) for x in (query, key)]
+    np.testing.assert_allclose(value, divergences.adversarial(*logits, **masks), rtol=1e-6)
+
+    for method, function in (
+        ("ot", divergences.optimal_transport),
+        ("mmd", divergences.maximum_mean_discrepancy),
+    ):
+        params, value = sown(method)
+        assert not params
+        options = {"threshold": 1e-2, "max_iterations": 300} if method == "ot" else {}
+        np.testing.assert_allclose(value, function(query, key, **masks, **options), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["gan", "ct"])
+@pytest.mark.parametrize("discriminator", ["highway", "mlp"])
+def test_every_group_is_pushed_the_right_way(method, discriminator):
+    """Finite differences of the value itself, which reversal does not touch, give the true slope:
+    queries, keys and navigator must follow it (descend), critic and discriminator oppose it."""
+    module, variables, query, key = setup(method, discriminator=discriminator)
+
+    @jax.jit
+    def value(params, query, key):
+        return alignment_loss(
+            module.apply({"params": params}, query, key, mutable=["alignment"])[1]
+        )
+
+    arguments = (variables["params"], query, key)
+    gradients = jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*arguments)
+    leaves, structure = jax.tree.flatten_with_path(arguments)
+    checked = set()
+    for number, (path, leaf) in enumerate(leaves):
+        gradient = np.asarray(jax.tree.leaves(gradients)[number])
+        rng = np.random.default_rng(number)
+        direction = rng.normal(size=leaf.shape).astype(np.float32)
+        direction += np.sign(gradient) * np.abs(direction)  # away from orthogonal
+
+        def moved(step, number=number, leaf=leaf, direction=direction):
+            changed = [x for _, x in leaves]
+            changed[number] = leaf + step * direction
+            return float(value(*jax.tree.unflatten(structure, changed)))
+
+        slope = (moved(1e-3) - moved(-1e-3)) / 2e-3
+        pushed = float(np.sum(gradient * direction))
+        name = jax.tree_util.keystr(path)
+        group = next(
+            (g for g in ("critic", "discriminator", "navigator") if g in name), "projections"
+        )
+        sign = -1.0 if group in ("critic", "discriminator") else 1.0
+        np.testing.assert_allclose(sign * pushed, slope, rtol=0.1, atol=2e-3, err_msg=name)
+        if abs(slope) > 1e-2:
+            checked.add(group)
+    expected = {"critic", "navigator"} if method == "ct" else {"discriminator"}
+    assert checked == expected | {"projections"}
+
+
+@pytest.mark.parametrize("method", ["ot", "mmd"])
+def test_descending_brings_the_clouds_together(method):
+    module, _, query, key = setup(method)
+
+    def value(query):
+        return alignment_loss(module.apply({}, query, key, mutable=["alignment"])[1])
+
+    before, gradient = jax.value_and_grad(value)(query)
+    assert value(query - 0.1 * gradient / jnp.linalg.norm(gradient)) < before
+
+
+def test_without_mutable_collections_it_needs_no_parameters():
+    module, _, query, key = setup("ct")
+    assert module.apply({}, query, key) is None
+
+
+def test_samples_without_tokens_are_left_out_of_the_mean():
+    module, variables, query, key = setup("ct")
+    query_mask = jnp.ones((B, N), bool).at[1].set(False)
+    _, sown = module.apply(variables, query, key, query_mask=query_mask, mutable=["alignment"])
+    per_sample = sown["alignment"]["divergence"][0]
+    assert per_sample[1].tolist() == [0.0] * H
+    np.testing.assert_allclose(
+        alignment_loss(sown), np.mean(np.asarray(per_sample)[[0, 2]]), rtol=1e-6
+    )
+    sums = alignment_sums(sown, sample_mask=jnp.array([False, True, True]))
+    assert sums.count.tolist() == [1.0]
+    np.testing.assert_allclose(sums.total, [np.mean(per_sample[2])], rtol=1e-6)
+    np.testing.assert_allclose(
+        alignment_table(sown)[""], np.mean(np.asarray(per_sample)[[0, 2]], axis=0), rtol=1e-6
+    )
+
+
+def test_nan_in_padding_reaches_no_parameter():
+    module, variables, query, key = setup("ct")
+    mask = jnp.arange(N)[None] < jnp.array([[5], [3], [1]])
+    query = jnp.where(mask[..., None, None], query, jnp.nan)
+
+    def loss(params):
+        state = {"params": params}
+        return alignment_loss(
+            module.apply(state, query, key, query_mask=mask, mutable=["alignment"])[1]
+        )
+
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(variables["params"])):
+        assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_over_heads_compares_the_heads_at_each_token(method):
+    """With tokens and heads exchanged in the input, "heads" is "tokens" averaged over tokens."""
+    module, variables, query, key = setup(method, keys=N)
+    swapped = [jnp.swapaxes(x, 1, 2) for x in (query, key)]
+    tokens = module.apply(variables, *swapped, mutable=["alignment"])[1]["alignment"]
+    mask = jnp.arange(N)[None] < jnp.array([[5], [3], [1]])
+    poisoned = jnp.where(mask[..., None, None], query, jnp.nan)
+    values = {}
+    for over in ("tokens", "heads", "both"):
+        other = Alignment(AlignmentConfig(method, over=over))
+        state = other.apply(
+            variables, poisoned, key, query_mask=mask, key_mask=mask, mutable=["alignment"]
+        )[1]
+        values[over] = np.asarray(state["alignment"]["divergence"][0])
+    per_token = np.asarray(tokens["divergence"][0])
+    expected = [per_token[b, np.asarray(mask[b])].mean() for b in range(B)]
+    np.testing.assert_allclose(values["heads"], np.tile(np.array(expected)[:, None], H), rtol=1e-5)
+    np.testing.assert_allclose(values["both"], values["tokens"] + values["heads"], rtol=1e-5)
+
+
+def test_over_heads_needs_as_many_queries_as_keys():
+    with pytest.raises(ValueError, match="as many queries as keys, got 5 and 7"):
+        setup("ct", over="heads")
+
+
+def test_normalized_navigator():
+    module, variables, query, key = setup("ct", normalize_navigator=True)
+    _, sown = module.apply(variables, query, key, mutable=["alignment"])
+    navigator, critic = networks.Navigator(10), networks.Critic(10)
+    navigation, features = [], []
+    for x in (query, key):
+        y = np.asarray(navigator.apply({"params": variables["params"]["navigator"]}, x))
+        navigation.append(y / np.linalg.norm(y, axis=-1, keepdims=True))
+        features.append(critic.apply({"params": variables["params"]["critic"]}, x))
+    expected = divergences.conditional_transport(*features, *navigation)
+    np.testing.assert_allclose(sown["alignment"]["divergence"][0], expected, rtol=1e-5)
+
+
+def test_clouds_are_measured_for_every_method():
+    module, variables, query, key = setup("none")
+    assert not variables
+    _, state = module.apply({}, query, key, mutable=["alignment_clouds"])
+    expected = divergences.maximum_mean_discrepancy(query, key).mean(0)
+    np.testing.assert_allclose(cloud_mmd(state)[""], expected, rtol=1e-6)
+    mask = jnp.array([True, False, True])
+    expected = divergences.maximum_mean_discrepancy(query, key)[np.array([0, 2])].mean(0)
+    np.testing.assert_allclose(cloud_mmd(state, sample_mask=mask)[""], expected, rtol=1e-6)
+
+
+def test_a_missing_collection_is_an_error():
+    for variables in ({}, {"params": {}}, {"alignment": {}}):
+        with pytest.raises(ValueError, match=r"No 'alignment' collection.*mutable=\['alignment'\]"):
+            alignment_loss(variables)
+    with pytest.raises(ValueError, match="No 'alignment_clouds' collection"):
+        cloud_mmd({})
+
+
+def test_a_sample_mask_of_the_wrong_shape_is_an_error():
+    module, variables, query, key = setup("mmd")
+    _, sown = module.apply(variables, query, key, mutable=["alignment"])
+    with pytest.raises(ValueError, match=r"sample_mask must have shape \(3,\).* got \(4,\)"):
+        alignment_loss(sown, jnp.ones(4, bool))
+
+
+def test_strip_alignment_leaves_other_trees_of_that_name():
+    params = {
+        "alignment": {"kernel": 1},
+        "layer": {"alignment": {"critic": {}, "navigator": {}}, "out": 2},
+    }
+    assert strip_alignment(params) == {"alignment": {"kernel": 1}, "layer": {"out": 2}}
+
+
+def test_layers_select_by_path():
+    config = AlignmentConfig(layers=["layer_(0|11)/"])
+    assert config.selects(("encoder", "layer_0", "attention"))
+    assert config.selects(("encoder", "layer_11"))
+    assert not config.selects(("encoder", "layer_1", "attention"))
+    assert AlignmentConfig().selects(())
+    hash(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "cta"}, "method must be one of .* got 'cta'. Did you mean 'ct'"),
+        ({"cost": "cosin"}, "cost must be one of .* got 'cosin'"),
+        ({"over": "token"}, "Did you mean 'tokens'"),
+        ({"discriminator": "hiway"}, "Did you mean 'highway'"),
+        ({"rho": 1.5}, r"rho must lie in \[0, 1\], got 1.5"),
+        ({"epsilon": 0.0}, "epsilon must be above 0, got 0.0"),
+        ({"bandwidth": -1.0}, "bandwidth must be above 0, got -1.0"),
+        ({"features": 0}, "features must be a whole number of at least 1, got 0"),
+        ({"hidden_features": 2.5}, "hidden_features must be a whole number"),
+        ({"layers": "layer_0"}, "layers must be a tuple of patterns, got the string 'layer_0'"),
+        ({"layers": ("(",)}, r"layers holds '\(', no regular expression"),
+    ],
+)
+def test_bad_configurations_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        AlignmentConfig(**options)

@@ -1,0 +1,148 @@
+"""The drop-in for flax's attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from align_jax import (
+    AlignmentConfig,
+    MultiHeadDotProductAttention,
+    alignment_loss,
+    strip_alignment,
+    token_masks,
+)
+
+B, N, E, H = 3, 6, 16, 4
+PADDING = np.arange(N)[None] < np.array([[6], [4], [1]])
+
+
+def inputs(seed=0, tokens=N):
+    return jax.random.normal(jax.random.key(seed), (B, tokens, E))
+
+
+@pytest.mark.parametrize("method", ["gan", "ot", "ct", "mmd", "none"])
+@pytest.mark.parametrize("options", [{}, {"normalize_qk": True, "dropout_rate": 0.3}])
+def test_equals_flax_bit_for_bit(method, options):
+    original = nn.MultiHeadDotProductAttention(num_heads=H, **options)
+    aligned = MultiHeadDotProductAttention(
+        num_heads=H, alignment=AlignmentConfig(method), **options
+    )
+    x, memory = inputs(), inputs(1, 9)
+    mask = nn.make_attention_mask(PADDING, jnp.ones((B, 9), bool))
+    rngs = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
+    before = original.init(rngs, x, memory, mask=mask, deterministic=False)
+    after = aligned.init(rngs, x, memory, mask=mask, deterministic=False)
+    plain = strip_alignment(after["params"])
+    assert jax.tree.structure(plain) == jax.tree.structure(before["params"])
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(before["params"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for deterministic in (True, False):
+        call = {
+            "mask": mask, "deterministic": deterministic, "rngs": {"dropout": jax.random.key(3)}
+        }  # fmt: skip
+        expected = original.apply(before, x, memory, **call)
+        np.testing.assert_array_equal(aligned.apply(after, x, memory, **call), expected)
+        # The original's parameters suffice, and sowing changes no output.
+        np.testing.assert_array_equal(aligned.apply(before, x, memory, **call), expected)
+        sown = aligned.apply(after, x, memory, **call, mutable=["alignment", "intermediates"])
+        np.testing.assert_array_equal(sown[0], expected)
+
+
+def test_without_alignment_it_is_flax_s_attention():
+    attention = MultiHeadDotProductAttention(num_heads=H)
+    variables = attention.init(jax.random.key(0), inputs())
+    _, sown = attention.apply(variables, inputs(), mutable=["alignment"])
+    assert not sown
+
+
+def test_aligns_what_the_scores_are_made_of():
+    """Queries and keys after normalisation, as the attention weights see them."""
+    seen = []
+
+    def attention_fn(query, key, value, mask=None):
+        seen.append((query, key))
+        return nn.dot_product_attention(query, key, value, mask=mask)
+
+    attention = MultiHeadDotProductAttention(
+        num_heads=H, alignment=AlignmentConfig("none"), normalize_qk=True,
+        attention_fn=attention_fn,
+    )  # fmt: skip
+    variables = attention.init(jax.random.key(0), inputs())
+    _, state = attention.apply(variables, inputs(), mutable=["alignment_clouds"])
+    clouds = state["alignment_clouds"]["alignment"]
+    np.testing.assert_array_equal(clouds["query"][0], seen[-1][0])
+    np.testing.assert_array_equal(clouds["key"][0], seen[-1][1])
+
+
+def loss(attention, variables, *args, **kwargs):
+    return alignment_loss(attention.apply(variables, *args, **kwargs, mutable=["alignment"])[1])
+
+
+@pytest.mark.parametrize("method", ["gan", "ct", "ot", "mmd"])
+def test_padding_takes_no_part(method):
+    attention = MultiHeadDotProductAttention(num_heads=H, alignment=AlignmentConfig(method))
+    x = inputs()
+    variables = attention.init(jax.random.key(0), x)
+    per_sample = [loss(attention, variables, x[b : b + 1, : PADDING[b].sum()]) for b in range(B)]
+    # A plan between one to six tokens is nearly an assignment: float32 keeps fewer digits of it.
+    close = {"rtol": 1e-4 if method == "ot" else 1e-5}
+    poisoned = jnp.where(PADDING[..., None], x, 1e3)
+    both_sides = nn.make_attention_mask(PADDING, PADDING)
+    keys_only = jnp.asarray(PADDING)[:, None, None, :]
+    causal = nn.combine_masks(keys_only, nn.make_causal_mask(PADDING))
+    for mask in (both_sides, keys_only, jnp.broadcast_to(keys_only, (B, H, N, N)), causal):
+        value = loss(attention, variables, poisoned, mask=mask)
+        np.testing.assert_allclose(value, np.mean(per_sample), **close)
+    given = loss(attention, variables, poisoned, query_mask=PADDING, key_mask=PADDING)
+    np.testing.assert_allclose(given, np.mean(per_sample), **close)
+
+
+def test_several_batch_axes_are_flattened():
+    attention = MultiHeadDotProductAttention(num_heads=H, alignment=AlignmentConfig("ct"))
+    x = jax.random.normal(jax.random.key(0), (2, 3, N, E))
+    variables = attention.init(jax.random.key(0), x)
+    mask = jnp.ones((2, 3, 1, N, N), bool)
+    nested = attention.apply(variables, x, mask=mask, mutable=["alignment"])[1]
+    flat = attention.apply(variables, x.reshape(6, N, E), mutable=["alignment"])[1]
+    np.testing.assert_allclose(
+        nested["alignment"]["alignment"]["divergence"][0],
+        flat["alignment"]["alignment"]["divergence"][0],
+        rtol=1e-6,
+    )
+
+
+CAUSAL = np.tril(np.ones((4, 4), bool))
+STRICT = np.tril(np.ones((4, 4), bool), -1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "self_attention", "queries", "keys"),
+    [
+        pytest.param(np.outer([1, 1, 1, 0], [1, 1, 1, 0]), True, "1110", "1110", id="padding"),
+        pytest.param(np.array([[1, 1, 0, 0]]), True, "1100", "1100", id="key-padding-self"),
+        pytest.param(np.array([[1, 1, 0, 0]]), False, "1111", "1100", id="key-padding-cross"),
+        pytest.param(np.outer([1, 0, 1, 1], [1, 1, 0, 0]), False, "1011", "1100", id="cross"),
+        pytest.param(CAUSAL, True, "1111", "1111", id="causal"),
+        pytest.param(CAUSAL & [1, 1, 1, 0], True, "1110", "1110", id="causal-right-padding"),
+        pytest.param(CAUSAL & [0, 1, 1, 1], True, "0111", "0111", id="causal-left-padding"),
+        pytest.param(STRICT, True, "0111", "1110", id="arbitrary"),
+        pytest.param(np.zeros((4, 4)), True, "0000", "0000", id="nothing"),
+    ],
+)
+def test_token_masks(mask, self_attention, queries, keys):
+    mask = jnp.asarray(mask)[None, None]
+    derived = token_masks(mask, 4, 4, self_attention=self_attention)
+    for actual, expected in zip(derived, (queries, keys), strict=True):
+        assert actual.shape == (1, 4)
+        assert actual[0].tolist() == [c == "1" for c in expected]
+
+
+def test_a_mask_that_differs_between_heads_counts_any_of_them():
+    mask = np.zeros((1, 2, 4, 4), bool)
+    mask[0, 0, :2, :2] = True
+    mask[0, 1, 2, 0] = True
+    queries, keys = token_masks(jnp.asarray(mask), 4, 4, self_attention=True)
+    assert queries[0].tolist() == [True, True, True, False]
+    assert keys[0].tolist() == [True, True, False, False]

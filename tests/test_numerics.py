@@ -1,0 +1,98 @@
+"""Directions that stay bounded, means that skip padding, reversal, networks, calibration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import numerics, reverse_gradient
+from align_jax.networks import Critic, Discriminator, Highway, Navigator
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e-3, 1.0, 1e20, 1e37])
+def test_unit_vectors_are_exact_at_every_scale(scale):
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32) * np.float32(scale)
+    exact = x.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=-1, keepdims=True)
+    np.testing.assert_allclose(numerics.unit_vectors(x), exact, rtol=1e-5, atol=1e-7)
+
+
+def test_unit_vectors_of_zero_is_zero_without_gradient():
+    jacobian = jax.jacrev(numerics.unit_vectors)(jnp.zeros(3))
+    assert numerics.unit_vectors(jnp.zeros(3)).tolist() == [0, 0, 0]
+    assert not jacobian.any()
+
+
+@pytest.mark.parametrize("norm", [0.011, 0.1, 1.0, 100.0])
+def test_unit_vectors_gradient_is_exact_outside_the_damped_ball(norm):
+    x = np.random.default_rng(0).normal(size=4)
+    x *= norm / np.linalg.norm(x)
+    exact = (np.eye(4) - np.outer(x, x) / norm**2) / norm
+    for mode in (jax.jacrev, jax.jacfwd):
+        jacobian = mode(numerics.unit_vectors)(jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(jacobian, exact, rtol=1e-4, atol=1e-5 / norm)
+
+
+def test_unit_vectors_gradient_is_bounded_near_zero():
+    direction = np.array([0.6, 0.8, 0.0], np.float32)
+    for norm in 10.0 ** np.arange(-12, 0):
+        jacobian = jax.jacrev(numerics.unit_vectors)(jnp.asarray(direction * norm, jnp.float32))
+        assert np.linalg.norm(jacobian, ord=2) <= 100.001
+
+
+def test_masked_mean_skips_what_is_masked():
+    values = jnp.array([[1.0, np.nan, 3.0], [np.inf, 5.0, 7.0]])
+    mask = jnp.array([[True, False, True], [False, False, False]])
+    assert numerics.masked_mean(values, mask, axis=1).tolist() == [2.0, 0.0]
+
+
+def test_gradient_reversal():
+    def game(x, w):
+        return jnp.sum(reverse_gradient(w * reverse_gradient(x)) ** 2)
+
+    x, w = jnp.array([1.0, 2.0]), jnp.float32(3.0)
+    value, (of_x, of_w) = jax.value_and_grad(game, argnums=(0, 1))(x, w)
+    assert value == 45.0
+    np.testing.assert_allclose(of_x, 2 * w**2 * x)
+    np.testing.assert_allclose(of_w, -2 * w * np.sum(x**2))
+
+
+def test_networks_are_what_they_are_called():
+    """Against the formulas in NumPy, from the same parameters."""
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+
+    def dense(p, x):
+        return x @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
+
+    def randomised(module):
+        params = module.init(jax.random.key(0), x)["params"]
+        leaves, structure = jax.tree.flatten(params)
+        rng = np.random.default_rng(1)
+        return jax.tree.unflatten(
+            structure, [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+        )
+
+    def highway(p, x):
+        gate = 1 / (1 + np.exp(-dense(p["gate"], x)))
+        return gate * np.maximum(dense(p["transform"], x), 0) + (1 - gate) * x
+
+    params = randomised(Highway())
+    np.testing.assert_allclose(
+        Highway().apply({"params": params}, x), highway(params, x), rtol=1e-4, atol=1e-5
+    )
+    for module in (Critic(6), Critic(6, highway=False), Discriminator()):
+        params = randomised(module)
+        y = highway(params["highway"], x) if module.highway else x
+        y = dense(params["hidden"], y)
+        y = np.where(y > 0, y, (0.01 if module.highway else 0.0) * y)
+        expected = dense(params["output"], y)
+        if isinstance(module, Discriminator):
+            expected = expected[:, 0]
+        actual = module.apply({"params": params}, x)
+        assert actual.shape == expected.shape
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    params = randomised(Navigator(6))
+    expected = dense(params["output"], np.maximum(dense(params["hidden"], x), 0))
+    np.testing.assert_allclose(
+        Navigator(6).apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5
+    )
