@@ -1,0 +1,146 @@
+"""ALBERT encoders: small embeddings, and one layer applied again and again.
+
+Source: Lan et al., "ALBERT", 2020 (arXiv 1909.11942). Computes what the PyTorch model in
+`transformers` computes, so that its weights can be loaded (`align_jax.pretrained`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from align_jax.config import AlignmentConfig
+from align_jax.models.transformer import (
+    Embeddings,
+    EncoderConfig,
+    check_inputs,
+    dense,
+    layer_class,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlbertConfig(EncoderConfig):
+    """An ALBERT encoder; the defaults are ALBERT-base-v2's.
+
+    Attributes:
+        embedding_size: width of the embeddings, projected to `hidden_size` afterwards.
+        groups: number of layer groups with parameters of their own; the `layers` applications are
+            divided among them in order.
+        group_layers: layers in a group; one application of a group runs through all of them.
+
+    The other attributes are `EncoderConfig`'s.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+
+    Example:
+        >>> AlbertConfig().embedding_size
+        128
+    """
+
+    vocab_size: int = 30000
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_size: int = 3072
+    activation: str = "gelu_new"
+    max_positions: int = 512
+    token_types: int = 2
+    pad_token_id: int = 0
+    layer_norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    classifier_dropout: float | None = 0.1
+    dtype: str = "float32"
+    remat: bool = False
+    alignment: AlignmentConfig | None = None
+    embedding_size: int = 128
+    groups: int = 1
+    group_layers: int = 1
+
+    counts: ClassVar[tuple[str, ...]] = (
+        *EncoderConfig.counts, "embedding_size", "groups", "group_layers",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups > self.layers:
+            raise ValueError(
+                f"AlbertConfig.groups is {self.groups}, more than the {self.layers} layers: some "
+                "groups would never run."
+            )
+
+    def group_of(self, application: int) -> int:
+        """Which group runs at this application, counted from 0."""
+        return application * self.groups // self.layers
+
+
+class AlbertEncoder(nn.Module):
+    """Tokens in, hidden states out.
+
+    The parameters of a layer exist once, as `layer_0` (or up to `groups * group_layers` of them),
+    and its attention sows its alignment once per application.
+
+    Attributes:
+        config: sizes and options.
+        pooler: whether to pool too: dense layer and tanh on the first token's state.
+
+    Example:
+        >>> import jax
+        >>> model = AlbertEncoder(AlbertConfig(vocab_size=9, hidden_size=8, heads=2))
+        >>> variables = model.init(jax.random.key(0), jnp.array([[1, 2, 3]]))
+        >>> sorted(variables["params"])
+        ['embedding_projection', 'embeddings', 'layer_0', 'pooler']
+    """
+
+    config: AlbertConfig
+    pooler: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B N"],
+        attention_mask: Int[Array, "B N"] | Bool[Array, "B N"] | None = None,
+        token_type_ids: Int[Array, "B N"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B N E"], Float[Array, "B E"] | None]:
+        """Encodes a batch of token sequences.
+
+        Args:
+            input_ids: tokens, padded at the end.
+            attention_mask: non-zero for tokens, 0 for padding; None for no padding.
+            token_type_ids: the segment of each token; None for all 0.
+            deterministic: False in training: dropout is on and needs the "dropout" RNG.
+
+        Returns:
+            The last hidden states, and the pooled first token (None without a pooler).
+
+        Raises:
+            ValueError: shapes disagree, or a sequence is longer than the model's positions.
+        """
+        config = self.config
+        valid = check_inputs(config, input_ids, attention_mask, token_type_ids)
+        embed = Embeddings(config, config.embedding_size, name="embeddings")
+        positions = jnp.arange(input_ids.shape[1])[None]
+        tokens = embed(input_ids, positions, token_type_ids, deterministic=deterministic)
+        tokens = dense(config, config.hidden_size, "embedding_projection")(tokens)
+
+        layer = layer_class(config)
+        shared = [
+            layer(config, name=f"layer_{number}")
+            for number in range(config.groups * config.group_layers)
+        ]
+        for application in range(config.layers):
+            first = config.group_of(application) * config.group_layers
+            for one in shared[first : first + config.group_layers]:
+                tokens = one(tokens, valid, deterministic)
+        if not self.pooler:
+            return tokens, None
+        return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))

@@ -1,0 +1,157 @@
+"""BERT and RoBERTa encoders, in any size (MiniLM is a small BERT).
+
+Sources: Devlin et al., "BERT", 2019 (arXiv 1810.04805); Liu et al., "RoBERTa", 2019 (arXiv
+1907.11692); Wang et al., "MiniLM", 2020 (arXiv 2002.10957). Computes what the PyTorch models in
+`transformers` compute, so that their weights can be loaded (`align_jax.pretrained`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from align_jax.config import AlignmentConfig
+from align_jax.models.transformer import (
+    Embeddings,
+    EncoderConfig,
+    check_inputs,
+    dense,
+    layer_class,
+)
+
+FAMILIES = ("bert", "roberta")
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig(EncoderConfig):
+    """A BERT or RoBERTa encoder; the defaults are BERT-base's, uncased.
+
+    Attributes:
+        family: "bert" counts positions from 0 to N - 1; "roberta" counts the tokens alone, from
+            `pad_token_id + 1` on, and puts padding at position `pad_token_id`.
+
+    The other attributes are `EncoderConfig`'s.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+
+    Example:
+        >>> BertConfig(hidden_size=384, layers=6, mlp_size=1536).heads
+        12
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_size: int = 3072
+    activation: str = "gelu"
+    max_positions: int = 512
+    token_types: int = 2
+    pad_token_id: int = 0
+    layer_norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float | None = None
+    dtype: str = "float32"
+    remat: bool = False
+    alignment: AlignmentConfig | None = None
+    family: str = "bert"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.family not in FAMILIES:
+            raise ValueError(f"BertConfig.family is {self.family!r}; expected one of {FAMILIES}.")
+        if self.max_length < 1:
+            raise ValueError(
+                f"BertConfig.max_positions is {self.max_positions}; with family 'roberta' it must "
+                f"exceed pad_token_id + 1 = {self.pad_token_id + 1}, where positions begin."
+            )
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that has positions (N at most)."""
+        offset = self.pad_token_id + 1 if self.family == "roberta" else 0
+        return self.max_positions - offset
+
+
+class BertEncoder(nn.Module):
+    """Tokens in, hidden states out.
+
+    Attributes:
+        config: sizes and options.
+        pooler: whether to pool too: dense layer and tanh on the first token's state.
+
+    Example:
+        >>> import jax
+        >>> model = BertEncoder(BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2))
+        >>> tokens = jnp.array([[1, 2, 3]])
+        >>> hidden, pooled = model.apply(model.init(jax.random.key(0), tokens), tokens)
+        >>> hidden.shape, pooled.shape
+        ((1, 3, 8), (1, 8))
+    """
+
+    config: BertConfig
+    pooler: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B N"],
+        attention_mask: Int[Array, "B N"] | Bool[Array, "B N"] | None = None,
+        token_type_ids: Int[Array, "B N"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B N E"], Float[Array, "B E"] | None]:
+        """Encodes a batch of token sequences.
+
+        Args:
+            input_ids: tokens, padded at the end.
+            attention_mask: non-zero for tokens, 0 for padding; None for no padding.
+            token_type_ids: the segment of each token; None for all 0.
+            deterministic: False in training: dropout is on and needs the "dropout" RNG.
+
+        Returns:
+            The last hidden states, and the pooled first token (None without a pooler).
+
+        Raises:
+            ValueError: shapes disagree, or a sequence is longer than the model's positions.
+        """
+        config = self.config
+        valid = check_inputs(config, input_ids, attention_mask, token_type_ids)
+        embed = BertEmbeddings(config, config.hidden_size, name="embeddings")
+        tokens = embed(
+            input_ids, positions(config, input_ids), token_type_ids, deterministic=deterministic
+        )
+        layer = layer_class(config)
+        for number in range(config.layers):
+            tokens = layer(config, name=f"layer_{number}")(tokens, valid, deterministic)
+        if not self.pooler:
+            return tokens, None
+        return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))
+
+
+class BertEmbeddings(Embeddings):
+    """As `Embeddings`; RoBERTa's position of padding is not trained, as in PyTorch."""
+
+    config: BertConfig
+
+    def _positions(self, position_ids: Array) -> Array:
+        embedded = super()._positions(position_ids)
+        if self.config.family == "bert":
+            return embedded
+        padding = (position_ids == self.config.pad_token_id)[..., None]
+        return jnp.where(padding, lax.stop_gradient(embedded), embedded)
+
+
+def positions(config: BertConfig, input_ids: Int[Array, "B N"]) -> Int[Array, "#B N"]:
+    """The row of the position embedding for each token."""
+    if config.family == "bert":
+        return jnp.arange(input_ids.shape[1])[None]
+    tokens = (input_ids != config.pad_token_id).astype(jnp.int32)
+    return jnp.cumsum(tokens, axis=1) * tokens + config.pad_token_id

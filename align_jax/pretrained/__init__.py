@@ -1,0 +1,27 @@
+"""Pretrained text encoders: a checkpoint's folder or hub name in, a Flax model out; and back.
+
+The one part of the library that reads and writes files. Nothing else imports it, and what it
+needs beyond JAX (`pip install align_jax[pretrained]`) is imported when a function needs it.
+"""
+
+from align_jax.pretrained.errors import PretrainedError
+from align_jax.pretrained.load import HEADS, LoadReport, Pretrained, build, load
+from align_jax.pretrained.save import save
+from align_jax.pretrained.tokenizer import BUCKETS, Tokenizer
+from align_jax.pretrained.tokenizer_files import load_tokenizer
+from align_jax.pretrained.windows import Windows, encode_windows
+
+__all__ = [
+    "BUCKETS",
+    "HEADS",
+    "LoadReport",
+    "Pretrained",
+    "PretrainedError",
+    "Tokenizer",
+    "Windows",
+    "build",
+    "encode_windows",
+    "load",
+    "load_tokenizer",
+    "save",
+]

@@ -1,0 +1,148 @@
+"""A checkpoint's config.json, to and from the models' configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align_jax.models.albert import AlbertConfig
+from align_jax.models.bert import BertConfig
+from align_jax.models.transformer import EncoderConfig
+from align_jax.pretrained.errors import PretrainedError
+
+# Field of ours -> key of config.json.
+_COMMON = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_size": "intermediate_size",
+    "activation": "hidden_act",
+    "max_positions": "max_position_embeddings",
+    "token_types": "type_vocab_size",
+    "pad_token_id": "pad_token_id",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
+_BERT = {**_COMMON, "classifier_dropout": "classifier_dropout"}
+_ALBERT = {
+    **_COMMON,
+    "classifier_dropout": "classifier_dropout_prob",
+    "embedding_size": "embedding_size",
+    "groups": "num_hidden_groups",
+    "group_layers": "inner_group_num",
+}
+KEYS = {"bert": _BERT, "roberta": _BERT, "albert": _ALBERT}
+
+# What config.json leaves out has its library's default, which differs from ours in places.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {"vocab_size": 50265, "pad_token_id": 1},
+    "albert": {"hidden_size": 4096, "heads": 64, "mlp_size": 16384},
+}
+
+# Variants of the architectures that these models do not compute: key -> the values that are fine.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": (None, "absolute"),
+    "is_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}, []),
+    "down_scale_factor": (None, 1),
+    "gap_size": (None, 0),
+    "net_structure_type": (None, 0),
+    "num_memory_blocks": (None, 0),
+}
+
+
+def model_type(config: EncoderConfig) -> str:
+    """What config.json calls this kind of model."""
+    return config.family if isinstance(config, BertConfig) else "albert"
+
+
+def from_json(values: Mapping[str, Any], source: str, **options: Any) -> EncoderConfig:
+    """The configuration that a config.json describes.
+
+    Args:
+        values: the file's content.
+        source: the file, for messages.
+        **options: fields of the configuration that override it; None leaves the file's value.
+
+    Returns:
+        A `BertConfig` or an `AlbertConfig`.
+
+    Raises:
+        PretrainedError: the model type or one of its options is not supported, or a value is out
+            of range.
+    """
+    kind = values.get("model_type")
+    if kind not in KEYS:
+        raise PretrainedError(
+            f"{source} says model_type {kind!r}; supported are {tuple(KEYS)}. Choose a checkpoint "
+            "of one of these."
+        )
+    for key, accepted in _FIXED.items():
+        if values.get(key) not in accepted:
+            raise PretrainedError(
+                f"{source} says {key} = {values[key]!r}, which is not supported; expected "
+                f"{accepted[-1]!r}. Choose a checkpoint without it."
+            )
+    fields = dict(_DEFAULTS[kind])
+    fields.update({field: values[key] for field, key in KEYS[kind].items() if key in values})
+    fields.update({name: value for name, value in options.items() if value is not None})
+    if kind != "albert":
+        fields["family"] = kind
+    try:
+        return AlbertConfig(**fields) if kind == "albert" else BertConfig(**fields)
+    except (ValueError, TypeError) as error:
+        raise PretrainedError(f"{source} describes no usable model: {error}") from error
+
+
+def labels_in(values: Mapping[str, Any]) -> int:
+    """How many labels the checkpoint's classifier has, by its config.json; 2 if it does not say."""
+    names = values.get("id2label")
+    if isinstance(names, Mapping) and names:
+        return len(names)
+    number = values.get("num_labels", 2)
+    return number if isinstance(number, int) and number > 0 else 2
+
+
+def to_json(
+    config: EncoderConfig,
+    *,
+    architecture: str,
+    label_names: Sequence[str] | None,
+    problem: str | None,
+) -> dict[str, Any]:
+    """A config.json that `transformers` understands.
+
+    Args:
+        config: the model's configuration.
+        architecture: name of the class in `transformers` that the file is for.
+        label_names: names of the labels in order; None for a model without labels.
+        problem: "regression" or "single_label_classification", if it has any.
+
+    Returns:
+        The file's content. Alignment, dtype of the computation and remat are not part of it.
+    """
+    kind = model_type(config)
+    fields = dataclasses.asdict(dataclasses.replace(config, alignment=None))
+    values = {key: fields[field] for field, key in KEYS[kind].items()}
+    values.update(
+        model_type=kind,
+        architectures=[architecture],
+        position_embedding_type="absolute",
+        torch_dtype="float32",
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    if kind == "albert" and values["classifier_dropout_prob"] is None:
+        values["classifier_dropout_prob"] = config.head_dropout
+    if label_names is not None:
+        values["id2label"] = {str(number): name for number, name in enumerate(label_names)}
+        values["label2id"] = {name: number for number, name in enumerate(label_names)}
+    if problem is not None:
+        values["problem_type"] = problem
+    return values

@@ -1,0 +1,166 @@
+"""A checkpoint's tensors into a model's parameters, each one used or listed; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from align_jax.models.heads import MultipleChoice
+from align_jax.models.transformer import EncoderConfig
+from align_jax.pretrained.config import model_type
+from align_jax.pretrained.errors import PretrainedError
+from align_jax.pretrained.names import Path, canonical_name, entries
+
+Tensors = Mapping[str, tuple[np.ndarray, str]]
+
+
+def parameter_shapes(model: nn.Module) -> dict[Path, tuple[int, ...]]:
+    """Path -> shape of every parameter, alignment networks included; nothing is computed."""
+    shapes = jax.eval_shape(lambda: _init(model, 0))
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
+
+
+def fresh_parameters(model: nn.Module, wanted: set[Path], seed: int) -> dict[Path, jax.Array]:
+    """The model's own initial values of some parameters; the others are never computed."""
+
+    def init() -> dict[str, jax.Array]:
+        flat = traverse_util.flatten_dict(_init(model, seed))
+        return {"/".join(path): leaf for path, leaf in flat.items() if path in wanted}
+
+    return {tuple(name.split("/")): leaf for name, leaf in jax.jit(init)().items()}
+
+
+def _init(model: nn.Module, seed: int) -> dict[str, Any]:
+    tokens = jnp.zeros((1, 1, 2) if isinstance(model, MultipleChoice) else (1, 2), jnp.int32)
+    return model.init(jax.random.key(seed), tokens, mutable=["params"])["params"]
+
+
+def to_parameters(
+    model: nn.Module,
+    config: EncoderConfig,
+    shapes: Mapping[Path, tuple[int, ...]],
+    tensors: Tensors,
+    *,
+    folder: str,
+    new_head: bool,
+) -> tuple[dict[Path, np.ndarray], tuple[str, ...]]:
+    """Parameters out of a checkpoint's tensors.
+
+    Args:
+        model: the model, an encoder or one with a head.
+        config: its configuration.
+        shapes: of all its parameters.
+        tensors: the checkpoint's, with the files they came from.
+        folder: the checkpoint's, for messages.
+        new_head: leave the head's tensors out.
+
+    Returns:
+        The parameters found (float32), and the names of the tensors that were not used. A tensor
+        of the encoder that is missing is an error; of the pooler or head, it is not.
+
+    Raises:
+        PretrainedError: a tensor is missing, twice there, of a wrong shape, or not finite.
+    """
+    by_name: dict[str, str] = {}
+    for name in tensors:
+        canonical = canonical_name(name, config)
+        if canonical in by_name:
+            raise PretrainedError(
+                f"{folder} holds {canonical!r} twice, as {by_name[canonical]!r} and {name!r}. "
+                "Remove one of them."
+            )
+        by_name[canonical] = name
+
+    parameters: dict[Path, np.ndarray] = {}
+    missing: list[str] = []
+    used: set[str] = set()
+    for entry in entries(model, config):
+        if entry.path not in shapes or (new_head and not entry.base):
+            continue
+        if entry.name not in by_name:
+            if entry.base and "pooler" not in entry.path:
+                missing.append(entry.name)
+            continue
+        name = by_name[entry.name]
+        tensor, file = tensors[name]
+        expected = entry.tensor_shape(shapes[entry.path])
+        _check(tensor, expected, f"{folder}/{file}", name, head=not entry.base)
+        parameters[entry.path] = entry.to_parameter(
+            tensor.astype(np.float32, copy=False), shapes[entry.path]
+        )
+        used.add(name)
+    if missing:
+        shown = ", ".join(repr(name) for name in missing[:5])
+        raise PretrainedError(
+            f"{folder} lacks {len(missing)} of the encoder's tensors: {shown}"
+            f"{', ...' if len(missing) > 5 else ''}. It holds "
+            f"{sorted(tensors)[:3]}... Is it a {model_type(config)} checkpoint, and do the sizes "
+            "in config.json belong to it?"
+        )
+    return parameters, tuple(sorted(set(tensors) - used))
+
+
+def _check(
+    tensor: np.ndarray, expected: tuple[int, ...], file: str, name: str, *, head: bool
+) -> None:
+    if tensor.shape != expected:
+        advice = (
+            "Pass the num_labels that it was trained with, or new_head=True for a new head."
+            if head
+            else "The sizes in config.json do not belong to these weights."
+        )
+        raise PretrainedError(
+            f"{file}: tensor {name!r} has shape {tensor.shape}, expected {expected}. {advice}"
+        )
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise PretrainedError(f"{file}: tensor {name!r} is {tensor.dtype}, expected floats.")
+    if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+        raise PretrainedError(
+            f"{file}: tensor {name!r} holds NaN or infinity. The file is damaged, or its training "
+            "diverged: use another one."
+        )
+
+
+def to_tensors(
+    model: nn.Module, config: EncoderConfig, params: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """A model's parameters under a checkpoint's names.
+
+    Args:
+        model: the model, an encoder or one with a head.
+        config: its configuration.
+        params: its parameters, without alignment networks.
+
+    Returns:
+        float32 tensors. The encoder's names have the model's prefix if there is a head.
+
+    Raises:
+        PretrainedError: the parameters are not this model's.
+    """
+    flat = traverse_util.flatten_dict(dict(params))
+    shapes = parameter_shapes(model)
+    for path in sorted(set(flat) ^ set(shapes)):
+        what = "is missing" if path in shapes else "is none of this model's"
+        raise PretrainedError(
+            f"Parameter {'/'.join(path)!r} {what}. Pass the params of the model that is saved."
+        )
+    with_head = any(path[0] == "encoder" for path in flat)
+    tensors = {}
+    for entry in entries(model, config):
+        if entry.path not in shapes:
+            continue
+        value = np.asarray(jax.device_get(flat[entry.path]), np.float32)
+        if value.shape != shapes[entry.path]:
+            raise PretrainedError(
+                f"Parameter {'/'.join(entry.path)!r} has shape {value.shape}, expected "
+                f"{shapes[entry.path]}. Is it replicated over devices? Take one copy."
+            )
+        prefix = f"{model_type(config)}." if with_head and entry.base else ""
+        tensors[prefix + entry.name] = entry.to_tensor(value)
+    return tensors

@@ -1,0 +1,29 @@
+"""What goes wrong with a checkpoint, and the packages that reading one needs."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class PretrainedError(ValueError):
+    """A checkpoint cannot be found, read, or turned into a model; the message says what to do."""
+
+
+def require(module: str, purpose: str, package: str = "align_jax[pretrained]") -> ModuleType:
+    """Imports an optional package.
+
+    Args:
+        module: what to import.
+        purpose: what it is needed for, in a few words.
+        package: what to install, as pip is told it.
+
+    Raises:
+        ImportError: it is not installed; the message says how to.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{purpose} needs the package {module.partition('.')[0]!r}: pip install '{package}'."
+        ) from error

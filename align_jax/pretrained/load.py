@@ -1,0 +1,235 @@
+"""From a folder or a name on the hub to a model that is ready to train."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from align_jax.config import AlignmentConfig
+from align_jax.models.bert import BertConfig
+from align_jax.models.heads import (
+    POOLINGS,
+    MultipleChoice,
+    SequenceClassifier,
+    SpanExtractor,
+    text_encoder,
+)
+from align_jax.models.transformer import EncoderConfig
+from align_jax.numerics import check_choice
+from align_jax.pretrained.config import from_json, labels_in
+from align_jax.pretrained.convert import fresh_parameters, parameter_shapes, to_parameters
+from align_jax.pretrained.errors import PretrainedError
+from align_jax.pretrained.files import (
+    ALIGNMENT,
+    find_folder,
+    read_json,
+    read_safetensors,
+    read_tensors,
+)
+from align_jax.pretrained.tokenizer import Tokenizer
+from align_jax.pretrained.tokenizer_files import has_tokenizer, load_tokenizer
+
+HEADS = ("encoder", "classification", "regression", "multiple_choice", "span")
+# In config.json: how a model pooled that has no pooler, so that loading it back needs no option.
+POOLING_KEY = "align_jax_pooling"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor and every parameter.
+
+    Attributes:
+        folder: where the files were.
+        unused: tensors of the checkpoint that the model has no place for.
+        fresh: parameters that the checkpoint does not hold, freshly initialised.
+    """
+
+    folder: str
+    unused: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        unused, fresh = (", ".join(names) or "none" for names in (self.unused, self.fresh))
+        return f"{self.folder}: tensors not used: {unused}; parameters freshly made: {fresh}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with its weights.
+
+    Attributes:
+        model: the encoder, or the encoder with a head.
+        config: its configuration.
+        params: its "params" collection, float32.
+        tokenizer: None if the checkpoint has none, or none was asked for.
+        report: which tensors were not used, which parameters are new.
+    """
+
+    model: nn.Module
+    config: EncoderConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer | None
+    report: LoadReport
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    head: str = "classification",
+    num_labels: int | None = None,
+    pooling: str | None = None,
+    new_head: bool = False,
+    alignment: AlignmentConfig | None = None,
+    dropout: float | None = None,
+    attention_dropout: float | None = None,
+    classifier_dropout: float | None = None,
+    dtype: str = "float32",
+    remat: bool = False,
+    revision: str | None = None,
+    offline: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    tokenizer: bool = True,
+    seed: int = 0,
+) -> Pretrained:
+    """Loads a BERT, RoBERTa or ALBERT checkpoint.
+
+    Args:
+        name: a folder with config.json and model.safetensors (or pytorch_model.bin, which needs
+            PyTorch), or a name on the hub.
+        head: "encoder" for none, "classification", "regression", "multiple_choice" or "span".
+        num_labels: number of classes; None takes the checkpoint's. Only for classification.
+        pooling: see `SequenceClassifier`; None takes what the architecture has (RoBERTa: "dense",
+            others: "pooler"). Choose "mean" where the pooler was never trained.
+        new_head: do not load the checkpoint's head, make a new one.
+        alignment: what to align in each attention; None aligns nothing.
+        dropout: overrides the checkpoint's setting.
+        attention_dropout: overrides the checkpoint's setting.
+        classifier_dropout: overrides the checkpoint's setting.
+        dtype: of the computation, "float32" or "bfloat16"; parameters are float32 in any case.
+        remat: see `EncoderConfig`.
+        revision: branch, tag or commit on the hub.
+        offline: use the hub's cache and no network, as the environment variable HF_HUB_OFFLINE=1.
+        cache_dir: the hub's cache; None for its default.
+        tokenizer: False leaves it out.
+        seed: of parameters that the checkpoint does not hold.
+
+    Returns:
+        Model, configuration, parameters, tokenizer and a report.
+
+    Raises:
+        PretrainedError: the checkpoint cannot be found or read, is not supported, or does not fit.
+        ValueError: an option is out of range.
+        ImportError: a package is needed that is not installed.
+
+    Example:
+        >>> loaded = load("albert/albert-base-v2", num_labels=2)  # doctest: +SKIP
+        >>> batch = loaded.tokenizer.encode(["A sentence."])  # doctest: +SKIP
+        >>> loaded.model.apply({"params": loaded.params}, **batch).shape  # doctest: +SKIP
+        (1, 2)
+    """
+    check_choice("head", head, HEADS)
+    if num_labels is not None and head != "classification":
+        raise ValueError(f"num_labels is for head='classification', got head={head!r}.")
+    folder = find_folder(name, revision=revision, offline=offline, cache_dir=cache_dir)
+    values = read_json(folder / "config.json")
+    config = from_json(
+        values,
+        str(folder / "config.json"),
+        alignment=alignment,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+        classifier_dropout=classifier_dropout,
+        dtype=dtype,
+        remat=remat,
+    )
+    labels = labels_in(values) if num_labels is None else num_labels
+    model = build(config, head, labels=labels, pooling=pooling or values.get(POOLING_KEY))
+    params, report = _load_parameters(model, config, folder, new_head=new_head, seed=seed)
+
+    loaded_tokenizer = None
+    if tokenizer and has_tokenizer(folder):
+        loaded_tokenizer = load_tokenizer(folder, config)
+    return Pretrained(model, config, params, loaded_tokenizer, report)
+
+
+def build(
+    config: EncoderConfig, head: str, *, labels: int = 2, pooling: str | None = None
+) -> nn.Module:
+    """The model that `load` would make of a configuration, without weights.
+
+    Args:
+        config: the encoder's.
+        head: one of `HEADS`.
+        labels: number of classes, for classification.
+        pooling: see `load`.
+
+    Raises:
+        ValueError: for an unknown head or pooling.
+    """
+    check_choice("head", head, HEADS)
+    if pooling is not None:
+        check_choice("pooling", pooling, POOLINGS)
+    if head == "encoder":
+        return text_encoder(config, pooler=True)
+    if head == "span":
+        return SpanExtractor(config)
+    if head == "multiple_choice":
+        return MultipleChoice(config, pooling or "pooler")
+    roberta = isinstance(config, BertConfig) and config.family == "roberta"
+    labels = 1 if head == "regression" else labels
+    return SequenceClassifier(config, labels, pooling or ("dense" if roberta else "pooler"))
+
+
+def _load_parameters(
+    model: nn.Module, config: EncoderConfig, folder: Path, *, new_head: bool, seed: int
+) -> tuple[dict[str, Any], LoadReport]:
+    shapes = parameter_shapes(model)
+    found, unused = to_parameters(
+        model, config, shapes, read_tensors(folder), folder=str(folder), new_head=new_head
+    )
+    networks, unused_networks = _load_alignment(folder, shapes)
+    fresh = set(shapes) - set(found) - set(networks)
+    flat = {path: jnp.asarray(value) for path, value in {**found, **networks}.items()}
+    if fresh:
+        flat.update(fresh_parameters(model, fresh, seed))
+    report = LoadReport(
+        folder=str(folder),
+        unused=(*unused, *unused_networks),
+        fresh=tuple(sorted("/".join(path) for path in fresh)),
+    )
+    return traverse_util.unflatten_dict({path: flat[path] for path in sorted(flat)}), report
+
+
+def _load_alignment(
+    folder: Path, shapes: dict[tuple[str, ...], tuple[int, ...]]
+) -> tuple[dict[tuple[str, ...], np.ndarray], tuple[str, ...]]:
+    """The alignment networks that `save` wrote beside the model, if the model wants any."""
+    path = folder / ALIGNMENT
+    wanted = {x for x in shapes if "alignment" in x}
+    if not path.is_file() or not wanted:
+        return {}, ()
+    try:
+        tensors = read_safetensors(path)
+    except Exception as error:
+        raise PretrainedError(
+            f"{path} cannot be read ({error}). Delete it to start with new alignment networks."
+        ) from error
+    networks = {}
+    for name in list(tensors):
+        key = tuple(name.split("/"))
+        if key not in wanted:
+            continue
+        if tensors[name].shape != shapes[key]:
+            raise PretrainedError(
+                f"{path}: {name!r} has shape {tensors[name].shape}, expected {shapes[key]}. Pass "
+                "the AlignmentConfig that it was trained with, or delete the file."
+            )
+        networks[key] = tensors.pop(name).astype(np.float32)
+    return networks, tuple(f"{ALIGNMENT}:{name}" for name in sorted(tensors))

@@ -1,0 +1,150 @@
+"""From a trained model to a folder that `transformers` loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from flax import traverse_util
+
+from align_jax.collection import strip_alignment
+from align_jax.models.albert import AlbertEncoder
+from align_jax.models.bert import BertEncoder
+from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor
+from align_jax.models.transformer import EncoderConfig
+from align_jax.pretrained.config import model_type, to_json
+from align_jax.pretrained.convert import to_tensors
+from align_jax.pretrained.errors import PretrainedError, require
+from align_jax.pretrained.files import ALIGNMENT, SAFETENSORS
+from align_jax.pretrained.load import POOLING_KEY
+from align_jax.pretrained.mean_pooling import MODULE, mean_pooling_source
+from align_jax.pretrained.tokenizer import Tokenizer
+
+_CLASSES = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
+
+
+def save(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
+    *,
+    label_names: Sequence[str] | None = None,
+    alignment: bool = False,
+) -> None:
+    """Writes config.json, model.safetensors and the tokenizer, for `load` and `transformers`.
+
+    `transformers` has no classifier with mean pooling, so for one a file with its few lines of
+    PyTorch is written too: `AutoModelForSequenceClassification.from_pretrained(folder,
+    trust_remote_code=True)` runs it. Everything else needs no such option.
+
+    Args:
+        folder: made if it does not exist; files of the same names in it are replaced.
+        model: an encoder or one with a head, as `load` and `build` make them.
+        params: its "params" collection, with or without alignment networks.
+        tokenizer: written too, unless None.
+        label_names: names of the classes in order; None numbers them.
+        alignment: write the alignment networks beside the model, as alignment.safetensors; they
+            are left out otherwise, for inference does not need them.
+
+    Raises:
+        PretrainedError: the parameters are not this model's, or the names are not one per class.
+        ImportError: safetensors is not installed.
+
+    Example:
+        >>> save("exported", loaded.model, state.params, loaded.tokenizer)  # doctest: +SKIP
+    """
+    safetensors = require("safetensors.numpy", "Writing a checkpoint")
+    config = getattr(model, "config", None)
+    if not isinstance(config, EncoderConfig):
+        raise PretrainedError(
+            f"Cannot save a {type(model).__name__}: expected a text encoder or one with a head. "
+            "Pass the model that `load` returned; of an aligned(model), pass the model inside."
+        )
+    plain = strip_alignment(params)
+    architecture, labels = _architecture(model, config)
+    values = to_json(
+        config,
+        architecture=architecture,
+        label_names=_label_names(label_names, labels),
+        problem={0: None, 1: "regression"}.get(labels, "single_label_classification"),
+    )
+    bare = _without_alignment(model, config)
+    tensors = to_tensors(bare, config, plain)
+
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, SequenceClassifier | MultipleChoice) and model.pooling == "mean":
+        _write_mean_pooling(path, model, config, values)
+    _write_json(path / "config.json", values)
+    safetensors.save_file(tensors, path / SAFETENSORS, metadata={"format": "pt"})
+    if alignment:
+        networks = _alignment_networks(params, plain)
+        if networks:
+            safetensors.save_file(networks, path / ALIGNMENT)
+    if tokenizer is not None:
+        tokenizer.save(path)
+
+
+def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, int]:
+    """The class in `transformers`, and the number of labels (0 for none)."""
+    prefix = _CLASSES[model_type(config)]
+    if isinstance(model, BertEncoder | AlbertEncoder):
+        return f"{prefix}Model", 0
+    if isinstance(model, SpanExtractor):
+        return f"{prefix}ForQuestionAnswering", 0
+    if isinstance(model, MultipleChoice):
+        return f"{prefix}ForMultipleChoice", 0
+    # Each architecture has one classifier there: RoBERTa's is the one with a dense layer.
+    own = "dense" if prefix == "Roberta" else "pooler"
+    if model.pooling not in (own, "mean"):
+        raise PretrainedError(
+            f"transformers has no {model_type(config)} classifier with pooling "
+            f"{model.pooling!r}, so it cannot be saved. Train with pooling={own!r} or 'mean'."
+        )
+    return f"{prefix}ForSequenceClassification", model.labels
+
+
+def _without_alignment(model: nn.Module, config: EncoderConfig) -> nn.Module:
+    return model.clone(config=dataclasses.replace(config, alignment=None), parent=None)
+
+
+def _label_names(names: Sequence[str] | None, labels: int) -> list[str] | None:
+    if labels == 0:
+        if names is not None:
+            raise PretrainedError(f"label_names {list(names)!r} were given for a model without.")
+        return None
+    if names is None:
+        return [f"LABEL_{number}" for number in range(labels)]
+    if len(names) != labels or len(set(names)) != labels:
+        raise PretrainedError(
+            f"label_names must be {labels} different names, one per class, got {list(names)!r}."
+        )
+    return list(names)
+
+
+def _alignment_networks(params: Any, plain: Any) -> dict[str, np.ndarray]:
+    flat, kept = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (params, plain))
+    return {name: np.asarray(flat[name], np.float32) for name in sorted(set(flat) - set(kept))}
+
+
+def _write_mean_pooling(
+    folder: Path, model: nn.Module, config: EncoderConfig, values: dict[str, Any]
+) -> None:
+    task = "MultipleChoice" if isinstance(model, MultipleChoice) else "SequenceClassification"
+    prefix = _CLASSES[model_type(config)]
+    values[POOLING_KEY] = "mean"
+    values["architectures"] = [f"MeanPooled{prefix}For{task}"]
+    values["auto_map"] = {f"AutoModelFor{task}": f"{MODULE}.MeanPooled{prefix}For{task}"}
+    source = mean_pooling_source(prefix, task)
+    (folder / f"{MODULE}.py").write_text(source, encoding="utf-8")
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

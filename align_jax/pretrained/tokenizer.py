@@ -1,0 +1,250 @@
+"""Texts into padded batches of tokens, in few different lengths."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from align_jax.pretrained.errors import PretrainedError
+
+# Lengths that batches are padded to: each one is one compilation of the model.
+BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
+
+
+class Tokens(NamedTuple):
+    """One tokenised text or pair, not padded.
+
+    Attributes:
+        input_ids: int32 [n].
+        token_type_ids: int32 [n], the segment of each token.
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+
+
+class Tokenizer:
+    """A tokenizer with the padding, truncation and token types that a model expects.
+
+    Made by `load_tokenizer` or `load`. The truncation and padding that a tokenizer's file brings
+    along are switched off: what a call says is all there is.
+
+    Attributes:
+        backend: a `tokenizers.Tokenizer`. Change its settings through a copy only.
+        max_length: the longest sequence that the model takes.
+        pad_token_id: what padding is filled with.
+        token_types: number of token types of the model; with 1, all are 0.
+
+    Raises:
+        PretrainedError: it has tokens that the model does not, or adds no special tokens.
+    """
+
+    def __init__(
+        self, backend: Any, *, max_length: int, pad_token_id: int, token_types: int, vocab_size: int
+    ) -> None:
+        self.backend = backend
+        self.max_length = max_length
+        self.pad_token_id = pad_token_id
+        self.token_types = token_types
+        # Truncation is a setting of the backend: two threads must not change it at once.
+        self._lock = threading.Lock()
+        backend.no_truncation()
+        backend.no_padding()
+        largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        largest = max([largest, *backend.encode("").ids])
+        if largest >= vocab_size:
+            raise PretrainedError(
+                f"The tokenizer has tokens up to {largest} ({backend.id_to_token(largest)!r}), the "
+                f"model an embedding for {vocab_size} (up to {vocab_size - 1}). They do not belong "
+                "together: use the model's own tokenizer."
+            )
+        if not backend.encode("").ids:
+            raise PretrainedError(
+                "The tokenizer adds no special tokens to a text, so an empty one would have no "
+                "tokens at all. Use a tokenizer made for BERT, RoBERTa or ALBERT."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+    ) -> list[Tokens]:
+        """Tokenises texts or pairs; where too long, the longer of a pair loses tokens first.
+
+        Args:
+            texts: the texts, or the first of each pair.
+            pairs: the second of each pair.
+            max_length: in tokens, special ones included; None takes the model's.
+
+        Returns:
+            One entry per text, to be padded by `pad`.
+
+        Raises:
+            ValueError: a text is no string, the numbers differ, or max_length is out of range.
+        """
+        inputs = checked_texts(texts, pairs)
+        length = self.checked_length(max_length, pair=pairs is not None)
+        with self.truncating(length, strategy="longest_first") as backend:
+            encodings = backend.encode_batch_fast(inputs)
+        return [self.tokens(encoding) for encoding in encodings]
+
+    def pad(
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        length: int | None = None,
+        buckets: Sequence[int] = BUCKETS,
+    ) -> dict[str, np.ndarray]:
+        """One batch out of tokenised texts.
+
+        Args:
+            tokens: from `tokenize`.
+            length: pad to this many tokens; None takes the smallest bucket that holds them all.
+            buckets: lengths to choose from; one beyond the model's maximum is cut to it.
+
+        Returns:
+            `input_ids`, `attention_mask` (1 for tokens, 0 for padding) and `token_type_ids`, int32
+            [B, N].
+
+        Raises:
+            ValueError: no texts, or one that is longer than the length.
+        """
+        if not tokens:
+            raise ValueError("There are no texts to make a batch of.")
+        longest = max(len(x.input_ids) for x in tokens)
+        if length is None:
+            length = bucket_length(longest, buckets, self.max_length)
+        if longest > length:
+            raise ValueError(
+                f"A text has {longest} tokens, more than the length {length} to pad to. Tokenise "
+                "with that max_length."
+            )
+        shape = (len(tokens), length)
+        batch = {
+            "input_ids": np.full(shape, self.pad_token_id, np.int32),
+            "attention_mask": np.zeros(shape, np.int32),
+            "token_type_ids": np.zeros(shape, np.int32),
+        }
+        for row, (ids, types) in enumerate(tokens):
+            batch["input_ids"][row, : len(ids)] = ids
+            batch["attention_mask"][row, : len(ids)] = 1
+            batch["token_type_ids"][row, : len(ids)] = types
+        return batch
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        length: int | None = None,
+        buckets: Sequence[int] = BUCKETS,
+    ) -> dict[str, np.ndarray]:
+        """`tokenize`, then `pad`.
+
+        Example:
+            >>> tokenizer.encode(["One."], ["Two."])["input_ids"].shape  # doctest: +SKIP
+            (1, 32)
+        """
+        max_length = length if max_length is None else max_length
+        tokens = self.tokenize(texts, pairs, max_length=max_length)
+        return self.pad(tokens, length=length, buckets=buckets)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, for `load_tokenizer` and others."""
+        with self._lock:
+            text = self.backend.to_str()
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+        settings: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.max_length,
+            "padding_side": "right",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "pad_token": self.backend.id_to_token(self.pad_token_id),
+        }
+        if self.token_types > 1:
+            settings["model_input_names"].insert(1, "token_type_ids")
+        for name, candidates in _SPECIAL.items():
+            known = [x for x in candidates if self.backend.token_to_id(x) is not None]
+            if known:
+                settings[name] = known[0]
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def tokens(self, encoding: Any) -> Tokens:
+        """What the backend made of one text, as arrays."""
+        types = np.array(encoding.type_ids, np.int32)
+        if self.token_types == 1:
+            types = np.zeros_like(types)
+        return Tokens(np.array(encoding.ids, np.int32), types)
+
+    @contextlib.contextmanager
+    def truncating(self, length: int, **settings: Any) -> Iterator[Any]:
+        """The backend, truncating as told for the time being, and for this thread alone."""
+        with self._lock:
+            self.backend.enable_truncation(length, **settings)
+            try:
+                yield self.backend
+            finally:
+                self.backend.no_truncation()
+
+    def checked_length(self, max_length: int | None, *, pair: bool) -> int:
+        """The length to truncate to; None is the model's.
+
+        Raises:
+            ValueError: it leaves no room for any text, or the model has no positions for it.
+        """
+        special = self.backend.num_special_tokens_to_add(pair)
+        length = self.max_length if max_length is None else max_length
+        if not special < length <= self.max_length:
+            raise ValueError(
+                f"max_length is {max_length}; expected more than the {special} special tokens and "
+                f"at most {self.max_length}, the model's number of positions."
+            )
+        return length
+
+
+_SPECIAL: Mapping[str, tuple[str, ...]] = {
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
+
+
+def bucket_length(longest: int, buckets: Sequence[int], limit: int) -> int:
+    """The smallest bucket that holds the longest text; the limit where none does."""
+    fitting = min((bucket for bucket in buckets if bucket >= longest), default=limit)
+    return max(min(fitting, limit), longest)
+
+
+def checked_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any]:
+    """The texts, or the pairs as tuples.
+
+    Raises:
+        ValueError: one is no string, or the numbers differ.
+    """
+    if isinstance(texts, str) or isinstance(pairs, str):
+        raise ValueError("Expected a sequence of texts, got one string: put it into a list.")
+    if pairs is not None and len(texts) != len(pairs):
+        raise ValueError(f"{len(texts)} texts and {len(pairs)} second texts: expected as many.")
+    for column in (texts, pairs or ()):
+        for number, text in enumerate(column):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"Text {number} is {text!r}, of type {type(text).__name__}; expected a string."
+                )
+    return list(texts) if pairs is None else list(zip(texts, pairs, strict=True))

@@ -1,0 +1,168 @@
+"""Tokenizers out of a checkpoint's files: tokenizer.json, or what came before it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from align_jax.models.transformer import EncoderConfig
+from align_jax.pretrained.errors import PretrainedError, require
+from align_jax.pretrained.files import read_json
+from align_jax.pretrained.sentencepiece_model import read_sentencepiece
+from align_jax.pretrained.tokenizer import Tokenizer
+
+# In the order of preference; tokenizer.json says everything, the others need what their models'
+# authors did with them.
+_SETS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds the files of a tokenizer."""
+    return _files(folder) is not None
+
+
+def _files(folder: Path) -> tuple[str, ...] | None:
+    return next((x for x in _SETS if all((folder / file).is_file() for file in x)), None)
+
+
+def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tokenizer:
+    """The tokenizer in a checkpoint's folder.
+
+    Args:
+        folder: with tokenizer.json; or with vocab.txt (WordPiece), vocab.json and merges.txt
+            (byte-level BPE) or spiece.model (SentencePiece), which are read with the settings of
+            BERT, RoBERTa and ALBERT and those in tokenizer_config.json.
+        config: the model's.
+
+    Raises:
+        PretrainedError: no files, damaged ones, or a vocabulary larger than the model's.
+        ImportError: the package `tokenizers` is not installed.
+    """
+    folder = Path(folder)
+    require("tokenizers", "Reading a tokenizer")
+    files = _files(folder)
+    if files is None:
+        sets = " or ".join(" with ".join(x) for x in _SETS)
+        raise PretrainedError(f"{folder} holds no tokenizer: expected {sets}.")
+    settings = {}
+    if (folder / "tokenizer_config.json").is_file():
+        settings = read_json(folder / "tokenizer_config.json")
+    read: Mapping[str, Callable[..., Any]] = {
+        "tokenizer.json": _from_json,
+        "vocab.txt": _word_piece,
+        "vocab.json": _byte_level,
+        "spiece.model": _sentence_piece,
+    }
+    try:
+        backend = read[files[0]](folder, settings)
+        return Tokenizer(
+            backend,
+            max_length=config.max_length,
+            pad_token_id=config.pad_token_id,
+            token_types=config.token_types,
+            vocab_size=config.vocab_size,
+        )
+    except (PretrainedError, KeyboardInterrupt, SystemExit):
+        raise
+    # The Rust library raises bare Exceptions, and for some damage panics, which is none.
+    except BaseException as error:
+        raise PretrainedError(
+            f"{folder / files[0]} cannot be read as a tokenizer ({error}). Get it anew."
+        ) from error
+
+
+def _from_json(folder: Path, settings: Mapping[str, Any]) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    return Backend.from_file(str(folder / "tokenizer.json"))
+
+
+def _word_piece(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """BERT's: vocab.txt has a token per line."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    path = folder / "vocab.txt"
+    # Split at newlines alone: some tokens are other line separators.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocab = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
+    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    _add_special_tokens(backend, vocab, path, ("[CLS]", "[SEP]"), ("[UNK]", "[PAD]", "[MASK]"))
+    return backend
+
+
+def _byte_level(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """RoBERTa's: byte-level BPE; pairs are <s> A </s></s> B </s>, all of token type 0."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, processors
+
+    path = folder / "vocab.json"
+    backend = Backend(models.BPE.from_file(str(path), str(folder / "merges.txt")))
+    prefix = bool(settings.get("add_prefix_space", False))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    backend.decoder = decoders.ByteLevel()
+    vocab = backend.get_vocab()
+    special = ("<s>", "</s>")
+    _add_special_tokens(backend, vocab, path, special, ("<unk>", "<pad>", "<mask>"))
+    start, end = ((token, vocab[token]) for token in special)
+    # By position: the arguments' names differ between versions.
+    backend.post_processor = processors.RobertaProcessing(end, start, True, prefix)
+    return backend
+
+
+def _sentence_piece(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """ALBERT's: a SentencePiece unigram model, on lower-cased text without accents."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    path = folder / "spiece.model"
+    pieces = read_sentencepiece(path)
+    backend = Backend(models.Unigram(pieces.scores, unk_id=pieces.unknown, byte_fallback=False))
+    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if not settings.get("keep_accents", False):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    if settings.get("do_lower_case", True):
+        steps.append(normalizers.Lowercase())
+    if pieces.character_map:
+        steps.append(normalizers.Precompiled(pieces.character_map))
+    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    vocab = {piece: number for number, (piece, _) in enumerate(pieces.scores)}
+    _add_special_tokens(backend, vocab, path, ("[CLS]", "[SEP]"), ("<unk>", "<pad>", "[MASK]"))
+    return backend
+
+
+def _add_special_tokens(
+    backend: Any,
+    vocab: Mapping[str, int],
+    path: Path,
+    around: tuple[str, str],
+    others: tuple[str, ...],
+) -> None:
+    """Marks special tokens, and puts two of them around texts and pairs as BERT does."""
+    from tokenizers import AddedToken, processors
+
+    missing = [token for token in (*around, *others[:2]) if token not in vocab]
+    if missing:
+        raise PretrainedError(
+            f"{path} lacks {', '.join(missing)}: it is no vocabulary of BERT, RoBERTa or ALBERT."
+        )
+    known = [token for token in (*around, *others) if token in vocab]
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in known])
+    start, end = around
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{start}:0 $A:0 {end}:0",
+        pair=f"{start}:0 $A:0 {end}:0 $B:1 {end}:1",
+        special_tokens=[(token, vocab[token]) for token in around],
+    )

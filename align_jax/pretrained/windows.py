@@ -1,0 +1,94 @@
+"""Questions with long contexts: overlapping windows, and where each token lies in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from align_jax.pretrained.tokenizer import BUCKETS, Tokenizer, checked_texts
+
+
+class Windows(NamedTuple):
+    """Questions with a window of their context each; W windows, at least one per question.
+
+    Attributes:
+        batch: `input_ids`, `attention_mask` and `token_type_ids`, int32 [W, N].
+        offsets: int32 [W, N, 2], the characters that a token of the context covers, from and up
+            to, counted in the context; (0, 0) for every other token.
+        in_context: bool [W, N], which tokens are the context's.
+        example: int32 [W], which question the window belongs to.
+    """
+
+    batch: dict[str, np.ndarray]
+    offsets: np.ndarray
+    in_context: np.ndarray
+    example: np.ndarray
+
+
+def encode_windows(
+    tokenizer: Tokenizer,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    *,
+    max_length: int = 384,
+    stride: int = 128,
+    max_question: int = 64,
+    length: int | None = None,
+    buckets: Sequence[int] = BUCKETS,
+) -> Windows:
+    """Tokenises questions with their contexts, a long context in several overlapping windows.
+
+    Args:
+        tokenizer: the model's.
+        questions: one for each context.
+        contexts: what the answers are in.
+        max_length: of a window in tokens, question and special tokens included.
+        stride: tokens that a window shares with the one before.
+        max_question: a question is cut after so many tokens.
+        length: see `Tokenizer.pad`.
+        buckets: see `Tokenizer.pad`.
+
+    Returns:
+        The windows, in the order of their questions.
+
+    Raises:
+        ValueError: a text is no string, or the settings leave no room for the context to move on.
+
+    Example:
+        >>> windows = encode_windows(tokenizer, ["Who?"], ["Ann."])  # doctest: +SKIP
+        >>> windows.example.tolist()  # doctest: +SKIP
+        [0]
+    """
+    inputs = checked_texts(questions, contexts)
+    max_length = tokenizer.checked_length(max_length, pair=True)
+    special = tokenizer.backend.num_special_tokens_to_add(True)
+    room = max_length - special - max_question
+    if not 0 <= stride < room or max_question < 1:
+        raise ValueError(
+            f"max_length {max_length}, less {special} special tokens and a question of up to "
+            f"{max_question}, leaves {room} tokens of context per window; stride, which is "
+            f"{stride}, must lie in [0, {max(room, 0)}), and max_question be at least 1."
+        )
+    inputs = [(_beginning(tokenizer, question, max_question), text) for question, text in inputs]
+    with tokenizer.truncating(max_length, stride=stride, strategy="only_second") as backend:
+        encodings = backend.encode_batch(inputs)
+    windows = [window for first in encodings for window in (first, *first.overflowing)]
+    batch = tokenizer.pad([tokenizer.tokens(x) for x in windows], length=length, buckets=buckets)
+
+    in_context = np.zeros(batch["input_ids"].shape, bool)
+    offsets = np.zeros((*in_context.shape, 2), np.int32)
+    for row, window in enumerate(windows):
+        context = np.array([part == 1 for part in window.sequence_ids])
+        in_context[row, : len(context)] = context
+        offsets[row, : len(context)] = np.array(window.offsets, np.int32) * context[:, None]
+    counts = [1 + len(first.overflowing) for first in encodings]
+    example = np.repeat(np.arange(len(encodings), dtype=np.int32), counts)
+    return Windows(batch, offsets, in_context, example)
+
+
+def _beginning(tokenizer: Tokenizer, text: str, tokens: int) -> str:
+    """The text's beginning, of at most so many tokens."""
+    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+    return text if len(encoding.ids) <= tokens else text[: encoding.offsets[tokens - 1][1]]

@@ -1,0 +1,351 @@
+"""The graph attention network: against a dense reference, its invariances, and its alignment."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import AlignmentConfig, alignment_loss, alignment_table, strip_alignment
+from align_jax.models.gat import GAT, GATConfig
+from align_jax.models.graph import SparseFeatures
+
+NODES, FEATURES, CLASSES = 7, 5, 3
+CONFIG = GATConfig(num_classes=CLASSES, hidden_features=4, num_heads=2)
+
+
+def graph():
+    """Features, senders and receivers; node 6 is isolated but for its self-loop."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(NODES, FEATURES)) * (rng.random((NODES, FEATURES)) < 0.7)
+    adjacency = rng.random((NODES, NODES)) < 0.4
+    adjacency[6], adjacency[:, 6] = False, False
+    adjacency |= np.eye(NODES, dtype=bool)
+    receivers, senders = np.nonzero(adjacency)
+    return features.astype(np.float32), senders.astype(np.int32), receivers.astype(np.int32)
+
+
+def initialise(config, seed=0):
+    model = GAT(config)
+    params = jax.jit(model.init)(jax.random.key(seed), *graph())["params"]
+    # Biases start at zero; a test of how they enter needs others.
+    leaves = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+    return model, leaves
+
+
+def leaky_relu(x):
+    return np.where(x > 0, x, 0.2 * x)
+
+
+def reference(params, config):
+    """The network with dense [N, N] attention, in float64."""
+    features, senders, receivers = graph()
+    edges = np.zeros((NODES, NODES), bool)
+    edges[receivers, senders] = True
+    hidden = features.astype(np.float64)
+    for layer in range(config.num_layers):
+        p = {name: np.asarray(x, np.float64) for name, x in params[f"layer_{layer}"].items()}
+        outputs = []
+        for head in range(p["kernel"].shape[1]):
+            key = hidden @ p["kernel"][:, head]
+            if config.score == "gat":
+                query_term = key @ p["attention_query"][head, :, 0]
+                key_term = key @ p["attention_key"][head, :, 0]
+                logits = leaky_relu(query_term[:, None] + key_term[None, :])
+            else:
+                query = hidden @ p["query_kernel"][:, head]
+                logits = leaky_relu(query[:, None] + key[None, :]) @ p["attention"][head, :, 0]
+            logits = np.where(edges, logits, -np.inf)
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            outputs.append(weights / weights.sum(1, keepdims=True) @ key)
+        if layer < config.num_layers - 1:
+            hidden = np.concatenate(outputs, axis=1) + p["bias"]
+            hidden = np.where(hidden > 0, hidden, np.expm1(hidden))
+        else:
+            hidden = np.mean(outputs, axis=0) + p["bias"]
+    return hidden
+
+
+@pytest.mark.parametrize("score", ["gat", "gatv2"])
+@pytest.mark.parametrize(("layers", "output_heads"), [(1, 1), (2, 1), (2, 3), (3, 2)])
+def test_equals_a_dense_reference(score, layers, output_heads):
+    config = dataclasses.replace(
+        CONFIG, score=score, num_layers=layers, num_output_heads=output_heads
+    )
+    model, params = initialise(config)
+    logits = model.apply({"params": params}, *graph())
+    np.testing.assert_allclose(logits, reference(params, config), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("score", ["gat", "gatv2"])
+def test_sparse_features_give_the_logits_of_dense_ones(score):
+    model, params = initialise(dataclasses.replace(CONFIG, score=score))
+    features, *edges = graph()
+    sparse = SparseFeatures.from_dense(features)
+    np.testing.assert_allclose(
+        model.apply({"params": params}, sparse, *edges),
+        model.apply({"params": params}, features, *edges),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_sparse_and_dense_features_start_from_the_same_parameters():
+    features, *edges = graph()
+    dense = GAT(CONFIG).init(jax.random.key(0), features, *edges)
+    sparse = GAT(CONFIG).init(jax.random.key(0), SparseFeatures.from_dense(features), *edges)
+    jax.tree.map(np.testing.assert_array_equal, dense, sparse)
+
+
+def test_renumbering_the_nodes_renumbers_the_logits():
+    model, params = initialise(CONFIG)
+    features, senders, receivers = graph()
+    new = np.random.default_rng(3).permutation(NODES)
+    order = np.argsort(new[receivers], kind="stable")
+    moved = model.apply(
+        {"params": params},
+        features[np.argsort(new)],
+        new[senders][order],
+        new[receivers][order],
+    )
+    logits = model.apply({"params": params}, features, senders, receivers)
+    np.testing.assert_allclose(moved[new], logits, rtol=1e-4, atol=1e-6)
+
+
+def test_a_node_without_any_edge_gets_the_bias_and_finite_gradients():
+    config = dataclasses.replace(CONFIG, num_layers=1)
+    model, params = initialise(config)
+    features, senders, receivers = graph()
+    kept = receivers != 6
+
+    def logits(params):
+        return model.apply({"params": params}, features, senders[kept], receivers[kept])
+
+    np.testing.assert_allclose(logits(params)[6], params["layer_0"]["bias"])
+    gradients = jax.grad(lambda params: jnp.sum(logits(params) ** 2))(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+class TestDropout:
+    def outputs(self, key, features, **rates):
+        rates = {"input_dropout": 0.0, "attention_dropout": 0.0, "message_dropout": 0.0} | rates
+        config = dataclasses.replace(CONFIG, num_layers=1, **rates)
+        model, params = initialise(config)
+        _, *edges = graph()
+        rngs = {"dropout": jax.random.key(key)}
+        return model.apply({"params": params}, features, *edges, deterministic=False, rngs=rngs)
+
+    @pytest.mark.parametrize("rate", ["input_dropout", "attention_dropout", "message_dropout"])
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_each_is_random_and_unbiased_in_one_layer(self, rate, sparse):
+        features, *edges = graph()
+        if sparse:
+            features = SparseFeatures.from_dense(features)
+        if rate == "input_dropout":
+            # A single edge per node, so that the weights are 1 and the layer is linear.
+            edges = [np.arange(NODES, dtype=np.int32)] * 2
+        config = dataclasses.replace(
+            CONFIG,
+            num_layers=1,
+            **(
+                {"input_dropout": 0.0, "attention_dropout": 0.0, "message_dropout": 0.0}
+                | {rate: 0.6}
+            ),
+        )
+        model, params = initialise(config)
+
+        def draw(key):
+            rngs = {"dropout": key}
+            return model.apply({"params": params}, features, *edges, deterministic=False, rngs=rngs)
+
+        draws = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 4000))
+        clean = model.apply({"params": params}, features, *edges)
+        assert np.asarray(draws).std(0).max() > 0.1
+        error = np.asarray(draws).std(0) / np.sqrt(len(draws))
+        np.testing.assert_array_less(np.abs(draws.mean(0) - clean), 5 * error + 1e-5)
+
+    def test_equal_keys_give_equal_outputs(self):
+        features, *_ = graph()
+        first, second, third = (self.outputs(k, features, input_dropout=0.5) for k in (0, 0, 1))
+        np.testing.assert_array_equal(first, second)
+        assert np.abs(first - third).max() > 0.01
+
+    def test_off_by_default(self):
+        model, params = initialise(CONFIG)
+        np.testing.assert_array_equal(*(model.apply({"params": params}, *graph()) for _ in "12"))
+
+
+class TestAlignment:
+    def config(self, method, over="nodes", **options):
+        alignment = AlignmentConfig(method=method, **options)
+        return dataclasses.replace(CONFIG, alignment=alignment, alignment_over=over)
+
+    def sown(self, config, params=None):
+        model, initial = initialise(config)
+
+        def apply(params):
+            rngs = {"dropout": jax.random.key(1)}
+            return model.apply({"params": params}, *graph(), rngs=rngs, deterministic=False,
+                               mutable=["alignment"])  # fmt: skip
+
+        return jax.jit(apply)(params or initial)
+
+    @pytest.mark.parametrize(("method", "over"), [("gan", "nodes"), ("ct", "nodes"),
+                                                  ("ot", "nodes"), ("mmd", "nodes"),
+                                                  ("ct", "edges")])  # fmt: skip
+    def test_adds_a_divergence_per_layer_and_head_and_changes_nothing_else(self, method, over):
+        plain_model, plain = initialise(CONFIG)
+        model, aligned = initialise(self.config(method, over))
+        jax.tree.map(np.testing.assert_array_equal, strip_alignment(aligned), plain)
+
+        logits, collections = self.sown(self.config(method, over), aligned)
+        table = alignment_table(collections)
+        assert [np.shape(heads) for heads in table.values()] == [(2,), (1,)]
+        assert np.isfinite(alignment_loss(collections))
+
+        expected, nothing = self.sown(CONFIG, plain)
+        assert not nothing
+        np.testing.assert_allclose(logits, expected, rtol=1e-6)
+        # At inference the networks' parameters are not needed.
+        infer = jax.jit(lambda p: [m.apply({"params": p}, *graph()) for m in (model, plain_model)])
+        np.testing.assert_array_equal(*infer(plain))
+
+    @pytest.mark.parametrize(("method", "over"), [("gan", "nodes"), ("ct", "nodes"),
+                                                  ("ct", "edges")])  # fmt: skip
+    def test_a_small_step_moves_every_group_in_its_direction(self, method, over):
+        """The critic or discriminator maximises; the projections and the navigator minimise."""
+        config = self.config(method, over)
+        config = dataclasses.replace(config, num_layers=1)
+        model, params = initialise(config)
+
+        @jax.jit
+        def divergence(params):
+            _, collections = model.apply({"params": params}, *graph(), mutable=["alignment"])
+            return alignment_loss(collections)
+
+        before, gradients = jax.jit(jax.value_and_grad(divergence))(params)
+
+        def step_on(wanted):
+            def change(path, x, g):
+                return x - 1e-3 * g if wanted in jax.tree_util.keystr(path) else x
+
+            return divergence(jax.tree_util.tree_map_with_path(change, params, gradients)) - before
+
+        maximiser = "discriminator" if method == "gan" else "critic"
+        assert step_on(f"'{maximiser}'") > 0
+        for minimiser in ("kernel", "attention_query", "attention_key"):
+            assert self.model_step(params, gradients, divergence, minimiser) < before
+        if method == "ct":
+            assert step_on("'navigator'") < 0
+
+    def model_step(self, params, gradients, divergence, name):
+        layer = params["layer_0"] | {
+            name: params["layer_0"][name] - 1e-3 * gradients["layer_0"][name]
+        }
+        return divergence({"layer_0": layer})
+
+    @pytest.mark.parametrize("over", ["nodes", "edges"])
+    def test_layers_selects_by_the_module_path(self, over):
+        config = self.config("ct", over, layers=("layer_1",))
+        _, collections = self.sown(config)
+        assert list(alignment_table(collections)) == ["layer_1"]
+        _, params = initialise(config)
+        assert "alignment" not in params["layer_0"]
+
+    def test_a_sample_as_large_as_the_graph_is_the_whole_and_a_smaller_one_is_random(self):
+        config = dataclasses.replace(
+            self.config("mmd"),
+            input_dropout=0.0,
+            attention_dropout=0.0,
+            message_dropout=0.0,
+            num_layers=1,
+        )
+        _, params = initialise(config)
+
+        def value(sample, key):
+            model = GAT(dataclasses.replace(config, alignment_sample=sample))
+            rngs = {"dropout": jax.random.key(key)}
+            _, collections = model.apply({"params": params}, *graph(), rngs=rngs,
+                                         deterministic=False, mutable=["alignment"])  # fmt: skip
+            return alignment_loss(collections)
+
+        assert value(NODES, 0) == value(0, 0) == value(0, 1)
+        assert value(3, 0) != value(3, 1)
+
+    @pytest.mark.parametrize("score", ["gat", "gatv2"])
+    def test_what_is_aligned_is_the_two_sides_of_the_score(self, score):
+        config = dataclasses.replace(CONFIG, score=score, num_layers=1)
+        model, params = initialise(config)
+        features, *edges = graph()
+        _, collections = model.apply({"params": params}, features, *edges,
+                                     mutable=["alignment_clouds", "intermediates"])  # fmt: skip
+        clouds = collections["alignment_clouds"]["layer_0"]["alignment"]
+        query, key = (np.asarray(clouds[name][0])[0] for name in ("query", "key"))
+        senders, receivers = edges
+        if score == "gat":
+            logits = leaky_relu(query.sum(-1)[receivers] + key.sum(-1)[senders])
+        else:
+            vector = params["layer_0"]["attention"][..., 0]
+            logits = (leaky_relu(query[receivers] + key[senders]) * vector).sum(-1)
+        weights = np.exp(logits)
+        weights /= np.asarray(jax.ops.segment_sum(weights, receivers, NODES))[receivers]
+        sown = collections["intermediates"]["layer_0"]["attention_weights"][0]
+        np.testing.assert_allclose(sown, weights, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 0}, "num_heads is 0"),
+        ({"num_layers": 1.5}, "num_layers is 1.5"),
+        ({"num_classes": True}, "num_classes is True"),
+        ({"input_dropout": 1.0}, "input_dropout is 1.0"),
+        ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
+        ({"alignment_sample": -1}, "alignment_sample is -1"),
+        ({"alignment_sample": 9, "alignment_over": "edges"}, "takes all nodes"),
+        ({"score": "gatv3"}, "Did you mean 'gatv2'"),
+        ({"alignment_over": "edge"}, "Did you mean 'edges'"),
+        ({"alignment_over": "edges", "alignment": AlignmentConfig(method="gan")}, "works with.*ct"),
+    ],
+)
+def test_a_bad_configuration_is_an_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_arguments_of_wrong_shape_are_errors():
+    features, senders, receivers = graph()
+    model = GAT(CONFIG)
+    with pytest.raises(ValueError, match=r"features of shape \(7,\)"):
+        model.init(jax.random.key(0), features[:, 0], senders, receivers)
+    with pytest.raises(ValueError, match="one entry per edge"):
+        model.init(jax.random.key(0), features, senders[1:], receivers)
+
+
+def test_equals_pytorch_geometric():
+    torch = pytest.importorskip("torch")
+    convolutions = pytest.importorskip("torch_geometric.nn")
+    features, senders, receivers = graph()
+    for score, name in (("gat", "GATConv"), ("gatv2", "GATv2Conv")):
+        config = dataclasses.replace(CONFIG, num_layers=1, num_output_heads=3, score=score)
+        model, params = initialise(config)
+        p = {name: np.asarray(x) for name, x in params["layer_0"].items()}
+        layer = getattr(convolutions, name)(
+            FEATURES, CLASSES, heads=3, concat=False, add_self_loops=False
+        )
+        flat = {key: torch.tensor(p[key].reshape(FEATURES, -1).T) for key in p if "kernel" in key}
+        vector = {key: torch.tensor(p[key][None, ..., 0]) for key in p if "attention" in key}
+        state = layer.state_dict() | {"bias": torch.tensor(p["bias"])}
+        if score == "gat":
+            state |= {"lin.weight": flat["kernel"], "att_src": vector["attention_key"],
+                      "att_dst": vector["attention_query"]}  # fmt: skip
+        else:
+            state |= {"lin_l.weight": flat["kernel"], "lin_r.weight": flat["query_kernel"],
+                      "att": vector["attention"]}  # fmt: skip
+            state |= {key: torch.zeros_like(state[key]) for key in ("lin_l.bias", "lin_r.bias")}
+        layer.load_state_dict(state)
+        edges = torch.tensor(np.stack([senders, receivers]).astype(np.int64))
+        expected = layer(torch.tensor(features), edges).detach().numpy()
+        logits = model.apply({"params": params}, features, senders, receivers)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)

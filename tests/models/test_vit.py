@@ -1,0 +1,129 @@
+"""The Vision Transformer: structure, options, and that alignment leaves its outputs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import AlignmentConfig, alignment_table, strip_alignment
+from align_jax.models import VisionTransformer, ViTConfig
+
+CONFIG = ViTConfig(
+    image_size=8, patch_size=4, hidden_size=16, layers=2, heads=2, mlp_size=24, num_classes=5
+)
+IMAGES = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+
+
+def build(config: ViTConfig = CONFIG, **changes):
+    model = VisionTransformer(dataclasses.replace(config, **changes))
+    return model, model.init(jax.random.key(0), IMAGES)
+
+
+def patches(images):
+    """[B, 8, 8, 1] -> [B, 4 patches, 4, 4, 1], row by row."""
+    cut = images.reshape(-1, 2, 4, 2, 4, 1).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(-1, 4, 4, 4, 1)
+
+
+def unpatched(cut):
+    return cut.reshape(-1, 2, 2, 4, 4, 1).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 8, 8, 1)
+
+
+def test_the_number_of_parameters_is_that_of_the_architecture() -> None:
+    _, variables = build()
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    width, mlp = 16, 24
+    norm = 2 * width
+    layer = 2 * norm + 4 * (width * width + width) + (width * mlp + mlp) + (mlp * width + width)
+    embedding = 4 * 4 * width + width + 4 * width
+    assert count == embedding + 2 * layer + norm + width * 5 + 5
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_patches_moved_together_with_their_positions_change_nothing(pool: str) -> None:
+    model, variables = build(pool=pool)
+    order = np.array([2, 0, 3, 1])
+    shuffled = jax.tree.map(lambda x: x, variables)
+    positions = variables["params"]["position_embedding"]
+    first = int(pool == "cls")
+    tail = positions[:, first:][:, order]
+    shuffled["params"]["position_embedding"] = jnp.concatenate([positions[:, :first], tail], axis=1)
+    np.testing.assert_allclose(
+        model.apply(variables, IMAGES),
+        model.apply(shuffled, unpatched(patches(IMAGES)[:, order])),
+        atol=1e-5,
+    )
+
+
+def test_positions_matter() -> None:
+    model, variables = build()
+    moved = unpatched(patches(IMAGES)[:, np.array([2, 0, 3, 1])])
+    difference = np.abs(model.apply(variables, IMAGES) - model.apply(variables, moved)).max()
+    assert difference > 1e-4
+
+
+@pytest.mark.parametrize("method", ["gan", "ct", "ot", "mmd"])
+def test_alignment_leaves_the_outputs_and_the_plain_parameters_alone(method: str) -> None:
+    plain, plain_variables = build()
+    aligned, variables = build(alignment=AlignmentConfig(method))
+    stripped = strip_alignment(variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, stripped, plain_variables["params"])
+    np.testing.assert_array_equal(
+        plain.apply({"params": stripped}, IMAGES), aligned.apply(variables, IMAGES)
+    )
+
+
+def test_every_layer_is_aligned_under_its_name() -> None:
+    model, variables = build(alignment=AlignmentConfig("mmd"))
+    _, sown = model.apply(variables, IMAGES, mutable=["alignment"])
+    table = alignment_table(sown)
+    assert list(table) == ["layer_0/attention", "layer_1/attention"]
+    assert all(heads.shape == (2,) for heads in table.values())
+
+
+def test_dropout_needs_its_key_and_acts_in_training_only() -> None:
+    model, variables = build(dropout=0.5, attention_dropout=0.5)
+    quiet = model.apply(variables, IMAGES)
+    np.testing.assert_array_equal(quiet, model.apply(variables, IMAGES))
+    noisy = [
+        model.apply(variables, IMAGES, deterministic=False, rngs={"dropout": jax.random.key(k)})
+        for k in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert np.abs(noisy[0] - noisy[2]).max() > 1e-3
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_logits() -> None:
+    model, variables = build(dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = model.apply(variables, IMAGES)
+    assert logits.dtype == jnp.float32
+    exact, _ = build()
+    np.testing.assert_allclose(logits, exact.apply(variables, IMAGES), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 3}, "patch_size is 3, which does not divide image_size 8"),
+        ({"heads": 3}, "hidden_size is 16, which 3 heads do not divide"),
+        ({"layers": 0}, "layers is 0"),
+        ({"layers": 2.0}, "layers is 2.0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"pool": "max"}, "pool is 'max'; expected one of"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+    ],
+)
+def test_bad_configurations_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 8, 3), (3, 16, 16, 1)])
+def test_images_of_another_size_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"8, 8, 1|float32\[3,8,8\]"):
+        VisionTransformer(CONFIG).init(jax.random.key(0), jnp.zeros(shape))

@@ -1,0 +1,186 @@
+"""Saving: what `transformers` makes of the folder, and what loading it back gives."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from align_jax import AlignmentConfig, pretrained, strip_alignment
+from align_jax.models.albert import AlbertConfig
+from align_jax.models.bert import BertConfig
+from tests.pretrained import checkpoints
+
+SIZES = {"vocab_size": len(checkpoints.VOCAB), "hidden_size": 16, "layers": 2, "heads": 2,
+         "mlp_size": 24, "max_positions": 60, "initializer_range": 0.2}  # fmt: skip
+CONFIGS = {
+    "bert": BertConfig(**SIZES),
+    "roberta": BertConfig(**SIZES, family="roberta", pad_token_id=1, token_types=1),
+    "albert": AlbertConfig(**SIZES, embedding_size=8),
+}
+AUTO = {
+    "encoder": "AutoModel",
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "multiple_choice": "AutoModelForMultipleChoice",
+    "span": "AutoModelForQuestionAnswering",
+}
+
+
+def initialised(config, head, **options):
+    model = pretrained.build(config, head, **options)
+    tokens = np.ones((1, 2, 3) if head == "multiple_choice" else (1, 3), np.int32)
+    return model, model.init(jax.random.key(0), tokens, mutable=["params"])["params"]
+
+
+def batch_for(config, head):
+    rng = np.random.default_rng(0)
+    shape = (3, 2, 12) if head == "multiple_choice" else (3, 12)
+    mask = np.arange(12) < rng.integers(4, 13, shape[:-1])[..., None]
+    ids = np.where(mask, rng.integers(2, config.vocab_size, shape), config.pad_token_id)
+    return {"input_ids": ids.astype(np.int32), "attention_mask": mask.astype(np.int32)}
+
+
+def outputs_in_torch(folder, head, batch, **options):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model, info = getattr(transformers, AUTO[head]).from_pretrained(
+        folder, output_loading_info=True, **options
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not info[problem], f"{problem}: {info[problem]}"
+    with torch.no_grad():
+        outputs = model.eval()(**{name: torch.tensor(x).long() for name, x in batch.items()})
+    if head == "span":
+        return np.stack([outputs.start_logits.numpy(), outputs.end_logits.numpy()])
+    return (outputs.last_hidden_state if head == "encoder" else outputs.logits).numpy()
+
+
+def outputs_in_jax(model, params, head, batch):
+    outputs = model.apply({"params": params}, **batch)
+    return np.asarray(outputs[0] if head == "encoder" else outputs)
+
+
+@pytest.mark.parametrize("head", sorted(AUTO))
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_transformers_loads_it_and_agrees(kind, head, tmp_path) -> None:
+    config = CONFIGS[kind]
+    model, params = initialised(config, head, labels=3)
+    pretrained.save(tmp_path, model, params)
+    batch = batch_for(config, head)
+    ours = outputs_in_jax(model, params, head, batch)
+    theirs = outputs_in_torch(tmp_path, head, batch)
+    tokens = batch["attention_mask"].astype(bool)
+    if head == "encoder":
+        ours, theirs = ours[tokens], theirs[tokens]
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["classification", "multiple_choice"])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_mean_pooling_brings_its_own_code(kind, head, tmp_path) -> None:
+    config = CONFIGS[kind]
+    model, params = initialised(config, head, labels=3, pooling="mean")
+    pretrained.save(tmp_path, model, params)
+    batch = batch_for(config, head)
+    ours = outputs_in_jax(model, params, head, batch)
+    theirs = outputs_in_torch(tmp_path, head, batch, trust_remote_code=True)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", [None, "mean"])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_loading_it_back_is_exact(kind, pooling, tmp_path) -> None:
+    model, params = initialised(CONFIGS[kind], "classification", labels=3, pooling=pooling)
+    pretrained.save(tmp_path, model, params)
+    loaded = pretrained.load(tmp_path)
+    assert loaded.model == model
+    assert loaded.config == CONFIGS[kind]
+    assert (loaded.report.unused, loaded.report.fresh) == ((), ())
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
+def test_label_names_and_problem_are_written(tmp_path) -> None:
+    model, params = initialised(CONFIGS["bert"], "classification")
+    pretrained.save(tmp_path, model, params, label_names=["no", "yes"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "no", "1": "yes"}
+    assert config["problem_type"] == "single_label_classification"
+    model, params = initialised(CONFIGS["bert"], "regression")
+    pretrained.save(tmp_path, model, params)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+
+
+def test_alignment_networks_are_left_out_or_beside(tmp_path) -> None:
+    config = dataclasses.replace(CONFIGS["albert"], alignment=AlignmentConfig("ct"))
+    model, params = initialised(config, "classification")
+    pretrained.save(tmp_path / "plain", model, params)
+    pretrained.save(tmp_path / "with", model, params, alignment=True)
+    assert not (tmp_path / "plain" / "alignment.safetensors").exists()
+
+    plain = pretrained.load(tmp_path / "with")
+    jax.tree.map(np.testing.assert_array_equal, plain.params, strip_alignment(params))
+    both = pretrained.load(tmp_path / "with", alignment=AlignmentConfig("ct"))
+    jax.tree.map(np.testing.assert_array_equal, both.params, params)
+    assert both.report.fresh == ()
+    new = pretrained.load(tmp_path / "plain", alignment=AlignmentConfig("ct"))
+    assert new.report.fresh
+    assert all("alignment" in name.split("/") for name in new.report.fresh)
+    other = pretrained.load(tmp_path / "with", alignment=AlignmentConfig("gan"))
+    assert all(name.startswith("alignment.safetensors:") for name in other.report.unused)
+    with pytest.raises(pretrained.PretrainedError, match="AlignmentConfig that it was trained"):
+        pretrained.load(tmp_path / "with", alignment=AlignmentConfig("ct", features=3))
+
+
+def test_stripped_parameters_reproduce_the_outputs_exactly(tmp_path) -> None:
+    config = dataclasses.replace(CONFIGS["bert"], alignment=AlignmentConfig("gan"))
+    model, params = initialised(config, "classification")
+    pretrained.save(tmp_path, model, params)
+    plain = pretrained.load(tmp_path)
+    batch = batch_for(config, "classification")
+    np.testing.assert_array_equal(
+        model.apply({"params": params}, **batch),
+        plain.model.apply({"params": plain.params}, **batch),
+    )
+
+
+def test_the_tokenizer_travels_along(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    checkpoints.write_word_piece(tmp_path)
+    config = CONFIGS["bert"]
+    tokenizer = pretrained.load_tokenizer(tmp_path, config)
+    model, params = initialised(config, "classification")
+    pretrained.save(tmp_path / "saved", model, params, tokenizer)
+    batch = tokenizer.encode(checkpoints.TEXTS, checkpoints.PAIRS)
+    again = pretrained.load(tmp_path / "saved").tokenizer.encode(
+        checkpoints.TEXTS, checkpoints.PAIRS
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")(
+        checkpoints.TEXTS, checkpoints.PAIRS, padding="max_length", truncation=True,
+        max_length=batch["input_ids"].shape[1], return_tensors="np",
+    )  # fmt: skip
+    for name, expected in batch.items():
+        np.testing.assert_array_equal(again[name], expected)
+        np.testing.assert_array_equal(theirs[name], expected)
+
+
+def test_what_cannot_be_saved_says_why(tmp_path) -> None:
+    model, params = initialised(CONFIGS["bert"], "classification")
+    with pytest.raises(pretrained.PretrainedError, match="2 different names"):
+        pretrained.save(tmp_path, model, params, label_names=["one"])
+    flat = traverse_util.flatten_dict(params)
+    flat.pop(("classifier", "bias"))
+    with pytest.raises(pretrained.PretrainedError, match="'classifier/bias' is missing"):
+        pretrained.save(tmp_path, model, traverse_util.unflatten_dict(flat))
+    replicated = jax.tree.map(lambda x: x[None], params)
+    with pytest.raises(pretrained.PretrainedError, match="replicated"):
+        pretrained.save(tmp_path, model, replicated)
+    dense, dense_params = initialised(CONFIGS["bert"], "classification", pooling="dense")
+    with pytest.raises(pretrained.PretrainedError, match="pooling 'dense'"):
+        pretrained.save(tmp_path, dense, dense_params)
+    with pytest.raises(pretrained.PretrainedError, match="Cannot save a Dense"):
+        pretrained.save(tmp_path, nn.Dense(2), {})
