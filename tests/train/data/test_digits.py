@@ -1,0 +1,63 @@
+"""The digits against scikit-learn's own arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from train.data.digits import SPLITS, Digits
+
+
+def rows(source: Digits, split: str) -> tuple[np.ndarray, np.ndarray]:
+    batches = list(source.eval_batches(split))
+    return tuple(
+        np.concatenate([batch[name][batch["mask"]] for batch in batches])
+        for name in ("image", "label")
+    )
+
+
+def test_the_splits_are_the_whole_data_set_without_overlap() -> None:
+    images = np.concatenate([rows(Digits(), split)[0] for split in SPLITS])
+    original = load_digits().images / 16.0
+    assert images.shape == (1797, 8, 8, 1)
+    flat = lambda x: np.sort(x.reshape(1797, 64).astype(np.float32).view("V256"), axis=0)  # noqa: E731
+    assert (flat(images) == flat(original)).all()
+
+
+def test_the_classes_are_equally_frequent_in_every_split() -> None:
+    shares = [np.bincount(rows(Digits(), split)[1], minlength=10) for split in SPLITS]
+    shares = [counts / counts.sum() for counts in shares]
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.01)
+    np.testing.assert_allclose(shares[0], shares[2], atol=0.01)
+
+
+def test_the_split_does_not_depend_on_the_runs_seed() -> None:
+    np.testing.assert_array_equal(rows(Digits(seed=0), "test")[1], rows(Digits(seed=1), "test")[1])
+
+
+def test_metadata_counts_the_splits() -> None:
+    source = Digits(validation_fraction=0.2, test_fraction=0.3)
+    counted = {split: len(rows(source, split)[1]) for split in SPLITS}
+    assert counted == source.metadata.examples
+    assert counted["test"] == pytest.approx(0.3 * 1797, abs=1)
+    assert counted["validation"] == pytest.approx(0.2 * 1797, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 5000}, "batch_size is 5000"),
+        ({"test_fraction": 0.0}, "test_fraction is 0.0"),
+        ({"test_fraction": 0.6, "validation_fraction": 0.4}, "leave nothing to train on"),
+    ],
+)
+def test_impossible_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Digits(**settings)
+
+
+def test_an_unknown_split_is_named() -> None:
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        next(Digits().eval_batches("dev"))

@@ -1,0 +1,43 @@
+"""The comparison table against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from train.benchmarks.step_time import StepTime
+from train.report.table import comparison, to_json, to_markdown
+
+
+def result(accuracy: float, mmd: float, alignment: float | None) -> dict:
+    return {"metrics": {"test": {"accuracy": accuracy}}, "mmd": mmd, "alignment": alignment}
+
+
+ROWS = comparison(
+    {
+        "none": [result(0.9, 2.0, None)],
+        "ct": [result(0.8, 1.0, 0.5), result(0.9, 3.0, 0.7), result(1.0, 2.0, 0.6)],
+    },
+    {"none": StepTime(10.0, 1.0), "ct": StepTime(15.0, 1.5)},
+    "test",
+    ["accuracy"],
+)
+
+
+def test_several_seeds_have_mean_and_sample_deviation() -> None:
+    cell = ROWS["ct"]["test accuracy"]
+    assert (cell.mean, cell.std) == (pytest.approx(0.9), pytest.approx(0.1))
+    assert ROWS["none"]["test accuracy"].std is None
+
+
+def test_markdown_has_a_line_per_method() -> None:
+    assert to_markdown(ROWS).splitlines() == [
+        "| method | test accuracy | MMD | divergence | ms per step | over plain |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| none | 0.9000 | 2.0000 | - | 10.00 | 1.00x |",
+        "| ct | 0.9000 ± 0.1000 | 2.0000 ± 1.0000 | 0.6000 ± 0.1000 | 15.00 | 1.50x |",
+    ]
+
+
+def test_json_keeps_numbers() -> None:
+    assert to_json(ROWS)["none"]["MMD"] == {"mean": 2.0, "std": None}
+    assert to_json(ROWS)["none"]["divergence"] is None

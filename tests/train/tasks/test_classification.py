@@ -1,0 +1,38 @@
+"""Classification against NumPy and scikit-learn."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, log_loss
+
+from train.metrics import compute
+from train.tasks.classification import Classification
+
+LOGITS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+BATCH = {
+    "label": np.array([0, 1, 2, 3, 0, 1]),
+    "mask": np.array([True, True, True, True, False, False]),
+}
+
+
+def test_loss_is_scikit_learns_log_loss() -> None:
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    losses = Classification().loss(jnp.asarray(LOGITS), BATCH)
+    assert losses.shape == (6,)
+    expected = log_loss(BATCH["label"], probabilities, labels=range(4))
+    assert losses.mean() == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics_leave_out_padding() -> None:
+    values = compute(Classification().metrics(jnp.asarray(LOGITS), BATCH))
+    expected = accuracy_score(BATCH["label"][:4], LOGITS[:4].argmax(axis=1))
+    assert values["accuracy"] == pytest.approx(expected)
+    assert 0.0 <= values["ece"] <= 1.0
+
+
+def test_a_missing_input_is_named() -> None:
+    with pytest.raises(ValueError, match=r"\['pixels'\].*'label', 'mask'"):
+        Classification(inputs=("pixels",)).apply(nn.Dense(1), {}, BATCH, train=False)

@@ -1,0 +1,136 @@
+"""Node classification: what the mask leaves out, and a run of the whole loop on a small graph."""
+
+from __future__ import annotations
+
+import collections
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+from ml_collections import ConfigDict
+
+from train import loop
+from train.configs import planetoid
+from train.experiment import build_experiment
+from train.metrics import compute
+from train.registry import ConfigError
+from train.step import train_step
+from train.tasks.node_classification import NodeClassification
+
+LOGITS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+BATCH = {
+    "label": np.array([0, 1, -1, 2, -1]),
+    "mask": np.array([True, True, False, False, False]),
+}
+
+
+def test_an_unknown_label_outside_the_split_changes_nothing() -> None:
+    task = NodeClassification()
+    known = {**BATCH, "label": np.array([0, 1, 2, 2, 0])}
+    for batch in (BATCH, known):
+        losses = task.loss(jnp.asarray(LOGITS), batch)
+        assert np.isfinite(losses).all()
+        expected = -jax.nn.log_softmax(LOGITS)[np.arange(2), [0, 1]]
+        np.testing.assert_allclose(losses[:2], expected, rtol=1e-5)
+        values = compute(task.metrics(jnp.asarray(LOGITS), batch))
+        assert values["accuracy"] == np.mean(LOGITS[:2].argmax(1) == [0, 1])
+
+
+def test_the_graph_is_one_sample_to_the_alignment() -> None:
+    assert NodeClassification().sample_mask(BATCH) is None
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ConfigDict:
+    """Two communities of ten nodes, whose members share words, in Planetoid's format."""
+    rng = np.random.default_rng(0)
+    community = np.arange(20) % 2
+    words = (rng.random((20, 8)) < 0.3 + 0.5 * (np.arange(8) % 2 == community[:, None])) * 1.0
+    words[:, 0] = 1  # so that no node is without words
+    labels = np.eye(2, dtype=np.int32)[community]
+    graph = collections.defaultdict(list)
+    for node in range(18):
+        graph[node].append(node + 2)
+    order = [19, 14, 16, 15, 18, 17]
+    parts = {
+        "x": scipy.sparse.csr_matrix(words[:4], dtype=np.float32), "y": labels[:4],
+        "allx": scipy.sparse.csr_matrix(words[:14], dtype=np.float32), "ally": labels[:14],
+        "tx": scipy.sparse.csr_matrix(words[order], dtype=np.float32), "ty": labels[order],
+        "graph": graph,
+    }  # fmt: skip
+    for part, value in parts.items():
+        (tmp_path / f"ind.toy.{part}").write_bytes(pickle.dumps(value, protocol=2))
+    (tmp_path / "ind.toy.test.index").write_text("\n".join(map(str, order)))
+
+    config = planetoid.get_config("cora")
+    config.data.update({"dataset": "toy", "folder": str(tmp_path), "num_validation": 6})
+    config.optimizer.learning_rate = 0.02
+    config.train.update({"steps": 60, "patience": 20, "log_every": 10})
+    return config.lock()
+
+
+def step(config: ConfigDict, **change: Any) -> tuple[Any, Any]:
+    experiment = build_experiment(config)
+    batch = {**experiment.data.example_batch(), **change}
+    return jax.jit(train_step)(experiment.initial_state(), batch)
+
+
+def test_only_the_labels_of_the_split_train(config: ConfigDict) -> None:
+    label = build_experiment(config).data.example_batch()["label"].copy()
+    label[4:] = 1 - label[4:]
+    (expected, report), (state, changed) = step(config), step(config, label=label)
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+    assert report["task_loss"].count == changed["task_loss"].count == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "over"), [("none", "nodes"), ("gan", "nodes"), ("ct", "nodes"), ("ct", "edges")]
+)
+def test_the_common_loop_trains_a_graph(
+    config: ConfigDict, tmp_path: Path, method: str, over: str
+) -> None:
+    config.alignment.method = method
+    config.model.alignment_over = over
+    config.model.alignment_sample = 0
+    result = loop.run(config, tmp_path / "run")
+    assert result["metrics"]["test"]["accuracy"] >= 0.8
+    assert (result["alignment"] is None) == (method == "none")
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["metrics"] == result["metrics"]
+
+
+def test_stops_when_the_patience_is_used_up_and_keeps_the_best(
+    config: ConfigDict, tmp_path: Path
+) -> None:
+    config.train.update({"steps": 2000, "patience": 3})
+    result = loop.run(config, tmp_path / "run")
+    assert result["steps"] < 2000
+
+
+@pytest.mark.parametrize("dataset", planetoid.DATASETS)
+def test_config_of_every_data_set(dataset: str) -> None:
+    config = planetoid.get_config(dataset)
+    assert config.data.dataset == dataset
+    pubmed = dataset == "pubmed"
+    assert config.model.num_output_heads == (8 if pubmed else 1)
+    assert config.optimizer.learning_rate == (0.01 if pubmed else 0.005)
+    assert config.optimizer.weight_decay == (0.001 if pubmed else 0.0005)
+
+
+def test_an_unknown_data_set_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected one of cora, citeseer, pubmed"):
+        planetoid.get_config("corra")
+
+
+def test_edges_with_another_method_is_an_error_of_the_config(config: ConfigDict) -> None:
+    config.alignment.method = "gan"
+    config.model.alignment_over = "edges"
+    config.model.alignment_sample = 0
+    with pytest.raises(ConfigError, match="works with method 'ct'"):
+        build_experiment(config)

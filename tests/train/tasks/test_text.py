@@ -1,0 +1,56 @@
+"""Text tasks against scikit-learn and SciPy."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+from train.metrics import compute
+from train.registry import ConfigError
+from train.tasks.text import TextClassification, TextRegression
+
+RNG = np.random.default_rng(0)
+
+
+def test_classification_reports_the_benchmarks_metrics() -> None:
+    label, prediction = RNG.integers(0, 2, 50), RNG.integers(0, 2, 50)
+    values = TextClassification(corpus=("matthews", "f1", "macro_f1")).corpus_metrics(
+        {"label": label, "prediction": prediction}
+    )
+    assert values == pytest.approx(
+        {
+            "matthews": matthews_corrcoef(label, prediction),
+            "f1": f1_score(label, prediction),
+            "macro_f1": f1_score(label, prediction, average="macro"),
+        }
+    )
+    assert TextClassification().corpus_metrics({}) == {}
+
+
+def test_an_unknown_metric_is_named_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match='mathews.*did you mean "matthews"'):
+        TextClassification(corpus=("mathews",))
+
+
+def test_regression_is_squared_error_and_correlations() -> None:
+    outputs = RNG.normal(size=(6, 1)).astype(np.float32)
+    label = RNG.uniform(0, 5, 6).astype(np.float32)
+    batch = {"label": label, "mask": np.array([True] * 4 + [False] * 2)}
+    task = TextRegression()
+    np.testing.assert_allclose(
+        task.loss(jnp.asarray(outputs), batch), (outputs[:, 0] - label) ** 2, rtol=1e-5
+    )
+    error = compute(task.metrics(jnp.asarray(outputs), batch))["absolute_error"]
+    assert error == pytest.approx(np.abs(outputs[:4, 0] - label[:4]).mean(), rel=1e-5)
+
+    values = task.corpus_metrics(task.predictions(jnp.asarray(outputs), batch))
+    assert values["pearson"] == pytest.approx(pearsonr(label, outputs[:, 0])[0], abs=1e-6)
+    assert values["spearman"] == pytest.approx(spearmanr(label, outputs[:, 0])[0], abs=1e-6)
+
+
+def test_a_constant_prediction_has_no_correlation() -> None:
+    values = TextRegression().corpus_metrics({"label": np.arange(4.0), "prediction": np.ones(4)})
+    assert values == {"pearson": 0.0, "spearman": 0.0}

@@ -1,0 +1,132 @@
+"""Checkpoints: bitwise resumption, retention, and refusals that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Progress,
+    claim_folder,
+    config_differences,
+    read_config,
+    to_json,
+    write_json,
+)
+from train.early_stopping import Criterion
+from train.experiment import build_experiment
+
+ACCURACY = Criterion.parse("validation/accuracy:max")
+
+
+@pytest.fixture
+def state(tiny_config):
+    return build_experiment(tiny_config("ct")).initial_state()
+
+
+def at(state, step: int):
+    return state.replace(step=np.int32(step))
+
+
+def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path, state) -> None:
+    changed = state.replace(
+        step=np.int32(7),
+        params=jax.tree.map(lambda x: x + 0.1, state.params),
+        opt_state=jax.tree.map(lambda x: x + 1, state.opt_state),
+        rng=jax.random.key(42),
+    )
+    saved = Progress({"best": {"a": 1.5}, "waited": 2}, best_params=state.params)
+    with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(changed, saved)
+        restored, progress = checkpoints.restore(state)
+    words = [x.replace(rng=jax.random.key_data(x.rng)) for x in (restored, changed)]
+    assert jax.tree.structure(words[0]) == jax.tree.structure(words[1])
+    jax.tree.map(np.testing.assert_array_equal, *words)
+    assert progress.early_stopping == saved.early_stopping
+    jax.tree.map(np.testing.assert_array_equal, progress.best_params, state.params)
+
+
+@pytest.mark.parametrize(("direction", "best"), [("max", 2), ("min", 1)])
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path, state, direction, best) -> None:
+    monitor = Criterion.parse(f"v/x:{direction}")
+    with Checkpoints(tmp_path, keep=2, monitor=monitor) as checkpoints:
+        for step, value in enumerate([0.1, 0.9, 0.5, 0.4, 0.3], start=1):
+            checkpoints.save(at(state, step), Progress(), {"v/x": value})
+        assert checkpoints.latest_step == 5
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, 4, 5}
+
+
+def test_other_parameters_are_named(tmp_path, state, tiny_config) -> None:
+    other = build_experiment(tiny_config("gan", model__hidden_size=32)).initial_state()
+    with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+        with pytest.raises(CheckpointError, match=r"does not fit.*alignment.*missing"):
+            checkpoints.restore(other)
+
+
+def test_another_shape_is_named(tmp_path, state, tiny_config) -> None:
+    other = build_experiment(tiny_config("ct", model__mlp_size=24)).initial_state()
+    with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+        with pytest.raises(CheckpointError, match=r"mlp_in/bias has shape \(16,\), expected \(24"):
+            checkpoints.restore(other)
+
+
+def test_no_checkpoint_is_said(tmp_path, state) -> None:
+    with (
+        Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints,
+        pytest.raises(CheckpointError, match="holds no checkpoint"),
+    ):
+        checkpoints.restore(state)
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path, tiny_config) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="not empty and was not made by this program"):
+        claim_folder(tmp_path, tiny_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_folder(tmp_path, tiny_config) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(CheckpointError, match="is a file"):
+        claim_folder(path, tiny_config())
+
+
+def test_a_folder_that_is_no_runs_is_named(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="not the folder of a run"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_config(tmp_path)
+
+
+def test_a_changed_model_or_alignment_is_refused_by_key(tmp_path, tiny_config) -> None:
+    claim_folder(tmp_path, tiny_config("ct"))
+    claim_folder(tmp_path, tiny_config("ct"))
+    claim_folder(tmp_path, tiny_config("ct", train__steps=99))  # training longer is fine
+    with pytest.raises(CheckpointError) as error:
+        claim_folder(tmp_path, tiny_config("gan", model__layers=3))
+    assert "alignment.method was 'ct', now 'gan'" in str(error.value)
+    assert "model.layers was 1, now 3" in str(error.value)
+    assert "heads" not in str(error.value)
+
+
+def test_differences_include_absent_keys() -> None:
+    assert config_differences({"model": {"a": 1}}, {"model": {"b": [1]}}) == [
+        "model.a was 1, now absent",
+        "model.b was absent, now [1]",
+    ]
+
+
+def test_written_json_reads_back_and_leaves_no_temporary_file(tmp_path, tiny_config) -> None:
+    write_json(tmp_path / "config.json", to_json(tiny_config()))
+    assert read_config(tmp_path) == json.loads(json.dumps(tiny_config().to_dict()))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

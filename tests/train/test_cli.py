@@ -1,0 +1,80 @@
+"""The commands as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = "--config=train/configs/digits.py"
+SMALL = [
+    "--config.model.hidden_size=16", "--config.model.layers=1", "--config.model.patch_size=4",
+    "--config.train.steps=4", "--config.train.log_every=2", "--config.eval.every=2",
+    "--config.optimizer.warmup_steps=0", "--config.alignment.method=ct",
+]  # fmt: skip
+
+
+def command(*arguments: str, module: str = "train") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"XLA_FLAGS": "", "ALIGN_JAX_CACHE": ""},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.alignmet.method=ct", "'alignmet.method'; did you mean \"alignment.method\"?"),
+        ("--config.alignment.methd=ct", "'alignment.methd'; did you mean \"method\"?"),
+        ("--config.optimizer.lr=1", "'optimizer.lr'; known: "),
+        ("--config.seed=abc", "abc"),
+        ("--config.alignment.method=cct", "cct"),
+        ("--confg=x", "Did you mean: config"),
+    ],
+)
+def test_a_mistyped_flag_ends_in_one_line(argument: str, message: str, tmp_path) -> None:
+    done = command(CONFIG, argument, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=no/such/file.py"], "No such file or directory: 'no/such/file.py'"),
+        ([CONFIG, "oops"], "unexpected argument 'oops'"),
+    ],
+)
+def test_a_command_that_cannot_work_says_why(arguments: list[str], message: str) -> None:
+    done = command(*arguments)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr
+
+
+def test_the_command_trains_resumes_and_refuses_another_model(tmp_path) -> None:
+    workdir = f"--workdir={tmp_path / 'run'}"
+    done = command(CONFIG, workdir, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    first = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert first["steps"] == 4
+
+    again = command(CONFIG, workdir, *SMALL, "--config.train.steps=6")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 6
+
+    refused = command(CONFIG, workdir, *SMALL, "--config.alignment.method=gan")
+    assert refused.returncode != 0
+    assert "alignment.method was 'ct', now 'gan'" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,54 @@
+"""Patience over a sequence of evaluations worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from train.early_stopping import Criterion, EarlyStopping
+from train.registry import ConfigError
+
+
+def watcher(patience: int) -> EarlyStopping:
+    return EarlyStopping(
+        [Criterion.parse("v/loss:min"), Criterion.parse("v/accuracy:max")], patience
+    )
+
+
+def test_any_improvement_resets_the_patience_and_all_make_the_best() -> None:
+    evaluations = [  # loss, accuracy, best?, evaluations waited
+        (1.0, 0.5, True, 0),
+        (0.9, 0.4, False, 0),
+        (1.1, 0.6, False, 0),
+        (0.8, 0.6, True, 0),
+        (0.9, 0.5, False, 1),
+        (0.9, 0.5, False, 2),
+    ]
+    stopping = watcher(patience=2)
+    for loss, accuracy, best, waited in evaluations:
+        assert not stopping.stop
+        assert stopping.update({"v/loss": loss, "v/accuracy": accuracy}) is best
+        assert stopping.waited == waited
+    assert stopping.stop
+
+
+def test_patience_zero_never_stops() -> None:
+    stopping = watcher(patience=0)
+    for loss in (1.0, 2.0, 3.0):
+        stopping.update({"v/loss": loss, "v/accuracy": -loss})
+    assert not stopping.stop
+
+
+def test_restored_state_goes_on_counting() -> None:
+    first, second = watcher(2), watcher(2)
+    first.update({"v/loss": 1.0, "v/accuracy": 0.5})
+    first.update({"v/loss": 2.0, "v/accuracy": 0.4})
+    second.restore(first.to_json())
+    second.update({"v/loss": 1.5, "v/accuracy": 0.4})
+    assert second.stop
+
+
+def test_bad_criteria_are_named() -> None:
+    with pytest.raises(ConfigError, match="'loss' is no criterion"):
+        Criterion.parse("loss")
+    with pytest.raises(ConfigError, match='did you mean "v/accuracy"'):
+        Criterion.parse("v/acuracy:max").value({"v/accuracy": 1.0, "v/loss": 2.0})

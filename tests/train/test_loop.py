@@ -1,0 +1,187 @@
+"""Runs from start to end on a tiny model."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from train import loop
+from train.checkpoint import CheckpointError
+from train.data.digits import Digits
+from train.log import read_records
+from train.parallel import Pmap
+from train.registry import ConfigError
+
+DEVICES = jax.local_devices()[:1]
+
+
+def run(config, workdir):
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    result = loop.run(config, workdir, devices=DEVICES, console=console)
+    return result, console.file.getvalue()
+
+
+def final_params(config, workdir):
+    return loop.restore_run(workdir, config)[1].params
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_config):
+    """A run that is complete: its config, folder, result and what it printed."""
+    config, workdir = tiny_config("ct", data__eval_batch_size=50), tmp_path_factory.mktemp("run")
+    return config, workdir, *run(config, workdir)
+
+
+def test_a_run_leaves_its_records_and_prints_a_table(finished) -> None:
+    _, workdir, result, printed = finished
+    assert set(result["metrics"]) == {"validation", "test"}
+    assert 0.0 <= result["metrics"]["test"]["accuracy"] <= 1.0
+    assert result["mmd"] > 0.0
+    assert "accuracy" in printed
+    assert "validation" in printed
+
+    records = read_records(workdir)
+    assert [r["step"] for r in records if r["split"] == "train"] == [2, 3, 4, 6]
+    evaluations = [r for r in records if r["split"] == "validation"]
+    assert [r["step"] for r in evaluations] == [0, 3, 6]
+    assert np.shape(evaluations[-1]["mmd_per_head"]["layer_0/attention"]) == (2,)
+    train = next(r for r in records if r["split"] == "train")
+    assert train["loss"] == pytest.approx(
+        train["task_loss"] + train["alignment_weight"] * train["alignment"], rel=1e-5
+    )
+    assert list((workdir / "tensorboard").glob("events*"))
+    saved = json.loads((workdir / "result.json").read_text())
+    assert saved["metrics"] == result["metrics"]
+
+
+def test_accuracy_is_that_of_the_final_parameters_on_every_test_image_once(finished) -> None:
+    config, workdir, result, _ = finished
+    experiment, state = loop.restore_run(workdir, config)
+    rows = [
+        {name: array[batch["mask"]] for name, array in batch.items()}
+        for batch in experiment.data.eval_batches("test")
+    ]
+    images, labels = (np.concatenate([r[name] for r in rows]) for name in ("image", "label"))
+    logits = state.model.apply({"params": state.params}, images)
+    assert len(labels) == round(config.data.test_fraction * 1797 + 0.5)
+    assert result["metrics"]["test"]["accuracy"] == pytest.approx(
+        float((np.asarray(logits).argmax(axis=1) == labels).mean())
+    )
+
+
+def test_a_finished_run_is_not_trained_again(finished, monkeypatch) -> None:
+    config, workdir, first, _ = finished
+    monkeypatch.setattr(Pmap, "train_step", lambda *_: pytest.fail("trained again"))
+    again, _ = run(config, workdir)
+    assert again["metrics"] == first["metrics"]
+    assert again["alignment"] == first["alignment"]
+
+
+def test_fewer_steps_than_already_taken_are_refused(finished, tiny_config) -> None:
+    config = tiny_config("ct", data__eval_batch_size=50, train__steps=4)
+    with pytest.raises(CheckpointError, match="step 6, but train.steps is 4"):
+        run(config, finished[1])
+
+
+def test_resuming_with_another_model_is_refused(finished, tiny_config) -> None:
+    config = tiny_config("ct", data__eval_batch_size=50, model__hidden_size=32)
+    with pytest.raises(CheckpointError, match="model.hidden_size was 16, now 32"):
+        run(config, finished[1])
+
+
+@pytest.mark.parametrize("method", ["none", "ct"])
+def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
+    tmp_path, tiny_config, monkeypatch, method: str
+) -> None:
+    config = tiny_config(method, model__dropout=0.2, train__steps=7)
+    whole, _ = run(config, tmp_path / "whole")
+
+    original = loop.Trainer._due
+
+    def killed_at_step_5(self, every):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return original(self, every)
+
+    monkeypatch.setattr(loop.Trainer, "_due", killed_at_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "result.json").exists()
+    monkeypatch.undo()
+    resumed, _ = run(config, tmp_path / "cut")
+
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(config, tmp_path / "whole"),
+        final_params(config, tmp_path / "cut"),
+    )
+    assert resumed["metrics"] == whole["metrics"]
+    steps = [r["step"] for r in read_records(tmp_path / "cut") if r["split"] == "train"]
+    assert steps == sorted(steps)
+
+
+def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
+    tmp_path, tiny_config, monkeypatch
+) -> None:
+    original = Digits.train_batches
+
+    def poisoned(self, start_step=0):
+        for step, batch in enumerate(original(self, start_step), start=start_step + 1):
+            if step == 5:
+                batch["image"][0, 0, 0, 0] = np.nan
+            yield batch
+
+    monkeypatch.setattr(Digits, "train_batches", poisoned)
+    with pytest.raises(loop.TrainingDiverged, match=r"At step 5 the loss is nan.*of step 3"):
+        run(tiny_config("ct"), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny_config) -> None:
+    # The rate is so high that the first evaluation, before training, stays the best by loss.
+    config = tiny_config(
+        "none",
+        optimizer__learning_rate=3.0,
+        optimizer__decay="constant",
+        train__steps=50,
+        train__patience=2,
+        train__patience_metrics=("validation/loss:min",),
+        train__restore_best=True,
+        eval__every=1,
+    )
+    result, _ = run(config, tmp_path)
+    losses = [r["loss"] for r in read_records(tmp_path) if r["split"] == "validation"]
+    assert result["steps"] < 50
+    during = losses[:-1]
+    assert min(during[-2:]) > min(during)
+    assert result["metrics"]["validation"]["loss"] == pytest.approx(min(during), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval__final": ("dev",)}, "split 'dev'; the data have train, validation, test"),
+        ({"alignment__weight": -1.0}, "alignment.weight is -1.0"),
+        ({"model__heads": 3}, "hidden_size is 16, which 3 heads do not divide"),
+        ({"data__name": "digit"}, 'did you mean "digits"'),
+        ({"task__name": "clasification"}, 'did you mean "classification"'),
+        ({"model__name": "vitt"}, 'did you mean "vit"'),
+        ({"train__patience_metrics": ("validation/acc:max",)}, "validation/acc"),
+    ],
+)
+def test_bad_values_are_config_errors_that_name_them(
+    tmp_path, tiny_config, changes, message
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tiny_config("none", **changes), tmp_path / "run")
+
+
+def test_an_unknown_method_is_a_config_error_that_names_the_nearest(tmp_path, tiny_config) -> None:
+    with pytest.raises(ConfigError, match="gann.*gan"):
+        run(tiny_config("gann"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

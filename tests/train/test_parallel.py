@@ -1,0 +1,45 @@
+"""Moving arrays onto devices and back."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from train.parallel import Pmap, make_parallel
+from train.registry import ConfigError
+
+four_devices = pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
+
+
+def batch(rows: int) -> dict[str, np.ndarray]:
+    return {"x": np.arange(rows * 2.0).reshape(rows, 2), "mask": np.ones(rows, bool)}
+
+
+@four_devices
+@pytest.mark.parametrize(("rows", "share"), [(8, 2), (9, 3), (1, 1)])
+def test_a_batch_is_cut_into_equal_shares_with_the_rest_masked(rows: int, share: int) -> None:
+    parallel = Pmap(jax.local_devices()[:4])
+    shares = parallel.shard(batch(rows))
+    assert shares["x"].shape == (4, share, 2)
+    assert len({shard.device for shard in shares["x"].addressable_shards}) == 4
+    assert int(shares["mask"].sum()) == rows
+    joined = parallel.join(shares)
+    np.testing.assert_array_equal(joined["x"][joined["mask"]], batch(rows)["x"])
+
+
+@four_devices
+def test_replicas_are_equal_and_come_back() -> None:
+    parallel = Pmap(jax.local_devices()[:4])
+    tree = {"w": np.arange(6.0).reshape(2, 3), "step": np.int32(3)}
+    copies = parallel.replicate(tree)
+    assert copies["w"].shape == (4, 2, 3)
+    assert copies["step"].shape == (4,)
+    for back in (parallel.first(copies), parallel.unreplicate(copies)):
+        np.testing.assert_array_equal(back["w"], tree["w"])
+        assert int(back["step"]) == 3
+
+
+def test_an_unknown_way_of_running_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match='did you mean "pmap"'):
+        make_parallel("pmapp")

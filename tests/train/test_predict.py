@@ -1,0 +1,95 @@
+"""Predicting with a trained run and exporting it, on the tiny checkpoint."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
+from train import loop
+from train.predict import export, predict, read_texts, restore_text_run
+from train.registry import ConfigError
+
+PAIRS = [("The cat sat.", "A dog ran?"), ("dogs", ""), ("the mat", "the mat on a hill")]
+
+
+def trained(tmp_path_factory, dataset: str, method: str):
+    """The folder of a short run, restored."""
+    with pytest.MonkeyPatch.context() as patch:
+        fake_glue(patch, dataset)
+        checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("bert"))
+        folder = tmp_path_factory.mktemp("run")
+        config = tiny_config(checkpoint, dataset, method)
+        console = rich.console.Console(file=io.StringIO())
+        loop.run(config, folder, devices=jax.local_devices()[:1], console=console)
+        return restore_text_run(folder)
+
+
+@pytest.fixture(scope="module")
+def mrpc(tmp_path_factory):
+    return trained(tmp_path_factory, "mrpc", "ct")
+
+
+def test_each_text_gets_a_label_and_probabilities_in_order(mrpc) -> None:
+    answers = list(predict(*mrpc, PAIRS, batch_size=2))
+    assert len(answers) == 3
+    for answer in answers:
+        assert list(answer["probabilities"]) == ["not_equivalent", "equivalent"]
+        assert sum(answer["probabilities"].values()) == pytest.approx(1.0, abs=1e-6)
+        assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    alone = next(predict(*mrpc, PAIRS[2:], batch_size=1))
+    assert alone["probabilities"] == pytest.approx(answers[2]["probabilities"], abs=1e-6)
+
+
+def test_a_regression_gives_scores(tmp_path_factory) -> None:
+    answers = list(predict(*trained(tmp_path_factory, "stsb", "none"), PAIRS))
+    assert [list(answer) for answer in answers] == [["score"]] * 3
+    json.dumps(answers)
+
+
+def test_transformers_loads_the_export_and_agrees(mrpc, tmp_path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    export(*mrpc, tmp_path / "export")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    texts = tokenizer(*map(list, zip(*PAIRS, strict=True)), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(**texts).logits.softmax(-1).numpy()
+    ours = [list(answer["probabilities"].values()) for answer in predict(*mrpc, PAIRS)]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert model.config.id2label[1] == "equivalent"
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        export(*mrpc, tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "expected an object with the texts sentence1, sentence2"),
+        ('{"sentence1": "a"}', "expected an object with the texts"),
+        ('{"sentence1": "a", "sentence2": 3}', "expected an object with the texts"),
+        ('{"sentence1": " ", "sentence2": ""}', "line 2 has no text in sentence1"),
+    ],
+)
+def test_bad_lines_are_named(line, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(read_texts(["\n", line], ("sentence1", "sentence2"), "pairs.jsonl"))
+
+
+def test_lines_are_read_and_empty_ones_left_out() -> None:
+    lines = ['{"sentence": "a", "label": 1}\n', "\n", '{"sentence": "b"}']
+    assert list(read_texts(lines, ("sentence",), "x")) == [("a",), ("b",)]
+
+
+def test_a_run_on_pictures_is_refused(tmp_path, tiny_config) -> None:
+    config = tiny_config("none", train__steps=1, eval__at_start=False)
+    console = rich.console.Console(file=io.StringIO())
+    loop.run(config, tmp_path / "run", devices=jax.local_devices()[:1], console=console)
+    with pytest.raises(ConfigError, match="'digits', which holds no texts"):
+        restore_text_run(tmp_path / "run")

@@ -1,0 +1,80 @@
+"""A run starts from the checkpoint's parameters; what does not fit is an error."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from align_jax.pretrained import load
+from tests.pretrained.checkpoints import VOCAB
+from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
+from train.experiment import build_experiment
+from train.registry import ConfigError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def first_params(checkpoint) -> dict[tuple[str, int], dict[str, np.ndarray]]:
+    """The first state's parameters by method and seed."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        fake_glue(patch)
+        for method, seed in (("none", 0), ("ct", 0), ("ct", 1)):
+            config = tiny_config(checkpoint, method=method)
+            config.seed = seed
+            params = jax.device_get(build_experiment(config).initial_state().params)
+            found[method, seed] = traverse_util.flatten_dict(params, sep="/")
+    return found
+
+
+def test_the_first_state_holds_the_checkpoint_and_only_the_rest_depends_on_the_seed(
+    checkpoint, first_params
+) -> None:
+    one, two = first_params["ct", 0], first_params["ct", 1]
+    saved = traverse_util.flatten_dict(load(checkpoint, head="encoder").params, sep="/")
+    assert any(name.startswith("layer_0") for name in saved)
+    for name, value in saved.items():
+        np.testing.assert_array_equal(one[f"encoder/{name}"], value)
+    differing = {name for name in one if (one[name] != two[name]).any()}
+    assert "classifier/kernel" in differing
+    assert all(name.startswith("classifier") or "/alignment/" in name for name in differing)
+
+
+def test_plain_and_aligned_start_equal(first_params) -> None:
+    plain, aligned = first_params["none", 0], first_params["ct", 0]
+    assert set(plain) < set(aligned)
+    for name, value in plain.items():
+        np.testing.assert_array_equal(value, aligned[name])
+
+
+def test_another_tokenizer_than_the_models_is_refused(checkpoint, monkeypatch, tmp_path) -> None:
+    fake_glue(monkeypatch)
+    other = tiny_checkpoint(tmp_path / "other")
+    (other / "vocab.txt").write_text("\n".join([*VOCAB[:-2], VOCAB[-1], VOCAB[-2]]) + "\n")
+    config = tiny_config(checkpoint).unlock()
+    config.data = config.data.copy_and_resolve_references()
+    config.data.tokenizer = str(other)
+    with pytest.raises(ConfigError, match="number the tokens differently"):
+        build_experiment(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pooling": "max"}, "'max'"),
+        ({"dropout": 1.5}, "dropout is 1.5"),
+        ({"pretrained": "./nowhere"}, "no folder './nowhere'"),
+    ],
+)
+def test_bad_settings_are_config_errors(checkpoint, monkeypatch, changes, message) -> None:
+    fake_glue(monkeypatch)
+    config = tiny_config(checkpoint)
+    config.model.update(changes)
+    with pytest.raises(ConfigError, match=message):
+        build_experiment(config)

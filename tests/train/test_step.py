@@ -1,0 +1,188 @@
+"""The step: its gradient against plain JAX, and N devices against one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from align_jax import alignment_loss
+from train.data.base import ordered_batches
+from train.experiment import build_experiment
+from train.parallel import Pmap
+from train.state import AlignmentTerm
+from train.step import eval_step, train_step
+
+four_devices = pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
+
+
+def assert_close(first, second, tolerance: float) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), first, second
+    )
+
+
+def state_and_batch(config, tx=None, rows: int | None = None):
+    experiment = build_experiment(config)
+    state = experiment.initial_state()
+    if tx is not None:
+        state = state.replace(tx=tx, opt_state=tx.init(state.params))
+    batch = experiment.data.example_batch()
+    return state, {name: array[:rows] for name, array in batch.items()}
+
+
+@pytest.mark.parametrize("method", ["ct", "gan", "none"])
+def test_the_gradient_is_that_of_the_loss_written_down(tiny_config, method: str) -> None:
+    """SGD with rate 1 turns the change of the parameters into the gradient."""
+    weight = 0.3
+    config = tiny_config(method, alignment__weight=weight)
+    state, batch = state_and_batch(config, tx=optax.sgd(1.0))
+
+    def loss(params):
+        logits, sown = state.model.apply(
+            {"params": params}, batch["image"], deterministic=True, mutable=["alignment"]
+        )
+        log_probabilities = jax.nn.log_softmax(logits)
+        task = -log_probabilities[jnp.arange(16), batch["label"]].mean()
+        return task + (0.0 if method == "none" else weight * alignment_loss(sown))
+
+    value, expected = jax.value_and_grad(loss)(state.params)
+    after, report = jax.jit(train_step)(state, batch)
+    gradient = jax.tree.map(lambda a, b: a - b, state.params, after.params)
+    assert_close(gradient, expected, 1e-5)
+    assert report["loss"].compute() == pytest.approx(float(value), rel=1e-5)
+    assert report["gradient_norm"].compute() == pytest.approx(
+        float(optax.tree.norm(expected)), rel=1e-4
+    )
+    assert ("alignment" in report) is (method != "none")
+
+
+@pytest.mark.parametrize("method", ["ct", "gan"])
+def test_padding_rows_change_nothing(tiny_config, method: str) -> None:
+    state, batch = state_and_batch(tiny_config(method), tx=optax.sgd(1.0), rows=5)
+    garbage = {name: np.concatenate([array, array[:3]]) for name, array in batch.items()}
+    garbage["image"][5:] = 1e3
+    garbage["mask"][5:] = False
+    sliced, padded = (jax.jit(train_step)(state, b) for b in (batch, garbage))
+    assert_close(sliced[0].params, padded[0].params, 1e-6)
+    for name in sliced[1]:
+        assert_close(jax.tree.leaves(sliced[1][name]), jax.tree.leaves(padded[1][name]), 1e-5)
+
+
+@four_devices
+@pytest.mark.parametrize(("method", "rows"), [("ct", 16), ("ct", 13), ("gan", 16), ("gan", 13)])
+def test_four_devices_take_the_steps_of_one(tiny_config, method: str, rows: int) -> None:
+    # Adam divides by the gradient's size, so where a gradient is zero but for rounding (a softmax
+    # ignores the keys' bias) its step is noise; a larger epsilon takes that out of the comparison.
+    config = tiny_config(
+        method, data__batch_size=rows, alignment__weight=0.5, optimizer__epsilon=1e-3
+    )
+    experiment = build_experiment(config)
+    runs = []
+    for count in (1, 4):
+        parallel = Pmap(jax.local_devices()[:count])
+        state = parallel.replicate(experiment.initial_state())
+        reports = []
+        for batch, _ in zip(experiment.data.train_batches(), range(10), strict=False):
+            state, report = parallel.train_step(state, parallel.shard(batch))
+            reports.append(jax.tree.map(float, jax.tree.leaves(
+                {k: parallel.first(report)[k] for k in ("loss", "task_loss", "alignment",
+                                                        "accuracy", "gradient_norm")}
+            )))  # fmt: skip
+        runs.append((parallel.first(state.params), reports))
+    assert_close(runs[0][1], runs[1][1], 1e-5)
+    assert_close(runs[0][0], runs[1][0], 1e-5)
+
+
+@four_devices
+@pytest.mark.parametrize("method", ["ct", "gan"])
+def test_four_devices_see_the_gradient_of_one(tiny_config, method: str) -> None:
+    """On 13 rows, so that the devices hold 4, 4, 4 and 1 of them."""
+    state, batch = state_and_batch(
+        tiny_config(method, alignment__weight=0.5), tx=optax.sgd(1.0), rows=13
+    )
+    after = []
+    for count in (1, 4):
+        parallel = Pmap(jax.local_devices()[:count])
+        stepped, _ = parallel.train_step(parallel.replicate(state), parallel.shard(batch))
+        after.append(parallel.first(stepped.params))
+    assert_close(after[0], after[1], 1e-5)
+
+
+@four_devices
+@pytest.mark.parametrize("examples", [7, 8, 1])
+def test_evaluation_counts_every_example_once(tiny_config, examples: int) -> None:
+    """For sizes that neither the batch (4) nor the devices (4) divide."""
+    state, batch = state_and_batch(tiny_config("none"), rows=examples)
+    parallel = Pmap(jax.local_devices()[:4])
+    replicas = parallel.replicate(state)
+    total, count = 0.0, 0.0
+    for part in ordered_batches({k: v for k, v in batch.items() if k != "mask"}, 6):
+        report = parallel.first(parallel.eval_step(replicas, parallel.shard(part))[0])
+        total, count = total + report["loss"].total, count + report["loss"].count
+    assert count == examples
+    logits = state.model.apply({"params": state.params}, batch["image"])
+    losses = -jax.nn.log_softmax(logits)[jnp.arange(examples), batch["label"]]
+    assert total == pytest.approx(float(losses.sum()), rel=1e-5)
+
+
+def test_a_plain_model_reports_no_alignment_and_sows_nothing(tiny_config) -> None:
+    state, batch = state_and_batch(tiny_config("none"))
+    _, report = jax.jit(train_step)(state, batch)
+    assert not {"alignment", "divergence", "alignment_weight"} & report.keys()
+
+
+def test_ot_reports_its_solver(tiny_config) -> None:
+    state, batch = state_and_batch(tiny_config("ot"))
+    _, report = jax.jit(train_step)(state, batch)
+    assert report["sinkhorn_iterations"].compute() >= 1
+    assert np.isfinite(report["sinkhorn_residual"].compute())
+
+
+def test_the_report_has_a_number_per_layer_and_head(tiny_config) -> None:
+    state, batch = state_and_batch(tiny_config("ct", model__layers=2))
+    _, report = jax.jit(train_step)(state, batch)
+    assert list(report["divergence"]) == ["layer_0/attention", "layer_1/attention"]
+    heads = np.stack([mean.compute() for mean in report["divergence"].values()])
+    assert heads.shape == (2, 2)
+    assert heads.mean() == pytest.approx(report["alignment"].compute(), rel=1e-5)
+
+
+def test_dropout_depends_on_the_step_and_is_repeatable(tiny_config) -> None:
+    state, batch = state_and_batch(tiny_config("none", model__dropout=0.5))
+    step = jax.jit(train_step)
+    losses = [
+        step(state.replace(step=jnp.int32(number)), batch)[1]["loss"].compute()
+        for number in (0, 0, 1)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_evaluation_has_no_dropout(tiny_config) -> None:
+    state, batch = state_and_batch(tiny_config("ct", model__dropout=0.5))
+    evaluated = jax.jit(eval_step)
+    first, second = (evaluated(state.replace(step=jnp.int32(s)), batch)[0] for s in (0, 1))
+    assert first["loss"].compute() == second["loss"].compute()
+
+
+def test_the_weight_warms_up_linearly() -> None:
+    term = AlignmentTerm(config=None, weight=0.8, warmup_steps=4)  # type: ignore[arg-type]
+    weights = [float(term.weight_at(jnp.int32(step))) for step in range(6)]
+    np.testing.assert_allclose(weights, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+
+def test_alignment_lowers_the_divergence_it_is_given(tiny_config) -> None:
+    """MMD has no adversary, so training for it must end far below training without it."""
+    final = {}
+    for weight in (0.0, 100.0):
+        config = tiny_config(
+            "mmd", alignment__weight=weight, optimizer__learning_rate=2e-2, train__steps=100
+        )
+        state, batch = state_and_batch(config)
+        step = jax.jit(train_step)
+        for _ in range(50):
+            state, report = step(state, batch)
+        final[weight] = report["alignment"].compute()
+    assert final[100.0] < 0.2 * final[0.0]

@@ -1,0 +1,56 @@
+"""The sweep: a table and a picture, resumable, and refusing what is not its own."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import matplotlib.image
+import pytest
+import rich.console
+
+from train import loop, sweep
+from train.checkpoint import CheckpointError
+
+
+def run(config, methods, seeds, workdir) -> str:
+    console = rich.console.Console(file=io.StringIO(), width=160)
+    sweep.sweep(config, methods, seeds, workdir, console)
+    return console.file.getvalue()
+
+
+def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
+    tmp_path, tiny_config, monkeypatch
+) -> None:
+    config = tiny_config("none", train__steps=2, eval__every=2)
+    printed = run(config, ["none", "ct"], [0, 1], tmp_path)
+    assert "test accuracy" in printed
+    assert "over plain" in printed
+
+    results = [
+        json.loads((tmp_path / f"ct-seed{seed}" / "result.json").read_text()) for seed in (0, 1)
+    ]
+    accuracies = [result["metrics"]["test"]["accuracy"] for result in results]
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert rows["ct"]["test accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert rows["none"]["divergence"] is None
+    assert rows["none"]["over plain"]["mean"] == 1.0
+    picture = matplotlib.image.imread(tmp_path / "picture.png")
+    assert picture.shape[0] > 500
+    assert picture.std() > 0.05  # something is drawn
+
+    monkeypatch.setattr(loop, "run", lambda *_, **__: pytest.fail("ran again"))
+    monkeypatch.setattr(sweep, "measure_step_times", lambda *_: pytest.fail("timed again"))
+    assert run(config, ["none", "ct"], [0, 1], tmp_path).count("finished before") == 4
+
+
+def test_another_experiments_folder_is_refused(tmp_path, tiny_config) -> None:
+    sweep.claim_folder(tmp_path, sweep.variant(tiny_config(), "none", 0))
+    with pytest.raises(CheckpointError, match="model.hidden_size was 16, now 32"):
+        run(tiny_config(model__hidden_size=32), ["none"], [0], tmp_path)
+
+
+def test_a_foreign_folder_is_refused(tmp_path, tiny_config) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="was not made by this program"):
+        run(tiny_config(), ["none"], [0], tmp_path)

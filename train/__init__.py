@@ -1,0 +1,1 @@
+"""The application: trains, evaluates and compares models with alignment attention."""

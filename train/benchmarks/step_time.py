@@ -1,0 +1,119 @@
+"""What alignment costs: the time of a training step of each method over the plain model's.
+
+The methods are measured in one process and in turns, so that whatever else the machine does falls
+on all of them alike, and a ratio is taken within each turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.table
+from ml_collections import ConfigDict
+
+from train.experiment import build_experiment
+from train.parallel import make_parallel
+
+PLAIN = "none"
+WARM_UP = 3  # turns left out: compilation, and the first use of each program
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """The time of one training step.
+
+    Attributes:
+        milliseconds: median over the turns.
+        ratio: median over the turns of this method's time over the plain model's in that turn.
+    """
+
+    milliseconds: float
+    ratio: float
+
+
+def measure_step_times(
+    config: ConfigDict,
+    methods: Sequence[str],
+    turns: int = 30,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, StepTime]:
+    """Times the training step of each method on one batch of a config's data.
+
+    Args:
+        config: the experiment; its alignment method is replaced.
+        methods: names of alignment methods; the plain model is measured in any case.
+        turns: how often each method is timed.
+        devices: where to run; all local devices by default.
+
+    Returns:
+        The times by method, the plain model ("none") first.
+
+    Example:
+        >>> measure_step_times(digits.get_config(), ["ct"])["ct"].ratio
+        1.4
+    """
+    steps = {m: _stepper(config, m, devices) for m in dict.fromkeys([PLAIN, *methods])}
+    seconds: dict[str, list[float]] = {method: [] for method in steps}
+    for turn in range(WARM_UP + turns):
+        for method in _rotated(list(steps), turn):
+            elapsed = _timed(steps[method])
+            if turn >= WARM_UP:
+                seconds[method].append(elapsed)
+
+    plain = np.asarray(seconds[PLAIN])
+    return {
+        method: StepTime(
+            milliseconds=float(np.median(times) * 1e3),
+            ratio=float(np.median(np.asarray(times) / plain)),
+        )
+        for method, times in seconds.items()
+    }
+
+
+def step_time_table(times: dict[str, StepTime], title: str) -> rich.table.Table:
+    """The times as a table for the terminal."""
+    table = rich.table.Table(title=title, title_justify="left")
+    table.add_column("method")
+    table.add_column("ms per step", justify="right")
+    table.add_column("over plain", justify="right")
+    for method, value in times.items():
+        table.add_row(method, f"{value.milliseconds:.2f}", f"{value.ratio:.2f}x")
+    return table
+
+
+def _stepper(
+    config: ConfigDict, method: str, devices: Sequence[jax.Device] | None
+) -> Callable[[], Any]:
+    """A function that takes one step from where the last one ended, and waits for it."""
+    config = config.copy_and_resolve_references()
+    config.alignment.method = method
+    experiment = build_experiment(config)
+    if not experiment.data.metadata.splittable:
+        devices = list(devices or jax.local_devices())[:1]
+    parallel = make_parallel(config.train.parallel, devices)
+    state = parallel.replicate(experiment.initial_state())
+    batch = parallel.shard(experiment.data.example_batch())
+
+    def step() -> Any:
+        nonlocal state
+        state, report = parallel.train_step(state, batch)
+        return jax.block_until_ready((state, report))
+
+    return step
+
+
+def _timed(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _rotated(methods: list[str], turn: int) -> list[str]:
+    """Another method goes first in each turn, so that none always follows the same one."""
+    first = turn % len(methods)
+    return methods[first:] + methods[:first]

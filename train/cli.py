@@ -1,0 +1,127 @@
+"""What the commands share: the --config flag, errors in one line, quiet start."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from train.checkpoint import CheckpointError
+from train.loop import TrainingDiverged
+from train.registry import ConfigError, nearest
+
+MISSING = "--config is missing; for instance --config=train/configs/digits.py."
+CACHE_VARIABLE = "ALIGN_JAX_CACHE"
+
+
+def define_config_flag() -> flags.FlagHolder[ConfigDict]:
+    """The flag --config=FILE.py[:arg], with --config.KEY=VALUE for every key of the file."""
+    return config_flags.DEFINE_config_file(
+        "config",
+        help_string="The experiment: a file such as train/configs/digits.py. Every key in it is a "
+        "flag: --config.alignment.method=ct",
+        lock_config=True,
+    )
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Parses the flags and runs a command; what the user can mend ends in one line.
+
+    Args:
+        main: the command; flags are parsed when it is called.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}; options start with --, see --help.")
+        logging.set_verbosity(logging.WARNING)  # Orbax and TensorBoard report each file at INFO
+        use_compilation_cache()
+        try:
+            main()
+        except (ConfigError, CheckpointError, TrainingDiverged) as error:
+            _fail(str(error))
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def require_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
+    """The config that was asked for.
+
+    Raises:
+        ConfigError: --config is missing, or its file cannot be loaded.
+    """
+    if flag.value is None:
+        raise ConfigError(MISSING)
+    try:
+        flag.value.is_locked  # noqa: B018  (a file that failed to load raises at its first use)
+    except OSError as error:
+        raise ConfigError(f"--config: {' '.join(str(error).split())}") from error
+    return flag.value
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in ~/.cache/align_jax or $ALIGN_JAX_CACHE.
+
+    An empty $ALIGN_JAX_CACHE switches the cache off.
+    """
+    default = pathlib.Path.home() / ".cache" / "align_jax"
+    folder = os.environ.get(CACHE_VARIABLE, str(default))
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        _fail(str(error).strip().splitlines()[-1])  # above it: the trace of an error in the file
+    except (KeyError, AttributeError) as error:
+        _fail(_unknown_key(argv, error))
+    raise AssertionError("unreachable")
+
+
+def _unknown_key(argv: Sequence[str], error: Exception) -> str:
+    """Names the flag at fault and the nearest key of the config, in full."""
+    named = re.search(r"--?config[= ]([^\s:]+):?(\S*)", " ".join(argv))
+    if named is None:
+        return MISSING
+    # The flag has no value yet: the key at fault stopped its parsing.
+    config = runpy.run_path(named[1])["get_config"](named[2])
+    keys = _keys(config)
+    for argument in argv[1:]:
+        match = re.match(r"--?config\.([\w.\[\]]+)", argument)
+        if match and match[1] not in keys:
+            section, _, name = match[1].rpartition(".")
+            inside = {key.rpartition(".")[2]: key for key in keys if key.startswith(f"{section}.")}
+            hint = nearest(name, inside) if inside else nearest(match[1], keys)
+            known = ", ".join(inside or config)
+            return f"the config has no key {match[1]!r}; {hint or f'known: {known}'}".rstrip()
+    return str(error)
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Every key in full: ["alignment", "alignment.method", ...]."""
+    found = []
+    for key in config:
+        found.append(prefix + key)
+        if isinstance(config[key], ConfigDict):
+            found += _keys(config[key], f"{prefix}{key}.")
+    return found
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def default_workdir(config: ConfigDict) -> pathlib.Path:
+    """Where a run goes if the user does not say: runs/digits/ct-seed0."""
+    return pathlib.Path("runs") / config.name / f"{config.alignment.method}-seed{config.seed}"

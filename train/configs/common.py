@@ -1,0 +1,81 @@
+"""The sections that every config has, with their defaults.
+
+A config starts from `default_config()` and sets what its experiment needs. Every key exists from
+the start, so that the config can be locked and a mistyped key is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from align_jax import AlignmentConfig
+from train.optimizer import OptimizerConfig
+
+
+def default_config() -> ConfigDict:
+    """The common sections: optimizer, alignment, train, eval, and the seed.
+
+    An experiment adds `name`, `model`, `data` and `task`.
+    """
+    config = ConfigDict()
+    config.name = ""
+    config.seed = 0
+
+    config.optimizer = section(OptimizerConfig)
+
+    config.alignment = section(AlignmentConfig, method="none")
+    config.alignment.weight = 0.01
+    config.alignment.warmup_steps = 0
+
+    config.train = ConfigDict()
+    config.train.steps = 1000
+    config.train.parallel = "pmap"
+    config.train.log_every = 50
+    config.train.checkpoint_every = 500
+    config.train.keep_checkpoints = 2  # the newest ones; the best one is kept beside them
+    config.train.monitor = "validation/accuracy:max"  # which checkpoint is the best
+    config.train.restore_best = False  # end with the parameters of the best evaluation
+    config.train.patience = 0  # evaluations without improvement before stopping; 0: never stop
+    config.train.patience_metrics = ("validation/loss:min", "validation/accuracy:max")
+
+    config.eval = ConfigDict()
+    config.eval.every = 500
+    config.eval.at_start = True  # the curves' first point; and a mistake shows now, not in hours
+    config.eval.during = ("validation",)  # splits evaluated while training
+    config.eval.final = ("validation", "test")  # splits evaluated at the end
+    config.eval.report = ("accuracy", "ece")  # columns of a sweep's table
+    config.eval.mmd_split = "validation"
+    config.eval.mmd_examples = 128  # examples whose keys and queries are compared; 0: none
+    config.eval.mmd_bandwidth = 1.0
+    return config
+
+
+def section(settings: type, without: Collection[str] = (), **values: Any) -> ConfigDict:
+    """A section whose keys and defaults are a dataclass's fields.
+
+    Args:
+        settings: the dataclass.
+        without: fields that the config does not set.
+        **values: other values than the defaults.
+
+    Raises:
+        TypeError: a value for a field that the dataclass does not have.
+
+    Example:
+        >>> section(OptimizerConfig, learning_rate=1e-4).learning_rate
+        0.0001
+    """
+    result = ConfigDict()
+    for field in dataclasses.fields(settings):
+        if field.name in without:
+            continue
+        default = values.pop(field.name, field.default)
+        # None has no type that a command-line flag could be parsed as; here it means "all layers".
+        result[field.name] = config_dict.placeholder(tuple) if default is None else default
+    if values:
+        raise TypeError(f"{settings.__name__} has no field {sorted(values)}.")
+    return result

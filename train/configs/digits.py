@@ -1,0 +1,49 @@
+"""A small Vision Transformer on scikit-learn's digits, plain or aligned.
+
+Command:   python -m train --config=train/configs/digits.py [--config.alignment.method=ct]
+Compare:   python -m train.sweep --config=train/configs/digits.py
+Expected:  test accuracy 0.95 to 0.98 with every method (seed 0, plain: 0.969); MMD between keys and
+           queries, summed over the 8 heads, 3.6 plain, 3.0 with GAN, 3.1 with CT.
+Time:      600 steps of 10 to 12 ms (plain) on 2 CPU cores; GAN 1.2 times that, CT 1.7 times.
+Data:      1,797 images of 8x8 pixels, inside scikit-learn; nothing is downloaded.
+"""
+
+from ml_collections import ConfigDict
+
+from align_jax.models import ViTConfig
+from train.configs.common import default_config, section
+from train.data.digits import Digits
+from train.tasks.classification import Classification
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment; `arg` is not used."""
+    del arg
+    config = default_config()
+    config.name = "digits"
+
+    # What the data determine (image size, channels, classes) is not set here.
+    from_data = ("image_size", "channels", "num_classes", "alignment")
+    config.model = section(ViTConfig, without=from_data, hidden_size=64, layers=2, dropout=0.1)
+    config.model.name = "vit"
+
+    config.data = section(Digits, without=("seed",), batch_size=64, test_fraction=0.2)
+    config.data.name = "digits"
+
+    config.task = section(Classification)
+    config.task.name = "classification"
+
+    # The slowest of the 256 plans of a batch sets the pace of them all; a residual that is left is
+    # logged.
+    config.alignment.sinkhorn_iterations = 100
+
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.weight_decay = 0.05
+
+    config.train.steps = 600
+    config.train.log_every = 20
+    config.train.checkpoint_every = 400
+    config.eval.every = 100
+    config.eval.mmd_bandwidth = 4.0  # the root of the head's dimension: tokens lie so far apart
+    return config

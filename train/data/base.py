@@ -1,0 +1,141 @@
+"""What every data source offers, and the batching that in-memory sources share.
+
+A batch is a dict of NumPy arrays with a common leading axis (B examples) and "mask", bool [B]:
+False marks a row that only fills the batch up to its size and is no example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What the rest of the program must know about a data source.
+
+    Attributes:
+        examples: number of examples per split, {"train": 1078, ...}.
+        model: what the data say about the model: fields of the model's configuration by name,
+            {"num_classes": 10, "image_size": 8}; a field that the model does not have is ignored.
+        splittable: whether a batch may be cut along its leading axis and spread over devices.
+            A graph, whose edges join its rows, may not: it trains on one device.
+    """
+
+    examples: Mapping[str, int]
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    splittable: bool = True
+
+
+class DataSource(Protocol):
+    """The data of one experiment. Constructed from the config's `data` section and the seed."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """Sizes of the splits, and what the data say about the model."""
+
+    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Endless batches from a step on.
+
+        The batch of a step depends on the seed and the step alone, so that a resumed run sees what
+        an uninterrupted one would.
+        """
+
+    def eval_batches(self, split: str) -> Iterator[Batch]:
+        """Every example of `split` exactly once, in order; all batches have the same shape."""
+
+    def example_batch(self) -> Batch:
+        """A batch to initialise the model with."""
+
+
+def shuffled_batches(
+    arrays: Mapping[str, np.ndarray], batch_size: int, seed: int, start_step: int = 0
+) -> Iterator[Batch]:
+    """Endless batches in an order that depends on (seed, epoch) alone.
+
+    The remainder of an epoch that fills no batch is left out of that epoch; each epoch has another
+    order, so every example gets its turn.
+
+    Args:
+        arrays: arrays with a common leading axis of n examples.
+        batch_size: examples per batch, at most n.
+        seed: of the order.
+        start_step: the number of batches to skip, at no cost.
+
+    Yields:
+        Batches of `batch_size` examples, all with mask True.
+
+    Raises:
+        ValueError: there are no examples, or fewer than a batch holds.
+    """
+    examples = _common_length(arrays)
+    if not 1 <= batch_size <= examples:
+        raise ValueError(
+            f"data.batch_size is {batch_size}; expected 1 to {examples}, the number of examples."
+        )
+    steps_per_epoch = examples // batch_size
+    step = start_step
+    while True:
+        epoch, position = divmod(step, steps_per_epoch)
+        order = np.random.default_rng((seed, epoch)).permutation(examples)
+        for index in range(position, steps_per_epoch):
+            rows = order[index * batch_size : (index + 1) * batch_size]
+            yield _with_mask({name: array[rows] for name, array in arrays.items()}, len(rows))
+            step += 1
+
+
+def ordered_batches(arrays: Mapping[str, np.ndarray], batch_size: int) -> Iterator[Batch]:
+    """Every example once, in order, in batches of one shape: the last one is padded.
+
+    Args:
+        arrays: arrays with a common leading axis.
+        batch_size: rows per batch, padding included.
+
+    Yields:
+        Batches of `batch_size` rows; mask is False in the padding.
+
+    Raises:
+        ValueError: there are no examples, or the batch size is below one.
+    """
+    examples = _common_length(arrays)
+    if batch_size < 1:
+        raise ValueError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
+    for start in range(0, examples, batch_size):
+        chunk = {name: array[start : start + batch_size] for name, array in arrays.items()}
+        yield pad(_with_mask(chunk, len(next(iter(chunk.values())))), batch_size)
+
+
+def pad(batch: Batch, rows: int) -> Batch:
+    """Fills a batch up to `rows` rows with copies of its first row, masked out.
+
+    Copies rather than zeros, because zeros need not be a possible input: a sequence without a
+    single token gives nan in a softmax, and nan times a mask of zero is nan still.
+    """
+    missing = rows - len(batch["mask"])
+    if missing == 0:
+        return batch
+    padded = {
+        name: np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+        for name, array in batch.items()
+    }
+    padded["mask"] = np.concatenate([batch["mask"], np.zeros(missing, bool)])
+    return padded
+
+
+def _with_mask(arrays: dict[str, np.ndarray], rows: int) -> Batch:
+    return {**arrays, "mask": np.ones(rows, bool)}
+
+
+def _common_length(arrays: Mapping[str, np.ndarray]) -> int:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"The arrays of a data source differ in length: {lengths}.")
+    length = next(iter(lengths.values()))
+    if length == 0:
+        raise ValueError(f"The data source has no examples (arrays {sorted(arrays)} are empty).")
+    return length

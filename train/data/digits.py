@@ -1,0 +1,107 @@
+"""Handwritten digits from scikit-learn: 1,797 images of 8x8 pixels, inside the package.
+
+Source: `sklearn.datasets.load_digits`, the test set of the UCI "Optical Recognition of Handwritten
+Digits" (Alpaydin & Kaynak, 1998).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from train.data.base import Batch, Metadata, ordered_batches, shuffled_batches
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """The digits, split by class into train, validation and test.
+
+    Attributes:
+        seed: of the order of the training examples.
+        batch_size: examples per training step.
+        eval_batch_size: rows per evaluation batch.
+        validation_fraction: share of all examples in the validation split.
+        test_fraction: share of all examples in the test split.
+        split_seed: of the split itself; apart from `seed`, so that runs with different seeds are
+            tested on the same images.
+
+    Example:
+        >>> next(Digits(seed=0, batch_size=4).train_batches())["image"].shape
+        (4, 8, 8, 1)
+    """
+
+    seed: int = 0
+    batch_size: int = 64
+    eval_batch_size: int = 256
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.3
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            if not 0.0 < value < 1.0:
+                raise ValueError(f"data.{name} is {value}; expected a number between 0 and 1.")
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            raise ValueError(
+                f"data.validation_fraction {self.validation_fraction} and data.test_fraction "
+                f"{self.test_fraction} leave nothing to train on; their sum must stay below 1."
+            )
+        if not 1 <= self.batch_size <= self.metadata.examples["train"]:
+            raise ValueError(
+                f"data.batch_size is {self.batch_size}; expected 1 to "
+                f"{self.metadata.examples['train']}, the number of training examples."
+            )
+
+    @functools.cached_property
+    def metadata(self) -> Metadata:
+        """Sizes of the splits; the images' size and the number of classes."""
+        return Metadata(
+            examples={split: len(self._splits[split]["label"]) for split in SPLITS},
+            model={"image_size": 8, "channels": 1, "num_classes": 10},
+        )
+
+    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Endless shuffled batches of the training split."""
+        return shuffled_batches(self._splits["train"], self.batch_size, self.seed, start_step)
+
+    def eval_batches(self, split: str) -> Iterator[Batch]:
+        """One pass over a split, in order."""
+        if split not in SPLITS:
+            raise ValueError(f"Digits has no split {split!r}; expected one of {SPLITS}.")
+        return ordered_batches(self._splits[split], self.eval_batch_size)
+
+    def example_batch(self) -> Batch:
+        """The first training batch."""
+        return next(self.train_batches())
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, dict[str, np.ndarray]]:
+        digits = load_digits()
+        images = (digits.images[..., None] / 16.0).astype(np.float32)  # pixels are 0 to 16
+        labels = digits.target.astype(np.int32)
+
+        rest, test = _stratified(
+            np.arange(len(labels)), labels, self.test_fraction, self.split_seed
+        )
+        share = self.validation_fraction / (1.0 - self.test_fraction)
+        train, validation = _stratified(rest, labels, share, self.split_seed)
+        rows = {"train": train, "validation": validation, "test": test}
+        return {name: {"image": images[row], "label": labels[row]} for name, row in rows.items()}
+
+
+def _stratified(
+    rows: np.ndarray, labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts `rows` in two, each class in the same proportion; the second part is `fraction`."""
+    first, second = train_test_split(
+        rows, test_size=fraction, stratify=labels[rows], random_state=seed
+    )
+    return np.sort(first), np.sort(second)

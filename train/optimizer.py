@@ -1,0 +1,151 @@
+"""The optimiser: Adam or AdamW, warm-up and decay, clipping, and a rate of its own for alignment.
+
+The model and the alignment networks (critic, navigator, discriminator) are two groups. Each is
+clipped by its own norm: the critic ascends and its gradients can be large, and clipping both by
+their common norm would let it shrink the model's step - a plain model and an aligned one would
+then differ by more than their loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from flax import traverse_util
+
+from align_jax import strip_alignment
+from train.registry import ConfigError, nearest
+
+OPTIMIZERS = ("adamw", "adam")
+DECAYS = ("linear", "constant")
+NOT_DECAYED = ("bias", "scale")  # of Dense, Conv and LayerNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of `make_optimizer`.
+
+    Attributes:
+        name: "adamw" decays the weights beside the gradient; "adam" adds `weight_decay` times the
+            weight to the gradient (L2, as PyTorch's Adam and the GAT paper do).
+        learning_rate: the highest rate, reached after the warm-up.
+        warmup_steps: steps of linear increase from 0.
+        decay: "linear" falls to 0 at the last step; "constant" stays.
+        weight_decay: biases and LayerNorm scales are never decayed.
+        decay_alignment: whether the alignment networks are decayed as well.
+        beta1, beta2, epsilon: Adam's.
+        clip_norm: largest global norm of each group's gradient; 0 switches clipping off.
+        alignment_rate_multiplier: the alignment networks' rate over the model's.
+
+    Raises:
+        ConfigError: an unknown name, or a number out of range.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    decay: str = "linear"
+    weight_decay: float = 0.01
+    decay_alignment: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    alignment_rate_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, known in (("name", OPTIMIZERS), ("decay", DECAYS)):
+            value = getattr(self, field)
+            if value not in known:
+                raise ConfigError(
+                    f"optimizer.{field} is {value!r}; {nearest(value, known)}expected one of "
+                    f"{known}."
+                )
+        for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm",
+                      "alignment_rate_multiplier"):  # fmt: skip
+            if getattr(self, field) < 0:
+                raise ConfigError(
+                    f"optimizer.{field} is {getattr(self, field)}; expected 0 or more."
+                )
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Builds the optimiser of a run.
+
+    Args:
+        config: the settings.
+        steps: length of the run, at whose end a linear decay reaches 0.
+
+    Raises:
+        ConfigError: the warm-up is longer than the run.
+
+    Example:
+        >>> tx = make_optimizer(OptimizerConfig(learning_rate=1e-3), steps=100)
+        >>> opt_state = tx.init(params)
+    """
+    if config.warmup_steps > steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps is {config.warmup_steps}, longer than train.steps {steps}."
+        )
+    return optax.multi_transform(
+        {
+            "model": _group(config, steps, rate=1.0, decayed=True),
+            "alignment": _group(
+                config, steps, config.alignment_rate_multiplier, config.decay_alignment
+            ),
+        },
+        parameter_groups,
+    )
+
+
+def learning_rate(config: OptimizerConfig, steps: int, multiplier: float = 1.0) -> optax.Schedule:
+    """The rate at each step: linear from 0 over the warm-up, then linear to 0, or constant."""
+    peak = config.learning_rate * multiplier
+    if config.decay == "linear":
+        after = optax.linear_schedule(peak, 0.0, max(steps - config.warmup_steps, 1))
+    else:
+        after = optax.constant_schedule(peak)
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def parameter_groups(params: Any) -> Any:
+    """Labels each parameter "model", or "alignment" if a plain model would not have it."""
+    plain = traverse_util.flatten_dict(strip_alignment(params))
+    labels = {
+        path: "model" if path in plain else "alignment"
+        for path in traverse_util.flatten_dict(params)
+    }
+    return traverse_util.unflatten_dict(labels)
+
+
+def decayed(params: Any) -> Any:
+    """True for the parameters that weight decay acts on."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _names(path)[-1] not in NOT_DECAYED, params
+    )
+
+
+def _group(
+    config: OptimizerConfig, steps: int, rate: float, decayed: bool
+) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(config.weight_decay if decayed else 0.0, mask=_decay_mask)
+    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        *((adam, decay) if config.name == "adamw" else (decay, adam)),
+        optax.scale_by_learning_rate(learning_rate(config, steps, rate)),
+    )
+
+
+def _decay_mask(params: Any) -> Any:
+    return decayed(params)
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(key, "key", key)) for key in path]

@@ -1,0 +1,180 @@
+"""Labels texts with a trained run, or exports it for `transformers`.
+
+    python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --input=pairs.jsonl
+    python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --export=exported
+
+A line of the input is a JSON object with the texts that the task has, such as {"sentence1": "...",
+"sentence2": "..."} for MRPC; "-" reads standard input. For each, a line goes to standard output:
+{"label": "equivalent", "probabilities": {"not_equivalent": 0.1, "equivalent": 0.9}}, or for a
+regression {"score": 3.8}.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TextIO
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from align_jax.pretrained import BUCKETS, Tokenizer, save
+from train import cli
+from train.checkpoint import read_config
+from train.data.base import Batch, DataSource, pad
+from train.loop import restore_run
+from train.registry import ConfigError
+from train.state import TrainState
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.")
+INPUT = flags.DEFINE_string("input", None, "The texts: a file of JSON lines, or - for stdin.")
+EXPORT = flags.DEFINE_string("export", None, "A folder to write for transformers.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts labelled at once.", lower_bound=1)
+
+
+class TextSource(DataSource, Protocol):
+    """What predicting needs of a data source."""
+
+    fields: tuple[str, ...]
+    label_names: tuple[str, ...]
+    max_length: int
+    text_tokenizer: Tokenizer
+
+
+def restore_text_run(folder: pathlib.Path) -> tuple[TextSource, TrainState]:
+    """The data source and the final state of a run on texts.
+
+    Raises:
+        CheckpointError: the folder is no run's, or it has no checkpoint yet.
+        ConfigError: it was no run on texts, or what it was made of is not there any more.
+    """
+    experiment, state = restore_run(folder, ConfigDict(read_config(folder)))
+    data: Any = experiment.data
+    if not hasattr(data, "text_tokenizer"):
+        raise ConfigError(
+            f"{folder} is a run on {experiment.config.data.name!r}, which holds no texts; only "
+            f"runs on texts can predict or be exported."
+        )
+    return data, state
+
+
+def read_texts(
+    lines: Iterable[str], fields: tuple[str, ...], where: str
+) -> Iterator[tuple[str, ...]]:
+    """The texts of each line.
+
+    Args:
+        lines: JSON objects; empty lines are left out.
+        fields: the names of the texts.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: a line is no JSON object, lacks a text, or has none but empty ones.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{where}, line {number} is not JSON: {error}.") from error
+        found = [values.get(name) for name in fields] if isinstance(values, dict) else []
+        texts = tuple(text for text in found if isinstance(text, str))
+        if len(texts) < len(fields):
+            raise ConfigError(
+                f"{where}, line {number}: expected an object with the texts {', '.join(fields)}, "
+                f"got {line.strip()[:80]}."
+            )
+        if not any(text.strip() for text in texts):
+            raise ConfigError(f"{where}, line {number} has no text in {', '.join(fields)}.")
+        yield texts
+
+
+def predict(
+    data: TextSource, state: TrainState, texts: Iterable[tuple[str, ...]], batch_size: int = 32
+) -> Iterator[dict[str, Any]]:
+    """Labels texts, a batch at a time.
+
+    Args:
+        data: the run's, for its tokenizer and its labels' names.
+        state: the run's.
+        texts: one tuple per example, with the texts in the order of `data.fields`.
+        batch_size: examples at once; the last batch is filled up to it.
+
+    Yields:
+        {"label": name, "probabilities": {name: probability}}, or {"score": number}.
+
+    Example:
+        >>> data, state = restore_text_run(pathlib.Path("runs/mrpc"))  # doctest: +SKIP
+        >>> next(predict(data, state, [("Fine.", "All right.")]))["label"]  # doctest: +SKIP
+        'equivalent'
+    """
+    examples = iter(texts)
+    while chunk := list(itertools.islice(examples, batch_size)):
+        columns = [list(column) for column in zip(*chunk, strict=True)]
+        batch = data.text_tokenizer.encode(*columns, max_length=data.max_length, buckets=BUCKETS)
+        padded = pad({**batch, "mask": np.ones(len(chunk), bool)}, batch_size)
+        outputs = np.asarray(_outputs(state, padded))[: len(chunk)]
+        for row in outputs.astype(np.float64):
+            yield _labelled(row, data.label_names)
+
+
+@jax.jit
+def _outputs(state: TrainState, batch: Batch) -> Any:
+    """Probabilities [B, C], or numbers [B, 1]."""
+    outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
+    return jax.nn.softmax(outputs) if outputs.shape[-1] > 1 else outputs
+
+
+def _labelled(row: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
+    if not names:
+        return {"score": float(row[0])}
+    return {
+        "label": names[int(row.argmax())],
+        "probabilities": dict(zip(names, row.tolist(), strict=True)),
+    }
+
+
+def export(data: TextSource, state: TrainState, folder: pathlib.Path) -> None:
+    """Writes a run's model, without alignment networks, as a folder for `transformers`.
+
+    Raises:
+        ConfigError: the folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--export: {folder} is not an empty folder; name a new one.")
+    names = data.label_names or None
+    save(folder, state.model, state.params, data.text_tokenizer, label_names=names)
+
+
+def main() -> None:
+    """Runs the command."""
+    if not CHECKPOINT.value or not (INPUT.value or EXPORT.value):
+        raise ConfigError("give --checkpoint=RUN_DIR, and --input=FILE.jsonl|- or --export=FOLDER.")
+    data, state = restore_text_run(pathlib.Path(CHECKPOINT.value))
+    if EXPORT.value:
+        export(data, state, pathlib.Path(EXPORT.value))
+        print(f"Exported to {EXPORT.value}", file=sys.stderr)
+    if INPUT.value == "-":
+        _write(data, state, sys.stdin, "standard input")
+    elif INPUT.value:
+        try:
+            with open(INPUT.value, encoding="utf-8") as file:
+                _write(data, state, file, INPUT.value)
+        except OSError as error:
+            raise ConfigError(f"--input: {error}") from error
+
+
+def _write(data: TextSource, state: TrainState, lines: TextIO, where: str) -> None:
+    texts = read_texts(lines, data.fields, where)
+    for answer in predict(data, state, texts, BATCH_SIZE.value):
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

@@ -1,0 +1,153 @@
+"""The picture that compares methods: clouds of keys and queries, and their distance over time."""
+
+from __future__ import annotations
+
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn.manifold import TSNE
+
+from train.evaluation import collect_clouds
+from train.log import read_records
+from train.loop import restore_run
+
+# Okabe and Ito's palette, told apart by the colour-blind; markers and dashes tell them apart in
+# black and white.
+QUERY_STYLE: dict[str, Any] = {"edgecolors": "#0072B2", "marker": "o", "facecolors": "none"}
+KEY_STYLE: dict[str, Any] = {"color": "#D55E00", "marker": "x"}
+LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LAYER_DASHES = ("-", "--", ":", "-.")
+NAMES = {"none": "plain", "gan": "GAN", "ot": "OT", "ct": "CT", "mmd": "MMD"}
+UNITS = {"gan": "nats", "ot": "cost", "ct": "cost", "mmd": "squared MMD"}
+EXAMPLES = 20  # whose tokens are drawn
+POINTS = 400  # of each cloud at most: t-SNE of 2 x 400 points takes about two seconds
+
+Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # layer -> steps [T], values [T, H]
+
+
+def draw_comparison(
+    runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pathlib.Path
+) -> None:
+    """Draws a column per method: its clouds, its MMD and its divergence over training.
+
+    The clouds are those of one head, the same for every method: the one whose keys and queries lie
+    farthest apart at the end of the first run, the plain model's unless the user says otherwise.
+
+    Args:
+        runs: per method, the config and the folder of a finished run.
+        path: of the PNG.
+    """
+    records = {method: read_records(folder) for method, (_, folder) in runs.items()}
+    mmd = {method: _series(found, "mmd_per_head") for method, found in records.items()}
+    layer, head = _farthest_head(next(iter(mmd.values())))
+
+    figure, axes = plt.subplots(
+        3, len(runs), figsize=(3.6 * len(runs), 10.0), squeeze=False, layout="constrained",
+        height_ratios=(1.25, 1.0, 1.0),
+    )  # fmt: skip
+    for column, (method, (config, folder)) in enumerate(runs.items()):
+        top, middle, bottom = axes[:, column]
+        draw_clouds(top, *head_clouds(config, folder, layer, head))
+        top.set_title(f"{NAMES.get(method, method)}: MMD {mmd[method][layer][1][-1, head]:.3g}")
+        draw_heads(middle, mmd[method], f"MMD per head (bandwidth {config.eval.mmd_bandwidth:g})")
+        draw_heads(bottom, _series(records[method], "divergence"), "divergence per head")
+        bottom.set_title(f"its own divergence ({UNITS[method]})" if method in UNITS else "")
+    _share_log_axis(axes[1])
+    _legends(axes)
+    first = next(iter(runs.values()))[0]
+    title = (
+        f"{first.name}, seed {first.seed}. Top: t-SNE of the queries and keys of {layer}, head "
+        f"{head}, on {EXAMPLES} images of {first.eval.mmd_split}. Below: distance of keys and "
+        f"queries over training, a line per head."
+    )
+    figure.suptitle(textwrap.fill(title, width=40 * len(runs)))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_clouds(axes: plt.Axes, queries: np.ndarray, keys: np.ndarray) -> None:
+    """Draws two clouds [P, D] in the plane of a common t-SNE."""
+    both = np.concatenate([queries, keys])
+    plane = TSNE(init="pca", perplexity=min(30, len(both) // 4), random_state=0).fit_transform(both)
+    first, second = np.split(plane, [len(queries)])
+    axes.scatter(*first.T, s=14, linewidths=0.7, label="queries", **QUERY_STYLE)
+    axes.scatter(*second.T, s=14, linewidths=0.7, label="keys", **KEY_STYLE)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def draw_heads(axes: plt.Axes, series: Series, label: str) -> None:
+    """Draws a line per head over the steps, a colour and a dash per layer."""
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    if not series:
+        axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for index, (layer, (steps, values)) in enumerate(series.items()):
+        style: dict[str, Any] = {
+            "color": LAYER_COLORS[index % len(LAYER_COLORS)],
+            "linestyle": LAYER_DASHES[index % len(LAYER_DASHES)],
+        }
+        for head in range(values.shape[1]):
+            axes.plot(steps, values[:, head], lw=1, label=layer if head == 0 else None, **style)
+
+
+def head_clouds(
+    config: ConfigDict, folder: pathlib.Path, layer: str, head: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and keys [P, D] of one head of a finished run, tokens of several images together."""
+    experiment, state = restore_run(folder, config)
+    batch = next(iter(experiment.data.eval_batches(config.eval.mmd_split)))
+    if experiment.data.metadata.splittable:
+        batch = {name: array[:EXAMPLES] for name, array in batch.items()}
+    query, key, query_mask, key_mask = collect_clouds(state, batch)[layer]
+    return _sampled(query[:, :, head][query_mask]), _sampled(key[:, :, head][key_mask])
+
+
+def _sampled(cloud: np.ndarray) -> np.ndarray:
+    rows = np.random.default_rng(0).permutation(len(cloud))[:POINTS]
+    return cloud[np.sort(rows)]
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
+    """Per layer, the steps [T] and the heads' values [T, H] that a run recorded under `name`."""
+    found = [record for record in records if name in record]
+    if not found:
+        return {}
+    steps = np.asarray([record["step"] for record in found])
+    return {
+        layer: (steps, np.asarray([record[name][layer] for record in found]))
+        for layer in found[0][name]
+    }
+
+
+def _farthest_head(series: Series) -> tuple[str, int]:
+    last = {layer: values[-1] for layer, (_, values) in series.items()}
+    layer = max(last, key=lambda name: last[name].max())
+    return layer, int(last[layer].argmax())
+
+
+def _share_log_axis(row: Sequence[plt.Axes]) -> None:
+    """One logarithmic scale for all methods, so that heights compare across the row."""
+    values = np.concatenate([line.get_ydata() for axes in row for line in axes.get_lines()])
+    low, high = values[values > 0].min(), values.max()
+    for axes in row:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.3, high * 1.3)
+        for set_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_format("{x:.2g}")
+
+
+def _legends(axes: np.ndarray) -> None:
+    axes[0, 0].legend(loc="best", fontsize=8)
+    axes[1, 0].legend(loc="best", fontsize=8)

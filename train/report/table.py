@@ -1,0 +1,110 @@
+"""The table that compares methods: means over seeds, as text for the terminal and for a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rich.table
+
+from train.benchmarks.step_time import StepTime
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A number over seeds.
+
+    Attributes:
+        mean: over the seeds.
+        std: sample standard deviation over the seeds; None for a single seed.
+        digits: decimals shown.
+        unit: shown after the number.
+    """
+
+    mean: float
+    std: float | None = None
+    digits: int = 4
+    unit: str = ""
+
+    def __str__(self) -> str:
+        spread = "" if self.std is None else f" ± {self.std:.{self.digits}f}"
+        return f"{self.mean:.{self.digits}f}{spread}{self.unit}"
+
+
+Row = dict[str, Cell | None]
+
+
+def comparison(
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    times: Mapping[str, StepTime],
+    split: str,
+    metrics: Sequence[str],
+) -> dict[str, Row]:
+    """Puts finished runs side by side.
+
+    Args:
+        results: per method, what `train.loop.run` returned for each seed.
+        times: per method, the time of a step.
+        split: the split whose metrics are shown.
+        metrics: their names.
+
+    Returns:
+        Per method a row: column -> Cell, or None where there is nothing to show (a plain model has
+        no divergence).
+    """
+    rows: dict[str, Row] = {}
+    for method, runs in results.items():
+        row: Row = {
+            f"{split} {m}": _over_seeds([r["metrics"][split][m] for r in runs]) for m in metrics
+        }
+        row["MMD"] = _over_seeds([run["mmd"] for run in runs])
+        row["divergence"] = _over_seeds([run["alignment"] for run in runs])
+        time = times.get(method)
+        row["ms per step"] = Cell(time.milliseconds, digits=2) if time else None
+        row["over plain"] = Cell(time.ratio, digits=2, unit="x") if time else None
+        rows[method] = row
+    return rows
+
+
+def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
+    """The table for the terminal."""
+    table = rich.table.Table(title=title, title_justify="left")
+    table.add_column("method")
+    for column in next(iter(rows.values())):
+        table.add_column(column, justify="right")
+    for method, row in rows.items():
+        table.add_row(method, *_texts(row))
+    return table
+
+
+def to_markdown(rows: Mapping[str, Row]) -> str:
+    """The table for a README."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"| method | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines += [f"| {method} | {' | '.join(_texts(row))} |" for method, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """The table as numbers: method -> column -> {"mean", "std"}."""
+    return {
+        method: {
+            column: None if cell is None else {"mean": cell.mean, "std": cell.std}
+            for column, cell in row.items()
+        }
+        for method, row in rows.items()
+    }
+
+
+def _over_seeds(values: Sequence[float | None]) -> Cell | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    std = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return Cell(float(np.mean(known)), std)
+
+
+def _texts(row: Row) -> list[str]:
+    return ["-" if cell is None else str(cell) for cell in row.values()]

@@ -1,0 +1,108 @@
+"""The state of training: everything a checkpoint must hold, and the fixed parts it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from align_jax import AlignmentConfig
+from train.registry import ConfigError
+from train.tasks.base import Batch, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentTerm:
+    """The alignment's part of the loss: `weight * mean divergence`.
+
+    Attributes:
+        config: what is aligned, and how.
+        weight: lambda of the paper, where 0.01 is used throughout.
+        warmup_steps: steps over which the weight rises linearly from 0.
+
+    Raises:
+        ConfigError: weight or warmup_steps is negative.
+    """
+
+    config: AlignmentConfig
+    weight: float = 0.01
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"alignment.{name} is {getattr(self, name)}; expected >= 0.")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a divergence to compute at all."""
+        return self.config.method != "none"
+
+    def weight_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """The weight at a step."""
+        if not self.warmup_steps:
+            return jnp.float32(self.weight)
+        return self.weight * jnp.minimum((step + 1) / self.warmup_steps, 1.0)
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a training step maps to what the next one starts from.
+
+    Attributes:
+        step: number of steps taken, int32 scalar.
+        params: the model's parameters, alignment networks included.
+        opt_state: the optimiser's state.
+        rng: the run's key; a step folds `step` and the device's index into it and leaves it as is.
+        model, tx, task, alignment: fixed parts, compiled into the step.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: optax.OptState
+    rng: Array
+    model: nn.Module = flax.struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+    task: Task = flax.struct.field(pytree_node=False)
+    alignment: AlignmentTerm = flax.struct.field(pytree_node=False)
+
+
+def create_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    task: Task,
+    alignment: AlignmentTerm,
+    batch: Batch,
+    seed: int,
+) -> TrainState:
+    """Initialises the parameters and the optimiser.
+
+    The parameters that a plain and an aligned model share start out equal for equal seeds, because
+    Linen derives each parameter's key from its path.
+
+    Args:
+        model: the module to train.
+        tx: the optimiser.
+        task: calls the model.
+        alignment: the alignment's part of the loss.
+        batch: an example batch; only its shapes matter.
+        seed: of the parameters, and of dropout.
+    """
+    init_rng, train_rng = jax.random.split(jax.random.key(seed))
+    params = jax.jit(functools.partial(task.init, model))(init_rng, dict(batch))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        rng=train_rng,
+        model=model,
+        tx=tx,
+        task=task,
+        alignment=alignment,
+    )

@@ -1,0 +1,167 @@
+"""One training step and one evaluation step, as pure functions.
+
+Both take a whole batch (`axis_name=None`) or one device's share of it, in which case sums and
+counts are added over the devices of `axis_name` before anything is divided. N devices therefore
+give the numbers of one, also when the shares hold different numbers of examples. Only random
+numbers (dropout) differ, since every device draws its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from align_jax import alignment_sums, alignment_table
+from train.metrics import Mean
+from train.state import TrainState
+from train.tasks.base import Batch
+
+
+def train_step(
+    state: TrainState, batch: Batch, *, axis_name: str | None = None
+) -> tuple[TrainState, dict[str, Any]]:
+    """Takes one optimiser step on `task loss + weight * alignment`.
+
+    The signs of the alignment's gradients are settled inside the model (gradient reversal), so one
+    backward pass and one optimiser train the model and its critics.
+
+    Args:
+        state: the state before the step.
+        batch: arrays with a leading example axis, and "mask".
+        axis_name: the device axis when called under `jax.pmap`, else None.
+
+    Returns:
+        The next state, and sums and counts over all devices: "loss" (task + weighted alignment),
+        "task_loss", "gradient_norm", the task's metrics, and with an active alignment
+        "alignment", "alignment_weight", "divergence" (per layer, [H]) and, for OT,
+        "sinkhorn_iterations" and "sinkhorn_residual".
+
+    Example:
+        >>> state, metrics = jax.jit(train_step)(state, batch)
+        >>> metrics["loss"].compute()
+        2.31
+    """
+    rngs = {"dropout": _step_rng(state, axis_name)}
+    examples = _sum(batch["mask"].sum().astype(jnp.float32), axis_name)
+
+    def share_of_loss(params: Any) -> tuple[Float[Array, ""], dict[str, Any]]:
+        """This device's part of the loss; the parts add up to the loss of the whole batch."""
+        outputs, collections = _forward(state, params, batch, rngs)
+        losses = state.task.loss(outputs, batch)
+        task_loss = jnp.where(batch["mask"], losses, 0.0).sum() / jnp.maximum(examples, 1.0)
+        alignment, report = _alignment(state, collections, batch, axis_name)
+        weighted = state.alignment.weight_at(state.step) * alignment
+        report |= {"task_loss": Mean.of(losses, batch["mask"])}
+        report |= state.task.metrics(outputs, batch)
+        return task_loss + weighted, report
+
+    (loss, report), gradients = jax.value_and_grad(share_of_loss, has_aux=True)(state.params)
+    loss, report, gradients = _sum((loss, report, gradients), axis_name)
+
+    updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
+    report |= {"loss": _once(loss), "gradient_norm": _once(optax.tree.norm(gradients))}
+    if state.alignment.active:
+        report |= {"alignment_weight": _once(state.alignment.weight_at(state.step))}
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+    )
+    return state, report
+
+
+def eval_step(
+    state: TrainState, batch: Batch, *, axis_name: str | None = None
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Evaluates a batch without dropout and without alignment.
+
+    Args:
+        state: holds the parameters.
+        batch: as for training.
+        axis_name: as for training.
+
+    Returns:
+        Sums and counts over all devices ("loss", the task's loss alone, and the task's metrics),
+        and this device's predictions [B, ...], padding rows included.
+    """
+    outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
+    report = {"loss": Mean.of(state.task.loss(outputs, batch), batch["mask"])}
+    report |= state.task.metrics(outputs, batch)
+    return _sum(report, axis_name), state.task.predictions(outputs, batch)
+
+
+def _forward(
+    state: TrainState, params: Any, batch: Batch, rngs: dict[str, Array]
+) -> tuple[Any, Mapping[str, Any]]:
+    """Outputs and what was sown; a plain model is not asked to sow, so that it costs nothing."""
+    variables = {"params": params}
+    if not state.alignment.active:
+        return state.task.apply(state.model, variables, batch, train=True, rngs=rngs), {}
+    return state.task.apply(
+        state.model, variables, batch, train=True, rngs=rngs, mutable=["alignment"]
+    )
+
+
+def _alignment(
+    state: TrainState, collections: Mapping[str, Any], batch: Batch, axis_name: str | None
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """This device's part of the mean divergence, and its report as sums and counts."""
+    if not state.alignment.active:
+        return jnp.float32(0.0), {}
+    mask = state.task.sample_mask(batch)
+    sums = alignment_sums(collections, mask)
+
+    # A layer counts if any device has a valid sample for it; counts carry no gradient.
+    counts = _sum(sums.count, axis_name)
+    layers = jnp.maximum((counts > 0).sum(), 1)
+    share = (sums.total / jnp.maximum(counts, 1.0)).sum() / layers
+
+    table = alignment_table(collections, mask)
+    report = {
+        "alignment": Mean(total=share, count=_share_of_one(axis_name)),
+        "divergence": {
+            layer: Mean(total=heads * sums.count[index], count=sums.count[index])
+            for index, (layer, heads) in enumerate(table.items())
+        },
+    }
+    return share, report | _sinkhorn(collections, mask)
+
+
+def _sinkhorn(collections: Mapping[str, Any], mask: Array | None) -> dict[str, Mean]:
+    """Iterations and residual of the Sinkhorn solver, where there is one."""
+    found: dict[str, list[Array]] = {"sinkhorn_iterations": [], "sinkhorn_residual": []}
+    for path, calls in traverse_util.flatten_dict(dict(collections)).items():
+        if path[-1] in found:
+            found[path[-1]] += jax.tree.leaves(calls)
+    return {
+        name: Mean.of(jnp.stack([value.mean(axis=-1) for value in values], axis=-1).mean(-1), mask)
+        for name, values in found.items()
+        if values
+    }
+
+
+def _step_rng(state: TrainState, axis_name: str | None) -> Array:
+    """A key of this step and this device."""
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    return jax.random.fold_in(jax.random.fold_in(state.rng, state.step), device)
+
+
+def _sum(tree: Any, axis_name: str | None) -> Any:
+    """Adds over the devices."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _share_of_one(axis_name: str | None) -> Float[Array, ""]:
+    """A count that adds up to 1 over the devices."""
+    return jnp.float32(1.0) if axis_name is None else 1.0 / jax.lax.psum(1.0, axis_name)
+
+
+def _once(value: Array) -> Mean:
+    """A number that is already that of all devices, counted once per step."""
+    return Mean(total=value, count=jnp.float32(1.0))

@@ -1,0 +1,141 @@
+"""Runs methods x seeds of a config and compares them in a table and a picture.
+
+    python -m train.sweep --config=train/configs/digits.py
+    python -m train.sweep --config=train/configs/digits.py --methods=none,ct --seeds=0,1,2
+
+Interrupted and started again with the same folder, it skips the runs that are finished and resumes
+the one that is not. The folder ends up with table.md, table.json and, if keys and queries are
+measured (eval.mmd_examples), picture.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import rich.console
+from absl import flags
+from ml_collections import ConfigDict
+
+from train import cli, loop
+from train.benchmarks.step_time import StepTime, measure_step_times
+from train.checkpoint import RESULT, claim_folder, to_json, write_json
+from train.report import table
+from train.report.picture import draw_comparison
+
+STEP_TIMES = "step_times.json"
+
+CONFIG = cli.define_config_flag()
+METHODS = flags.DEFINE_list("methods", ["none", "gan", "ot", "ct"], "Alignment methods to compare.")
+SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; each method runs with each of them.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder; by default runs/<name>-sweep.")
+
+
+def sweep(
+    config: ConfigDict,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+    console: rich.console.Console,
+) -> dict[str, table.Row]:
+    """Runs what is missing, times the steps, writes and prints the comparison.
+
+    Args:
+        config: the experiment; its method and seed are replaced.
+        methods: alignment methods, "none" for the plain model.
+        seeds: the seeds of each method.
+        workdir: holds a folder per run, and the comparison.
+        console: where to print.
+
+    Returns:
+        The rows of the table.
+
+    Raises:
+        CheckpointError: the folder is not ours or holds another experiment's sweep.
+    """
+    claim_folder(workdir, variant(config, "none", 0))
+    results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    for seed in seeds:
+        for method in methods:
+            results[method].append(_finished(config, method, seed, workdir, console))
+
+    times = _step_times(config, methods, workdir, console)
+    rows = table.comparison(results, times, config.eval.final[-1], config.eval.report)
+    drawn = {
+        method: (variant(config, method, seeds[0]), run_folder(workdir, method, seeds[0]))
+        for method in methods
+    }
+    measured = config.eval.mmd_examples > 0
+    if measured:
+        draw_comparison(drawn, workdir / "picture.png")
+
+    devices = jax.local_devices()
+    title = f"{config.name}: seeds {list(seeds)}, {len(devices)} x {devices[0].device_kind}"
+    (workdir / "table.md").write_text(f"{title}\n\n{table.to_markdown(rows)}")
+    write_json(workdir / "table.json", {"title": title, "rows": table.to_json(rows)})
+    console.print(table.to_rich(rows, title))
+    console.print(f"Table: {workdir / 'table.md'}")
+    if measured:
+        console.print(f"Picture: {workdir / 'picture.png'}")
+    else:
+        console.print("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
+    return rows
+
+
+def variant(config: ConfigDict, method: str, seed: int) -> ConfigDict:
+    """A copy of a config with another method and seed."""
+    config = config.copy_and_resolve_references()
+    config.alignment.method = method
+    config.seed = seed
+    return config
+
+
+def run_folder(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+    """Where a sweep keeps one run."""
+    return workdir / f"{method}-seed{seed}"
+
+
+def _finished(
+    config: ConfigDict, method: str, seed: int, workdir: pathlib.Path,
+    console: rich.console.Console,
+) -> dict[str, Any]:  # fmt: skip
+    """The result of one run, from its folder if it is finished."""
+    config, folder = variant(config, method, seed), run_folder(workdir, method, seed)
+    if (folder / RESULT).exists():
+        result = json.loads((folder / RESULT).read_text())
+        if result["config"] == to_json(config):
+            console.print(f"{folder}: finished before")
+            return result
+    result = loop.run(config, folder, console=console, summary=False)
+    console.print(f"{folder}: {result['steps']} steps in {result['seconds']:.1f} s")
+    return result
+
+
+def _step_times(
+    config: ConfigDict, methods: Sequence[str], workdir: pathlib.Path, console: rich.console.Console
+) -> dict[str, StepTime]:
+    """The times of an earlier start if they cover these methods, else new ones."""
+    path = workdir / STEP_TIMES
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    if not set(methods) <= set(saved):
+        with console.status("timing the steps"):
+            times = measure_step_times(config, methods)
+        saved = {method: dataclasses.asdict(time) for method, time in times.items()}
+        write_json(path, saved)
+    return {method: StepTime(**saved[method]) for method in methods}
+
+
+def main() -> None:
+    """Runs the command."""
+    config = cli.require_config(CONFIG)
+    workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / f"{config.name}-sweep")
+    seeds = [int(seed) for seed in SEEDS.value]
+    sweep(config, METHODS.value, seeds, workdir, rich.console.Console())
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

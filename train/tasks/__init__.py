@@ -1,0 +1,8 @@
+"""Task types: how a batch enters the model, which loss, which metrics (see `train.tasks.base`)."""
+
+TASKS = {
+    "classification": "train.tasks.classification:Classification",
+    "node_classification": "train.tasks.node_classification:NodeClassification",
+    "text_classification": "train.tasks.text:TextClassification",
+    "text_regression": "train.tasks.text:TextRegression",
+}

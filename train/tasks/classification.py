@@ -1,0 +1,45 @@
+"""Classification: softmax cross-entropy, accuracy and expected calibration error."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from train.metrics import Calibration, Mean
+from train.tasks.base import Batch, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+    """One label per example. The batch holds "label", int [B]; the model returns logits [B, C].
+
+    Attributes:
+        calibration_bins: number of equally wide bins of the expected calibration error.
+    """
+
+    inputs: tuple[str, ...] = ("image",)
+    calibration_bins: int = 10
+
+    def loss(self, outputs: Float[Array, "B C"], batch: Batch) -> Float[Array, "B"]:
+        """Cross-entropy of each example, in nats."""
+        logits = outputs.astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+    def metrics(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Any]:
+        """Accuracy in [0, 1] and the reliability bins."""
+        logits, mask = outputs.astype(jnp.float32), batch["mask"]
+        return {
+            "accuracy": Mean.of(logits.argmax(axis=-1) == batch["label"], mask),
+            "ece": Calibration.of(
+                jax.nn.softmax(logits), batch["label"], bins=self.calibration_bins, where=mask
+            ),
+        }
+
+    def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
+        """The most probable class of each example."""
+        return {"prediction": outputs.argmax(axis=-1), "label": batch["label"]}

@@ -1,0 +1,97 @@
+"""Texts: classification and regression, with the official metrics of their benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+import sklearn.metrics
+from jaxtyping import Array, Float
+
+from train.metrics import Mean
+from train.registry import ConfigError, nearest
+from train.tasks.base import Batch, Task
+from train.tasks.classification import Classification
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+# Metrics that are no sum over examples: name -> function of labels and predictions.
+CORPUS_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "matthews": sklearn.metrics.matthews_corrcoef,
+    "f1": lambda label, prediction: sklearn.metrics.f1_score(label, prediction, zero_division=0.0),
+    "macro_f1": lambda label, prediction: sklearn.metrics.f1_score(
+        label, prediction, average="macro", zero_division=0.0
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextClassification(Classification):
+    """Classification of texts or pairs; accuracy and ECE, and what else the benchmark reports.
+
+    Attributes:
+        corpus: names in `CORPUS_METRICS`. "f1" is that of class 1.
+
+    Raises:
+        ConfigError: an unknown metric.
+    """
+
+    inputs: tuple[str, ...] = TEXT_INPUTS
+    corpus: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "corpus", tuple(self.corpus))
+        for name in self.corpus:
+            if name not in CORPUS_METRICS:
+                raise ConfigError(
+                    f"task.corpus names {name!r}; {nearest(name, CORPUS_METRICS)}known: "
+                    f"{', '.join(CORPUS_METRICS)}."
+                )
+
+    def corpus_metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The metrics of a whole split."""
+        return {
+            name: float(CORPUS_METRICS[name](predictions["label"], predictions["prediction"]))
+            for name in self.corpus
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRegression(Task):
+    """A number for each text or pair. The batch holds "label", float [B]; the model returns [B, 1].
+
+    The loss is the squared error; the metrics are it and both correlations.
+    """
+
+    inputs: tuple[str, ...] = TEXT_INPUTS
+
+    def loss(self, outputs: Float[Array, "B 1"], batch: Batch) -> Float[Array, "B"]:
+        """Squared error of each example, in the label's unit squared."""
+        return jnp.square(outputs[:, 0].astype(jnp.float32) - batch["label"])
+
+    def metrics(self, outputs: Float[Array, "B 1"], batch: Batch) -> dict[str, Any]:
+        """Mean absolute error, in the label's unit."""
+        error = jnp.abs(outputs[:, 0].astype(jnp.float32) - batch["label"])
+        return {"absolute_error": Mean.of(error, batch["mask"])}
+
+    def predictions(self, outputs: Float[Array, "B 1"], batch: Batch) -> dict[str, Array]:
+        """The predicted number of each example."""
+        return {"prediction": outputs[:, 0].astype(jnp.float32), "label": batch["label"]}
+
+    def corpus_metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Pearson's and Spearman's correlation of predictions and labels, in [-1, 1]."""
+        label, prediction = (
+            np.asarray(predictions[name], np.float64) for name in ("label", "prediction")
+        )
+        # Of a constant, neither is defined; as a prediction it is worth no correlation at all.
+        if len(label) < 2 or np.ptp(label) == 0 or np.ptp(prediction) == 0:
+            return {"pearson": 0.0, "spearman": 0.0}
+        return {
+            "pearson": float(scipy.stats.pearsonr(label, prediction).statistic),
+            "spearman": float(scipy.stats.spearmanr(label, prediction).statistic),
+        }
