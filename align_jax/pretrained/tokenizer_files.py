@@ -127,7 +127,7 @@ def _sentence_piece(folder: Path, settings: Mapping[str, Any]) -> Any:
     path = folder / "spiece.model"
     pieces = read_sentencepiece(path)
     backend = Backend(models.Unigram(pieces.scores, unk_id=pieces.unknown, byte_fallback=False))
-    steps = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if not settings.get("keep_accents", False):
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
     if settings.get("do_lower_case", True):
