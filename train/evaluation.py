@@ -37,7 +37,8 @@ def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) ->
     joined = {
         name: np.concatenate([batch[name] for batch in predictions]) for name in predictions[0]
     }
-    return metrics.compute(metrics.merge(sums)) | state.task.corpus_metrics(joined)
+    corpus = state.task.corpus_metrics(joined, data.references(split))
+    return metrics.compute(metrics.merge(sums)) | corpus
 
 
 def measure_mmd(

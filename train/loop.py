@@ -113,6 +113,7 @@ class Trainer:
         latest: the newest evaluation's metrics, {"validation/accuracy": 0.9, ...}.
         evaluated: metrics by split of the parameters as they are now.
         window: metrics of the steps since the last record.
+        examples: the ids of these steps' examples, None where the data have no ids.
     """
 
     experiment: Experiment
@@ -125,6 +126,7 @@ class Trainer:
     latest: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluated: dict[str, Any] = dataclasses.field(default_factory=dict)
     window: list[Any] = dataclasses.field(default_factory=list)
+    examples: list[np.ndarray | None] = dataclasses.field(default_factory=list)
     started: float = dataclasses.field(default_factory=time.perf_counter)
     window_started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -168,6 +170,7 @@ class Trainer:
             self.step += 1
             self.evaluated = {}
             self.window.append(report)
+            self.examples.append(batch["id"][batch["mask"]] if "id" in batch else None)
             log.advance(self.step)
 
             if self._due(config.train.log_every):
@@ -206,8 +209,8 @@ class Trainer:
         if not self.window:
             return
         reports = self.parallel.first(self.window)
-        self.window = []
         self._check_finite(reports)
+        self.window, self.examples = [], []
         seconds = time.perf_counter() - self.window_started
         values = metrics.compute(metrics.merge(reports))
         values["steps_per_second"] = len(reports) / seconds
@@ -215,13 +218,15 @@ class Trainer:
         self.window_started = time.perf_counter()
 
     def _check_finite(self, reports: Sequence[Mapping[str, Any]]) -> None:
-        for step, report in enumerate(reports, start=self.step - len(reports) + 1):
+        first = self.step - len(reports) + 1
+        for step, (report, ids) in enumerate(zip(reports, self.examples, strict=True), first):
             loss, norm = report["loss"].compute(), report["gradient_norm"].compute()
             if not (np.isfinite(loss) and np.isfinite(norm)):
+                batch = "" if ids is None else f" on the examples with the ids {ids.tolist()}"
                 raise TrainingDiverged(
                     f"At step {step} the loss is {loss} (task {report['task_loss'].compute()}) and "
-                    f"the gradient's norm {norm}; expected finite numbers. The last checkpoint is "
-                    f"that of step {self.checkpoints.latest_step}. Try a lower "
+                    f"the gradient's norm {norm}{batch}; expected finite numbers. The last good "
+                    f"checkpoint is that of step {self.checkpoints.latest_step}. Try a lower "
                     f"optimizer.learning_rate, a longer optimizer.warmup_steps, or a smaller "
                     f"alignment.weight."
                 )
@@ -240,10 +245,9 @@ class Trainer:
     def _evaluate_split(self, log: RunLog, split: str) -> dict[str, float]:
         """Evaluates and logs; returns the scalar metrics."""
         config, data = self.experiment.config.eval, self.experiment.data
-        if split not in data.metadata.examples:
+        if split not in data.examples:
             raise ConfigError(
-                f"config.eval names the split {split!r}; the data have "
-                f"{', '.join(data.metadata.examples)}."
+                f"config.eval names the split {split!r}; the data have {', '.join(data.examples)}."
             )
         values = evaluate(self.parallel, self.state, data, split)
         if split == config.mmd_split and config.mmd_examples:

@@ -5,8 +5,9 @@
 
 A line of the input is a JSON object with the texts that the task has, such as {"sentence1": "...",
 "sentence2": "..."} for MRPC; "-" reads standard input. For each, a line goes to standard output:
-{"label": "equivalent", "probabilities": {"not_equivalent": 0.1, "equivalent": 0.9}}, or for a
-regression {"score": 3.8}.
+{"label": "equivalent", "probabilities": {"not_equivalent": 0.1, "equivalent": 0.9}}; for a
+regression {"score": 3.8}; for a question and its context {"answer": "France", "start": 159, "end":
+165, "probability": 0.8, "n_best": [...]}, the answer "" where there is none.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ from align_jax.pretrained import BUCKETS, Tokenizer, save
 from train import cli
 from train.checkpoint import read_config
 from train.data.base import Batch, DataSource, pad
+from train.data.squad_files import Question
+from train.data.text import ordered_text_batches
 from train.loop import restore_run
 from train.registry import ConfigError
 from train.state import TrainState
+from train.tasks.answers import Answers, best_answers
+from train.tasks.span import SpanExtraction
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.")
 INPUT = flags.DEFINE_string("input", None, "The texts: a file of JSON lines, or - for stdin.")
@@ -64,7 +69,7 @@ def restore_text_run(folder: pathlib.Path) -> tuple[TextSource, TrainState]:
 
 
 def read_texts(
-    lines: Iterable[str], fields: tuple[str, ...], where: str
+    lines: Iterable[str], fields: tuple[str, ...], where: str, *, every: bool = False
 ) -> Iterator[tuple[str, ...]]:
     """The texts of each line.
 
@@ -72,9 +77,10 @@ def read_texts(
         lines: JSON objects; empty lines are left out.
         fields: the names of the texts.
         where: the file, for messages.
+        every: whether none of the texts may be empty; else one must not be.
 
     Raises:
-        ConfigError: a line is no JSON object, lacks a text, or has none but empty ones.
+        ConfigError: a line is no JSON object, lacks a text, or has an empty one.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -90,8 +96,8 @@ def read_texts(
                 f"{where}, line {number}: expected an object with the texts {', '.join(fields)}, "
                 f"got {line.strip()[:80]}."
             )
-        if not any(text.strip() for text in texts):
-            raise ConfigError(f"{where}, line {number} has no text in {', '.join(fields)}.")
+        if not (all if every else any)(text.strip() for text in texts):
+            raise ConfigError(f"{where}, line {number} has no text in {' or '.join(fields)}.")
         yield texts
 
 
@@ -107,7 +113,9 @@ def predict(
         batch_size: examples at once; the last batch is filled up to it.
 
     Yields:
-        {"label": name, "probabilities": {name: probability}}, or {"score": number}.
+        {"label": name, "probabilities": {name: probability}}, or {"score": number}, or for a
+        question {"answer": text, "start": character, "end": character, "probability": number,
+        "n_best": [the same of the best spans]}.
 
     Example:
         >>> data, state = restore_text_run(pathlib.Path("runs/mrpc"))  # doctest: +SKIP
@@ -116,6 +124,9 @@ def predict(
     """
     examples = iter(texts)
     while chunk := list(itertools.islice(examples, batch_size)):
+        if isinstance(state.task, SpanExtraction):
+            yield from _answered(data, state, state.task, chunk, batch_size)
+            continue
         columns = [list(column) for column in zip(*chunk, strict=True)]
         batch = data.text_tokenizer.encode(*columns, max_length=data.max_length, buckets=BUCKETS)
         padded = pad({**batch, "mask": np.ones(len(chunk), bool)}, batch_size)
@@ -129,6 +140,42 @@ def _outputs(state: TrainState, batch: Batch) -> Any:
     """Probabilities [B, C], or numbers [B, 1]."""
     outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
     return jax.nn.softmax(outputs) if outputs.shape[-1] > 1 else outputs
+
+
+def _answered(
+    data: Any, state: TrainState, task: SpanExtraction, texts: list[tuple[str, ...]], rows: int
+) -> Iterator[dict[str, Any]]:
+    """The answers to some questions; their windows make batches of `rows`."""
+    windows = data.windows([Question(str(i), pair[0], pair[1]) for i, pair in enumerate(texts)])
+    batches = [
+        jax.device_get(_spans(state, batch))
+        for batch in ordered_text_batches(windows.texts, data.text_tokenizer, data.buckets, rows)
+    ]
+    joined = {  # the rows that only fill up the last batch come last
+        name: np.concatenate([batch[name] for batch in batches])[: len(windows.offsets)]
+        for name in batches[0]
+    }
+    contexts = [one.context for one in windows.questions]
+    for answers in best_answers(joined, contexts, windows.offsets, task.n_best):
+        yield _answer(answers, task)
+
+
+@jax.jit
+def _spans(state: TrainState, batch: Batch) -> Any:
+    outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
+    return state.task.predictions(outputs, batch)
+
+
+def _answer(answers: Answers, task: SpanExtraction) -> dict[str, Any]:
+    chances = answers.probabilities(unanswerable=task.unanswerable).tolist()
+    spans = [
+        {"answer": x.text, "start": x.start, "end": x.end, "probability": chance}
+        for x, chance in zip(answers.best, chances, strict=False)  # the last may be that of none
+    ]
+    if not spans or (task.unanswerable and answers.null_margin > task.null_threshold):
+        none = chances[-1] if task.unanswerable else 1.0
+        return {"answer": "", "start": 0, "end": 0, "probability": none, "n_best": spans}
+    return {**spans[0], "n_best": spans}
 
 
 def _labelled(row: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
@@ -171,7 +218,8 @@ def main() -> None:
 
 
 def _write(data: TextSource, state: TrainState, lines: TextIO, where: str) -> None:
-    texts = read_texts(lines, data.fields, where)
+    every = isinstance(state.task, SpanExtraction)
+    texts = read_texts(lines, data.fields, where, every=every)
     for answer in predict(data, state, texts, BATCH_SIZE.value):
         print(json.dumps(answer), flush=True)
 

@@ -134,10 +134,12 @@ def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
         for step, batch in enumerate(original(self, start_step), start=start_step + 1):
             if step == 5:
                 batch["image"][0, 0, 0, 0] = np.nan
-            yield batch
+            yield {**batch, "id": 100 * step + np.arange(len(batch["mask"]))}
 
     monkeypatch.setattr(Digits, "train_batches", poisoned)
-    with pytest.raises(loop.TrainingDiverged, match=r"At step 5 the loss is nan.*of step 3"):
+    with pytest.raises(
+        loop.TrainingDiverged, match=r"At step 5 the loss is nan.*ids \[500, 501.*of step 3"
+    ):
         run(tiny_config("ct"), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 

@@ -11,6 +11,8 @@ import pytest
 import rich.console
 
 from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
+from tests.train.tiny_squad import CONTEXT, write_squad
+from tests.train.tiny_squad import tiny_config as tiny_squad_config
 from train import loop
 from train.predict import export, predict, read_texts, restore_text_run
 from train.registry import ConfigError
@@ -67,6 +69,60 @@ def test_transformers_loads_the_export_and_agrees(mrpc, tmp_path) -> None:
         export(*mrpc, tmp_path / "export")
 
 
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory):
+    """A run that has learnt the tiny SQuAD by heart; its files are gone when it is restored."""
+    checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("bert"))
+    files, folder = tmp_path_factory.mktemp("squad"), tmp_path_factory.mktemp("run")
+    write_squad(files)
+    config = tiny_squad_config(checkpoint, files, "ct")
+    console = rich.console.Console(file=io.StringIO())
+    result = loop.run(config, folder, devices=jax.local_devices()[:1], console=console)
+    for path in files.iterdir():
+        path.unlink()
+    return result, restore_text_run(folder)
+
+
+def test_questions_are_answered_from_their_contexts(answering) -> None:
+    result, (data, state) = answering
+    assert result["metrics"]["validation"]["f1"] > 0.7  # by heart; guessing "no answer" gives 0.5
+    questions = [("two the dale?", CONTEXT), ("dogs sat?", CONTEXT), ("two a mat?", CONTEXT * 3)]
+    answers = list(predict(data, state, questions, batch_size=2))
+    json.dumps(answers)
+    assert len(answers) == 3
+    for (_, context), answer in zip(questions, answers, strict=True):
+        assert answer["answer"] == context[answer["start"] : answer["end"]]
+        for span in answer["n_best"]:
+            assert span["answer"] == context[span["start"] : span["end"]]
+        spans = [span["probability"] for span in answer["n_best"]]
+        assert spans == sorted(spans, reverse=True)
+        assert sum(spans) < 1.0  # the rest is that of there being no answer
+    assert answers[0]["answer"] == "the dale"
+    assert answers[1]["answer"] == ""
+    alone = next(predict(data, state, questions[1:2], batch_size=1))
+    assert alone["probability"] == pytest.approx(answers[1]["probability"], abs=1e-5)
+
+
+def test_a_question_needs_a_context() -> None:
+    lines = ['{"question": "two?", "context": " "}']
+    with pytest.raises(ConfigError, match="line 1 has no text in question or context"):
+        list(read_texts(lines, ("question", "context"), "standard input", every=True))
+
+
+def test_transformers_loads_the_exported_span_model_and_agrees(answering, tmp_path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    data, state = answering[1]
+    export(data, state, tmp_path / "export")
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "export")
+    batch = data.text_tokenizer.encode(["two the dale?"], [CONTEXT])
+    with torch.no_grad():
+        theirs = model.eval()(**{k: torch.tensor(v).long() for k, v in batch.items()})
+    ours = state.task.apply(state.model, {"params": state.params}, batch, train=False)
+    valid = batch["attention_mask"][0].astype(bool)
+    for mine, other in zip(ours, (theirs.start_logits, theirs.end_logits), strict=True):
+        np.testing.assert_allclose(mine[0][valid], other[0].numpy()[valid], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -74,7 +130,7 @@ def test_transformers_loads_the_export_and_agrees(mrpc, tmp_path) -> None:
         ("[1]", "expected an object with the texts sentence1, sentence2"),
         ('{"sentence1": "a"}', "expected an object with the texts"),
         ('{"sentence1": "a", "sentence2": 3}', "expected an object with the texts"),
-        ('{"sentence1": " ", "sentence2": ""}', "line 2 has no text in sentence1"),
+        ('{"sentence1": " ", "sentence2": ""}', "line 2 has no text in sentence1 or sentence2"),
     ],
 )
 def test_bad_lines_are_named(line, message) -> None:

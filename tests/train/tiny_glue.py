@@ -75,7 +75,7 @@ class FakeBuilder:
 def fake_glue(monkeypatch: Any, dataset: str = "mrpc") -> FakeBuilder:
     """Puts a made-up data set in the place of the prepared one."""
     builder = FakeBuilder(dataset)
-    monkeypatch.setattr("train.data.glue.prepared_builder", lambda name, folder: builder)
+    monkeypatch.setattr("train.data.glue.prepared_builder", lambda name, module, folder: builder)
     return builder
 
 

@@ -97,7 +97,7 @@ def _stepper(
         devices = list(devices or jax.local_devices())[:1]
     parallel = make_parallel(config.train.parallel, devices)
     state = parallel.replicate(experiment.initial_state())
-    batch = parallel.shard(experiment.data.example_batch())
+    batch = parallel.shard(next(iter(experiment.data.train_batches())))
 
     def step() -> Any:
         nonlocal state

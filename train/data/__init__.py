@@ -4,4 +4,5 @@ DATA = {
     "digits": "train.data.digits:Digits",
     "glue": "train.data.glue:Glue",
     "planetoid": "train.data.planetoid:Planetoid",
+    "squad": "train.data.squad:Squad",
 }

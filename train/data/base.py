@@ -17,17 +17,18 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What the rest of the program must know about a data source.
+    """What the rest of the program must know about a data source to build a model.
+
+    Known without reading the data, as far as it can be: a run's model is restored where its data
+    are not at hand.
 
     Attributes:
-        examples: number of examples per split, {"train": 1078, ...}.
         model: what the data say about the model: fields of the model's configuration by name,
             {"num_classes": 10, "image_size": 8}; a field that the model does not have is ignored.
         splittable: whether a batch may be cut along its leading axis and spread over devices.
             A graph, whose edges join its rows, may not: it trains on one device.
     """
 
-    examples: Mapping[str, int]
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     splittable: bool = True
 
@@ -37,7 +38,11 @@ class DataSource(Protocol):
 
     @property
     def metadata(self) -> Metadata:
-        """Sizes of the splits, and what the data say about the model."""
+        """What the data say about the model."""
+
+    @property
+    def examples(self) -> Mapping[str, int]:
+        """Number of examples per split, {"train": 1078, ...}."""
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Endless batches from a step on.
@@ -47,10 +52,14 @@ class DataSource(Protocol):
         """
 
     def eval_batches(self, split: str) -> Iterator[Batch]:
-        """Every example of `split` exactly once, in order; all batches have the same shape."""
+        """Every example of `split` exactly once, in order, in batches of few different shapes."""
 
     def example_batch(self) -> Batch:
-        """A batch to initialise the model with."""
+        """A batch to initialise the model with; only its shapes and dtypes count."""
+
+    def references(self, split: str) -> Any:
+        """What a split's corpus metrics need beside arrays, such as texts; None for nothing."""
+        return None
 
 
 def shuffled_batches(

@@ -14,13 +14,13 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from train.data.base import Batch, Metadata, ordered_batches, shuffled_batches
+from train.data.base import Batch, DataSource, Metadata, ordered_batches, shuffled_batches
 
 SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits:
+class Digits(DataSource):
     """The digits, split by class into train, validation and test.
 
     Attributes:
@@ -54,19 +54,21 @@ class Digits:
                 f"data.validation_fraction {self.validation_fraction} and data.test_fraction "
                 f"{self.test_fraction} leave nothing to train on; their sum must stay below 1."
             )
-        if not 1 <= self.batch_size <= self.metadata.examples["train"]:
+        if not 1 <= self.batch_size <= self.examples["train"]:
             raise ValueError(
                 f"data.batch_size is {self.batch_size}; expected 1 to "
-                f"{self.metadata.examples['train']}, the number of training examples."
+                f"{self.examples['train']}, the number of training examples."
             )
 
     @functools.cached_property
     def metadata(self) -> Metadata:
-        """Sizes of the splits; the images' size and the number of classes."""
-        return Metadata(
-            examples={split: len(self._splits[split]["label"]) for split in SPLITS},
-            model={"image_size": 8, "channels": 1, "num_classes": 10},
-        )
+        """The images' size and the number of classes."""
+        return Metadata(model={"image_size": 8, "channels": 1, "num_classes": 10})
+
+    @functools.cached_property
+    def examples(self) -> dict[str, int]:
+        """Sizes of the splits."""
+        return {split: len(self._splits[split]["label"]) for split in SPLITS}
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from align_jax.pretrained import BUCKETS, Tokenizer
-from train.data.base import Batch, Metadata
+from train.data.base import Batch, DataSource, Metadata
+from train.data.prepared import prepared_builder
 from train.data.text import (
+    SUBSET_SEED,
     TokenizedTexts,
     checkpoint_tokenizer,
     ordered_text_batches,
     shuffled_text_batches,
 )
 from train.registry import ConfigError, nearest
-
-SUBSET_SEED = 0  # apart from the run's seed, so that all seeds train on the same examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +62,7 @@ SCORES = (0.0, 5.0)  # the range of STS-B's similarity
 
 
 @dataclasses.dataclass(frozen=True)
-class Glue:
+class Glue(DataSource):
     """A task of GLUE as a data source.
 
     A batch holds "input_ids", "attention_mask" and "token_type_ids" [B, N], "label" (int [B]; for
@@ -138,10 +135,18 @@ class Glue:
 
     @functools.cached_property
     def metadata(self) -> Metadata:
-        """Sizes of the splits; the head that the task needs, and the tokenizer.
+        """The head that the task needs, and the tokenizer."""
+        head: dict[str, Any] = {"head": "regression", "num_labels": 1}
+        if self.label_names:
+            head = {"head": "classification", "num_labels": len(self.label_names)}
+        return Metadata(model={**head, "tokenizer": self.text_tokenizer})
+
+    @functools.cached_property
+    def examples(self) -> dict[str, int]:
+        """Sizes of the splits.
 
         Raises:
-            ConfigError: the data set is not prepared.
+            ConfigError: the data set is not prepared, or smaller than the subset to train on.
         """
         sizes = {
             split: self._builder.info.splits[split].num_examples
@@ -152,11 +157,7 @@ class Glue:
                 f"data.train_examples is {self.train_examples}; expected 0 (all) to "
                 f"{sizes['train']}."
             )
-        sizes["train"] = self.train_examples or sizes["train"]
-        head: dict[str, Any] = {"head": "regression", "num_labels": 1}
-        if self.label_names:
-            head = {"head": "classification", "num_labels": len(self.label_names)}
-        return Metadata(examples=sizes, model={**head, "tokenizer": self.text_tokenizer})
+        return sizes | {"train": self.train_examples or sizes["train"]}
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
@@ -176,18 +177,26 @@ class Glue:
         )
 
     def example_batch(self) -> Batch:
-        """The first training examples, as they lie in the file."""
-        texts = self._read("train", self._train_rows[: self.batch_size])
-        return next(ordered_text_batches(texts, self.text_tokenizer, self.buckets, len(texts)))
+        """Made up, so that a run's model can be restored where the data are not at hand."""
+        columns = [["text"] * self.batch_size for _ in self.fields]
+        kind = np.int32 if self.label_names else np.float32
+        return {
+            **self.text_tokenizer.encode(*columns, buckets=self.buckets),
+            "label": np.zeros(self.batch_size, kind),
+            "id": np.zeros(self.batch_size, np.int32),
+            "mask": np.ones(self.batch_size, bool),
+        }
 
     @functools.cached_property
     def _builder(self) -> Any:
-        return prepared_builder(f"glue/{self.dataset}", self.folder)
+        return prepared_builder(
+            f"glue/{self.dataset}", "tensorflow_datasets.text.glue", self.folder
+        )
 
     @functools.cached_property
     def _train_rows(self) -> np.ndarray:
         whole = self._builder.info.splits["train"].num_examples
-        size = self.metadata.examples["train"]
+        size = self.examples["train"]
         chosen = np.random.default_rng(SUBSET_SEED).permutation(whole)[:size]
         return np.sort(chosen)
 
@@ -204,7 +213,7 @@ class Glue:
                 f"{', '.join(GLUE[self.dataset].splits)}."
             )
         if split not in self._cache:
-            whole = np.arange(self.metadata.examples[split])
+            whole = np.arange(self.examples[split])
             self._cache[split] = self._read(split, self._train_rows if split == "train" else whole)
         return self._cache[split]
 
@@ -255,40 +264,3 @@ def checked_labels(labels: np.ndarray, ids: np.ndarray, classes: int, where: str
             f"{high}."
         )
     return labels.astype(np.int32 if classes else np.float32)
-
-
-def prepared_builder(name: str, folder: str = "") -> Any:
-    """A data set of tensorflow-datasets that lies prepared on disk.
-
-    Args:
-        name: such as "glue/mrpc".
-        folder: TFDS' data_dir; "" as in `Glue`.
-
-    Raises:
-        ConfigError: it is not prepared, or not for random access; says which command prepares it.
-            Or tensorflow-datasets is not installed.
-    """
-    if not folder and os.environ.get("ALIGN_JAX_DATA"):
-        folder = str(Path(os.environ["ALIGN_JAX_DATA"]) / "tfds")
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    folder = os.path.expanduser(folder or default)
-    module = f"tensorflow_datasets.text.{name.partition('/')[0]}"
-    try:
-        import tensorflow_datasets as tfds
-
-        # Registers the data set; without it TFDS looks it up in a way that needs TensorFlow.
-        importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"{name} is read by tensorflow-datasets: pip install tensorflow-datasets array_record "
-            f"({error})."
-        ) from error
-    builder = tfds.builder(name, data_dir=folder)
-    if not builder.is_prepared() or builder.info.file_format.value != "array_record":
-        raise ConfigError(
-            f"{name} is not prepared in {folder} (as array_record). Where there is a network, run: "
-            f'python -c "import tensorflow_datasets as tfds, {module}; tfds.builder({name!r}, '
-            f"data_dir={folder!r}, file_format='array_record').download_and_prepare()\" - or set "
-            f"data.folder to the folder that holds {name.partition('/')[0]}/."
-        )
-    return builder

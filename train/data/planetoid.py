@@ -29,13 +29,13 @@ import numpy as np
 
 from align_jax.models.graph import SparseFeatures, validate_graph
 from train.data import planetoid_download, safe_pickle
-from train.data.base import Metadata
+from train.data.base import DataSource, Metadata
 
 SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
-class Planetoid:
+class Planetoid(DataSource):
     """A citation graph as a data source: every batch is the whole graph, its mask the split.
 
     A batch holds "features" (`SparseFeatures` [N, F]), "senders" and "receivers" [Z], "label" [N]
@@ -51,7 +51,7 @@ class Planetoid:
         seed: has no effect; a full batch has no order.
 
     Example:
-        >>> Planetoid("cora").metadata.examples  # doctest: +SKIP
+        >>> Planetoid("cora").examples  # doctest: +SKIP
         {'train': 140, 'validation': 500, 'test': 1000}
     """
 
@@ -72,12 +72,13 @@ class Planetoid:
 
     @functools.cached_property
     def metadata(self) -> Metadata:
-        """Sizes of the splits and the number of classes; a graph cannot be cut into shares."""
-        return Metadata(
-            examples={split: int(self.graph.masks[split].sum()) for split in SPLITS},
-            model={"num_classes": self.graph.num_classes},
-            splittable=False,
-        )
+        """The number of classes; a graph cannot be cut into shares."""
+        return Metadata(model={"num_classes": self.graph.num_classes}, splittable=False)
+
+    @functools.cached_property
+    def examples(self) -> dict[str, int]:
+        """Sizes of the splits."""
+        return {split: int(self.graph.masks[split].sum()) for split in SPLITS}
 
     def train_batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
         """The same batch for ever: the whole graph, with the training nodes' mask."""

@@ -72,8 +72,15 @@ class Task:
         """Small arrays [B, ...] per example, for metrics that are no sum over examples."""
         return {}
 
-    def corpus_metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Metrics of a whole split out of all its predictions, on the host (F1, correlations)."""
+    def corpus_metrics(
+        self, predictions: Mapping[str, np.ndarray], references: Any = None
+    ) -> dict[str, float]:
+        """Metrics of a whole split out of all its predictions, on the host (F1, correlations).
+
+        Args:
+            predictions: what `predictions` returned, of all examples in order.
+            references: the data source's of this split (see `DataSource.references`).
+        """
         return {}
 
     def sample_mask(self, batch: Batch) -> Bool[Array, "B"] | None:

@@ -53,7 +53,9 @@ class TextClassification(Classification):
                     f"{', '.join(CORPUS_METRICS)}."
                 )
 
-    def corpus_metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def corpus_metrics(
+        self, predictions: Mapping[str, np.ndarray], references: Any = None
+    ) -> dict[str, float]:
         """The metrics of a whole split."""
         return {
             name: float(CORPUS_METRICS[name](predictions["label"], predictions["prediction"]))
@@ -83,7 +85,9 @@ class TextRegression(Task):
         """The predicted number of each example."""
         return {"prediction": outputs[:, 0].astype(jnp.float32), "label": batch["label"]}
 
-    def corpus_metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def corpus_metrics(
+        self, predictions: Mapping[str, np.ndarray], references: Any = None
+    ) -> dict[str, float]:
         """Pearson's and Spearman's correlation of predictions and labels, in [-1, 1]."""
         label, prediction = (
             np.asarray(predictions[name], np.float64) for name in ("label", "prediction")

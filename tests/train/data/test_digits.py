@@ -39,7 +39,7 @@ def test_the_split_does_not_depend_on_the_runs_seed() -> None:
 def test_metadata_counts_the_splits() -> None:
     source = Digits(validation_fraction=0.2, test_fraction=0.3)
     counted = {split: len(rows(source, split)[1]) for split in SPLITS}
-    assert counted == source.metadata.examples
+    assert counted == source.examples
     assert counted["test"] == pytest.approx(0.3 * 1797, abs=1)
     assert counted["validation"] == pytest.approx(0.2 * 1797, abs=1)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.train.tiny_glue import BUCKETS, SIZES, fake_glue, tiny_checkpoint
-from train.data.glue import GLUE, Glue, prepared_builder
+from train.data.glue import GLUE, Glue
+from train.data.prepared import prepared_builder
 from train.registry import ConfigError
 
 
@@ -63,13 +64,13 @@ def test_a_subset_has_its_size_and_is_the_same_for_all_seeds(checkpoint, monkeyp
     seen = []
     for seed in (0, 1):
         data = make(checkpoint, train_examples=16, seed=seed)
-        assert data.metadata.examples["train"] == 16
+        assert data.examples["train"] == 16
         batches = itertools.islice(data.train_batches(), 2)
         seen.append(sorted(np.concatenate([b["id"] for b in batches])))
     assert seen[0] == seen[1]
     assert len(set(seen[0])) == 16
     with pytest.raises(ConfigError, match="train_examples is 41; expected 0 .all. to 40"):
-        _ = make(checkpoint, train_examples=41).metadata
+        _ = make(checkpoint, train_examples=41).examples
 
 
 def test_longer_texts_are_cut_to_the_limit(checkpoint, monkeypatch) -> None:
@@ -131,7 +132,7 @@ def test_a_missing_split_is_named_with_the_nearest(checkpoint, monkeypatch) -> N
 def test_a_data_set_that_is_not_prepared_says_the_command(tmp_path) -> None:
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(ConfigError, match=r"tfds.builder\('glue/rte'.*array_record.*download_and"):
-        prepared_builder("glue/rte", str(tmp_path))
+        prepared_builder("glue/rte", "tensorflow_datasets.text.glue", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_data_set_that_is_not_prepared_says_the_command(tmp_path) -> None:
 def test_the_real_files_are_read_whole(checkpoint, real_data, dataset, size, positive) -> None:
     pytest.importorskip("tensorflow_datasets")
     data = make(checkpoint, dataset, folder=str(real_data / "tfds"), eval_batch_size=100)
-    assert data.metadata.examples["validation"] == size
+    assert data.examples["validation"] == size
     batches = list(data.eval_batches("validation"))
     labels = np.concatenate([b["label"][b["mask"]] for b in batches])
     assert len(labels) == size

@@ -305,8 +305,9 @@ class TestSource:
         np.testing.assert_array_equal(np.flatnonzero(only["mask"]), [5, 6, 8])
 
     def test_metadata(self, toy):
-        metadata = self.source(toy[0]).metadata
-        assert metadata.examples == {"train": 2, "validation": 2, "test": 3}
+        source = self.source(toy[0])
+        metadata = source.metadata
+        assert source.examples == {"train": 2, "validation": 2, "test": 3}
         assert metadata.model["num_classes"] == 3
         assert not metadata.splittable
 

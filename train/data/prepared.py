@@ -1,0 +1,48 @@
+"""Data sets that tensorflow-datasets has prepared on disk, for random access without TensorFlow."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from train.registry import ConfigError
+
+
+def prepared_builder(name: str, module: str, folder: str = "") -> Any:
+    """A data set of tensorflow-datasets that lies prepared on disk.
+
+    Args:
+        name: such as "glue/mrpc".
+        module: the Python module that defines the data set. Importing it makes the data set known;
+            without that, TFDS looks it up in a way that needs TensorFlow.
+        folder: TFDS' data_dir; "" means $ALIGN_JAX_DATA/tfds or, without that variable, TFDS' own
+            default.
+
+    Raises:
+        ConfigError: it is not prepared, or not for random access; says which command prepares it.
+            Or tensorflow-datasets is not installed.
+    """
+    if not folder and os.environ.get("ALIGN_JAX_DATA"):
+        folder = str(Path(os.environ["ALIGN_JAX_DATA"]) / "tfds")
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    folder = os.path.expanduser(folder or default)
+    try:
+        import tensorflow_datasets as tfds
+
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name} is read by tensorflow-datasets: pip install tensorflow-datasets array_record "
+            f"({error})."
+        ) from error
+    builder = tfds.builder(name, data_dir=folder)
+    if not builder.is_prepared() or builder.info.file_format.value != "array_record":
+        raise ConfigError(
+            f"{name} is not prepared in {folder} (as array_record). Where there is a network, run: "
+            f'python -c "import tensorflow_datasets as tfds, {module}; tfds.builder({name!r}, '
+            f"data_dir={folder!r}, file_format='array_record').download_and_prepare()\" - or set "
+            f"data.folder to the folder that holds {name.partition('/')[0]}/."
+        )
+    return builder

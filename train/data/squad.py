@@ -1,0 +1,266 @@
+"""SQuAD 1.1 and 2.0: questions about a text, whose answer is a span of it or, in 2.0, none.
+
+A long context is read in several overlapping windows; an example of a batch is one window.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align_jax.pretrained import BUCKETS, Tokenizer, encode_windows
+from align_jax.pretrained.tokenizer import Tokens
+from train.data.base import Batch, DataSource, Metadata
+from train.data.prepared import prepared_builder
+from train.data.squad_files import Question, check_questions, read_json, read_prepared
+from train.data.text import (
+    SUBSET_SEED,
+    TokenizedTexts,
+    checkpoint_tokenizer,
+    ordered_text_batches,
+    shuffled_text_batches,
+)
+from train.registry import ConfigError
+
+VERSIONS = ("v1.1", "v2.0")
+SOURCES = ("tfds", "json")
+FILES = {"train": "train", "validation": "dev"}  # split -> beginning of the official file's name
+TFDS_MODULE = "tensorflow_datasets.datasets.squad.squad_dataset_builder"
+CHUNK = 512  # questions tokenised at once
+
+
+@dataclasses.dataclass(frozen=True)
+class SquadWindows:
+    """Questions with their windows.
+
+    Attributes:
+        questions: the questions.
+        texts: their windows, tokenised, in the order of the questions.
+        offsets: of each window, int [n, 2]: the characters of the context that a token covers.
+    """
+
+    questions: Sequence[Question]
+    texts: TokenizedTexts
+    offsets: Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Squad(DataSource):
+    """SQuAD as a data source.
+
+    A batch holds, of B windows, "input_ids", "attention_mask" and "token_type_ids" [B, N]; "start"
+    and "end" [B], the answer's first and last token, both 0 (the first token, which is no text's)
+    where the window does not hold it; "context" [B, 2], the first and last token of the context;
+    "id" [B], the number of the question in its split; "window" [B], that of the window; "mask" [B].
+
+    Attributes:
+        version: "v1.1" or "v2.0".
+        source: "tfds" for tensorflow-datasets' prepared files, "json" for the official files.
+        folder: of the prepared files as in `prepared_builder`; or of train-v2.0.json and so on,
+            where "" means $ALIGN_JAX_DATA/squad or, without that variable, the current folder.
+        tokenizer: the checkpoint whose tokenizer is used, as `model.pretrained`.
+        revision: of the checkpoint on the hub; "" for the newest.
+        offline: use the hub's cache and no network.
+        max_length: of a window in tokens.
+        stride: tokens that a window shares with the one before.
+        max_question: a question is cut after so many tokens.
+        batch_size: windows per training step.
+        eval_batch_size: windows per evaluation batch.
+        train_examples: size of a random subset of the training questions; 0 for all.
+        buckets: lengths that batches are padded to; each one is a compilation.
+        window: see `train.data.text.epoch_order`.
+        seed: of the order of the training windows.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> next(Squad("v2.0", batch_size=8).train_batches())["start"].shape  # doctest: +SKIP
+        (8,)
+    """
+
+    version: str = "v2.0"
+    source: str = "tfds"
+    folder: str = ""
+    tokenizer: str = "albert/albert-base-v2"
+    revision: str = ""
+    offline: bool = False
+    max_length: int = 384
+    stride: int = 128
+    max_question: int = 64
+    batch_size: int = 48
+    eval_batch_size: int = 64
+    train_examples: int = 0
+    buckets: tuple[int, ...] = BUCKETS
+    window: int = 16
+    seed: int = 0
+
+    fields = ("question", "context")
+    label_names = ()
+
+    def __post_init__(self) -> None:
+        for name, known in (("version", VERSIONS), ("source", SOURCES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"data.{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}."
+                )
+        for name, least in (
+            ("batch_size", 1), ("eval_batch_size", 1), ("window", 1), ("train_examples", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; expected >= {least}.")
+
+    @functools.cached_property
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return checkpoint_tokenizer(self.tokenizer, self.revision, self.offline)
+
+    @functools.cached_property
+    def metadata(self) -> Metadata:
+        """The head that the task needs, and the tokenizer."""
+        return Metadata(model={"head": "span", "tokenizer": self.text_tokenizer})
+
+    @functools.cached_property
+    def examples(self) -> dict[str, int]:
+        """Number of questions per split."""
+        return {split: len(self._questions(split)) for split in FILES}
+
+    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Endless shuffled batches of the training split's windows."""
+        return shuffled_text_batches(
+            self._split("train").texts, self.text_tokenizer, self.buckets,
+            batch_size=self.batch_size, window=self.window, seed=self.seed, start_step=start_step,
+        )  # fmt: skip
+
+    def eval_batches(self, split: str) -> Iterator[Batch]:
+        """One pass over a split's windows, in order.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        return self.batches(self._split(split))
+
+    def references(self, split: str) -> SquadWindows:
+        """The questions with their answers, and where the windows' tokens lie in the context."""
+        return self._split(split)
+
+    def example_batch(self) -> Batch:
+        """Made up, so that a run's model can be restored where the data are not at hand."""
+        question = Question("0", "text", "text")
+        return next(self.batches(self.windows([question] * self.batch_size)))
+
+    def batches(self, windows: SquadWindows) -> Iterator[Batch]:
+        """Windows in batches of `eval_batch_size`, the last one padded."""
+        return ordered_text_batches(
+            windows.texts, self.text_tokenizer, self.buckets, self.eval_batch_size
+        )
+
+    def windows(self, questions: Sequence[Question]) -> SquadWindows:
+        """Cuts questions with their contexts into windows.
+
+        Raises:
+            ConfigError: the lengths that the config gives leave no room for the context.
+        """
+        tokens: list[Tokens] = []
+        offsets: list[np.ndarray] = []
+        arrays: dict[str, list[Any]] = {"start": [], "end": [], "context": [], "id": []}
+        for first in range(0, len(questions), CHUNK):
+            chunk = questions[first : first + CHUNK]
+            try:
+                made = encode_windows(
+                    self.text_tokenizer,
+                    [one.question for one in chunk],
+                    [one.context for one in chunk],
+                    max_length=self.max_length,
+                    stride=self.stride,
+                    max_question=self.max_question,
+                )
+            except ValueError as error:
+                raise ConfigError(f"config.data: {error}") from error
+            lengths = made.batch["attention_mask"].sum(axis=1)
+            for row, (length, number) in enumerate(zip(lengths, made.example, strict=True)):
+                ids, types = (made.batch[x][row, :length] for x in ("input_ids", "token_type_ids"))
+                tokens.append(Tokens(ids.copy(), types.copy()))
+                offsets.append(made.offsets[row, :length].copy())
+                inside = np.flatnonzero(made.in_context[row])
+                # A context without any token: an empty range, from 1 to 0.
+                context = (inside[0], inside[-1]) if inside.size else (1, 0)
+                start, end = answer_tokens(chunk[number], offsets[-1], context)
+                for name, value in (
+                    ("start", start), ("end", end), ("context", context), ("id", first + number),
+                ):  # fmt: skip
+                    arrays[name].append(value)
+        columns = {name: np.array(values, np.int32) for name, values in arrays.items()}
+        columns["window"] = np.arange(len(tokens), dtype=np.int32)
+        return SquadWindows(questions, TokenizedTexts(tokens, columns), offsets)
+
+    @functools.cached_property
+    def _cache(self) -> dict[tuple[str, str], Any]:
+        return {}
+
+    def _questions(self, split: str) -> list[Question]:
+        if split not in FILES:
+            raise ConfigError(f"SQuAD has no split {split!r}; known: {', '.join(FILES)}.")
+        if ("questions", split) not in self._cache:
+            self._cache["questions", split] = self._read(split)
+        return self._cache["questions", split]
+
+    def _read(self, split: str) -> list[Question]:
+        if self.source == "json":
+            default = Path(os.environ.get("ALIGN_JAX_DATA", ".")) / "squad"
+            folder = Path(self.folder).expanduser() if self.folder else default
+            path = folder / f"{FILES[split]}-{self.version}.json"
+            questions, where = read_json(path), str(path)
+        else:
+            builder = prepared_builder(f"squad/{self.version}", TFDS_MODULE, self.folder)
+            source = builder.as_data_source(split=split)
+            questions = read_prepared(source.__getitems__(list(range(len(source)))))
+            where = f"squad/{self.version}, split {split!r}"
+        check_questions(questions, where)
+        if split != "train" or not self.train_examples:
+            return questions
+        if self.train_examples > len(questions):
+            raise ConfigError(
+                f"data.train_examples is {self.train_examples}; expected 0 (all) to "
+                f"{len(questions)}."
+            )
+        chosen = np.random.default_rng(SUBSET_SEED).permutation(len(questions))
+        return [questions[row] for row in np.sort(chosen[: self.train_examples])]
+
+    def _split(self, split: str) -> SquadWindows:
+        """A split's windows, made when they are first asked for."""
+        if ("windows", split) not in self._cache:
+            self._cache["windows", split] = self.windows(self._questions(split))
+        return self._cache["windows", split]
+
+
+def answer_tokens(
+    question: Question, offsets: np.ndarray, context: tuple[int, int]
+) -> tuple[int, int]:
+    """The first and last token of a question's first answer, in one window.
+
+    Args:
+        question: with its answers.
+        offsets: int [n, 2], characters that the tokens cover.
+        context: first and last token of the context.
+
+    Returns:
+        Both tokens; (0, 0) where there is no answer or the window does not hold all of it.
+    """
+    first, last = context
+    if not question.answers or last < first:
+        return 0, 0
+    answer, begin = question.answers[0], question.starts[0]
+    begin += len(answer) - len(answer.lstrip())
+    end = begin + len(answer.strip())
+    inside = offsets[first : last + 1]
+    touching = np.flatnonzero((inside[:, 1] > begin) & (inside[:, 0] < end))
+    if not touching.size or begin < inside[0, 0] or end > inside[-1, 1]:
+        return 0, 0
+    return int(first + touching[0]), int(first + touching[-1])
