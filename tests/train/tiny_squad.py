@@ -46,6 +46,6 @@ def tiny_config(checkpoint: pathlib.Path, folder: pathlib.Path, method: str = "n
     config.data.update({"max_question": 6, "batch_size": 8, "eval_batch_size": 8, "window": 1})
     config.data.buckets = (32,)
     config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 0})
-    config.train.update({"steps": 40, "log_every": 10, "checkpoint_every": 0})
+    config.train.update({"steps": 200, "log_every": 50, "checkpoint_every": 0})
     config.eval.update({"every": 0, "mmd_examples": 0, "at_start": False})
     return config.lock()
