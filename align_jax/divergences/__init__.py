@@ -1,11 +1,8 @@
 """Divergences between the clouds of queries and keys: pure functions, arrays in, `[B, H]` out."""
 
 from align_jax.divergences.adversarial import adversarial
-from align_jax.divergences.conditional_transport import (
-    COSTS,
-    IMPLEMENTATIONS,
-    conditional_transport,
-)
+from align_jax.divergences.blocks import IMPLEMENTATIONS
+from align_jax.divergences.conditional_transport import COSTS, conditional_transport
 from align_jax.divergences.maximum_mean_discrepancy import maximum_mean_discrepancy
 from align_jax.divergences.optimal_transport import SinkhornReport, optimal_transport
 

@@ -13,17 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from align_jax import numerics
+from align_jax.divergences import blocks
 
 COSTS = ("cosine", "squared_euclidean")
-IMPLEMENTATIONS = ("dense", "blockwise")
 
 # Below every score that saturated inputs can produce (1e18 times the number of features), yet
 # finite, so that a sample without any token gives no NaN.
 _MASKED = -1e30
-
-# Floats in one [B, H, N, M] matrix above which the default turns to blocks, and in one block.
-_DENSE_LIMIT = 2**25
-_BLOCK_SIZE = 2**21
 
 
 def conditional_transport(
@@ -76,10 +72,8 @@ def conditional_transport(
     if not 0.0 <= rho <= 1.0:
         raise ValueError(f"rho must lie in [0, 1], got {rho}.")
     if implementation is None:
-        batch, queries, heads, _ = query_features.shape
-        matrix = batch * heads * queries * key_features.shape[1]
-        implementation = "dense" if matrix <= _DENSE_LIMIT else "blockwise"
-    numerics.check_choice("implementation", implementation, IMPLEMENTATIONS)
+        implementation = blocks.default_implementation(query_features, key_features)
+    numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
 
     query_features, query_valid = numerics.prepare(query_features, query_mask)
     key_features, key_valid = numerics.prepare(key_features, key_mask)
@@ -172,27 +166,6 @@ def _dense(
 # again from the rows' and columns' log-normalisers and mean costs, which are all it has to keep.
 
 
-def _split(x: Array, size: int) -> Array:
-    """`[B, N, ...]` to `[blocks, B, size, ...]`, the last block filled up with zeros (False)."""
-    blocks = -(-x.shape[1] // size)
-    padding = [(0, 0)] * x.ndim
-    padding[1] = (0, blocks * size - x.shape[1])
-    x = jnp.pad(x, padding)
-    x = x.reshape(x.shape[0], blocks, size, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
-
-
-def _join(x: Array, length: int) -> Array:
-    """The inverse of `_split` for `[blocks, B, size, ...]`."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
-
-
-def _block_length(query: Array, key: Array) -> int:
-    batch, queries, heads, _ = query.shape
-    return max(1, min(queries, _BLOCK_SIZE // (batch * heads * key.shape[1])))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _blockwise(
     query_features: Array,
@@ -217,7 +190,7 @@ def _blockwise_forward(
     key_mask: Array,
     cost: str,
 ) -> tuple[tuple[Array, Array], Any]:
-    size = _block_length(query_features, key_features)
+    size = blocks.block_length(query_features, key_features)
     batch, queries, heads, _ = query_features.shape
     keys = key_features.shape[1]
 
@@ -242,12 +215,12 @@ def _blockwise_forward(
         jnp.zeros((batch, heads, keys)),
         jnp.zeros((batch, heads, keys)),
     )
-    rows = tuple(_split(x, size) for x in (query_features, query_navigation, query_mask))
+    rows = tuple(blocks.split(x, size) for x in (query_features, query_navigation, query_mask))
     (peak, normaliser, weighted), (row_log, row_cost) = jax.lax.scan(block, start, rows)
     column_log = peak + jnp.log(normaliser)
     column_cost = weighted / normaliser
     row_log, row_cost = (
-        jnp.moveaxis(_join(jnp.moveaxis(x, 2, 3), queries), 1, 2) for x in (row_log, row_cost)
+        jnp.moveaxis(blocks.join(jnp.moveaxis(x, 2, 3), queries), 1, 2) for x in (row_log, row_cost)
     )
     value = (
         numerics.masked_mean(row_cost, query_mask[:, None, :], axis=-1),
@@ -260,7 +233,7 @@ def _blockwise_forward(
 def _blockwise_backward(cost: str, residuals: Any, cotangents: tuple[Array, Array]) -> Any:
     inputs, (row_log, row_cost), (column_log, column_cost) = residuals
     query_features, key_features, query_navigation, key_navigation, query_mask, key_mask = inputs
-    size = _block_length(query_features, key_features)
+    size = blocks.block_length(query_features, key_features)
     queries = query_features.shape[1]
     # What one row's and one column's mean cost contribute to the loss; 0 for padding.
     row_weight = cotangents[0][..., None] * numerics.token_weights(query_mask)[:, None, :]
@@ -290,9 +263,9 @@ def _blockwise_backward(cost: str, residuals: Any, cotangents: tuple[Array, Arra
     rows = (query_features, query_navigation, query_mask, *per_row)
     start = (jnp.zeros_like(key_features), jnp.zeros_like(key_navigation))
     (of_keys, of_key_navigation), of_rows = jax.lax.scan(
-        block, start, tuple(_split(x, size) for x in rows)
+        block, start, tuple(blocks.split(x, size) for x in rows)
     )
-    of_features, of_navigation = (_join(x, queries) for x in of_rows)
+    of_features, of_navigation = (blocks.join(x, queries) for x in of_rows)
     return of_features, of_keys, of_navigation, of_key_navigation, None, None
 
 

@@ -1,9 +1,11 @@
 """Maximum mean discrepancy, the paper's yardstick (Gretton et al. 2012, JMLR 13, Eq. 5)."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from align_jax import numerics
+from align_jax.divergences import blocks
 
 
 def maximum_mean_discrepancy(
@@ -13,6 +15,7 @@ def maximum_mean_discrepancy(
     query_mask: Bool[Array, "B N"] | None = None,
     key_mask: Bool[Array, "B M"] | None = None,
     bandwidth: float = 1.0,
+    implementation: str | None = None,
 ) -> Float[Array, "B H"]:
     """Squared MMD between queries and keys, kernel `exp(-|x - y|^2 / (2 bandwidth^2))`.
 
@@ -26,13 +29,16 @@ def maximum_mean_discrepancy(
       query_mask: True for the queries that take part; None for all.
       key_mask: True for the keys that take part; None for all.
       bandwidth: the kernel's standard deviation, in the units of the queries; above 0.
+      implementation: "dense", "blockwise" (memory linear in the number of tokens; the backward pass
+        makes each block again), or None to choose by size.
 
     Returns:
       One value per sample and head, without unit, in `[0, 2]`; 0 for a sample without queries or
       keys.
 
     Raises:
-      ValueError: for a wrong rank, an empty axis, shapes that do not fit, or bandwidth <= 0.
+      ValueError: for a wrong rank, an empty axis, shapes that do not fit, bandwidth <= 0, or
+        an unknown implementation.
       TypeError: for clouds that are not floating point or masks that are not bool.
 
     Example:
@@ -50,11 +56,26 @@ def maximum_mean_discrepancy(
     query, key = numerics.centred(query, key)
     query_weights, key_weights = map(numerics.token_weights, (query_mask, key_mask))
 
-    def mean_kernel(x: Array, y: Array, x_weights: Array, y_weights: Array) -> Array:
+    implementation = implementation or blocks.default_implementation(query, key)
+    numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
+
+    def dense(x: Array, y: Array, x_weights: Array, y_weights: Array) -> Array:
         distance = numerics.squared_distance(x, y)
         kernel = jnp.exp(-distance / (2.0 * bandwidth**2))
         return jnp.einsum("bhnm,bn,bm->bh", kernel, x_weights, y_weights)
 
+    def blockwise(x: Array, y: Array, x_weights: Array, y_weights: Array) -> Array:
+        size = blocks.block_length(x, y)
+
+        @jax.checkpoint
+        def block(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
+            return total + dense(rows[0], y, rows[1], y_weights), None
+
+        start = jnp.zeros((x.shape[0], x.shape[2]))
+        rows = (blocks.split(x, size), blocks.split(x_weights, size))
+        return jax.lax.scan(block, start, rows)[0]
+
+    mean_kernel = dense if implementation == "dense" else blockwise
     within = mean_kernel(query, query, query_weights, query_weights)
     within += mean_kernel(key, key, key_weights, key_weights)
     discrepancy = within - 2.0 * mean_kernel(query, key, query_weights, key_weights)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from align_jax import divergences
+from align_jax.divergences import blocks
 from tests.divergences import oracles
 
 B, N, M, H = 3, 5, 7, 2
@@ -90,9 +90,12 @@ CASES = [
             (0.1, "cosine", 1e-5), (0.05, "cosine", 2e-5), (0.5, "squared_euclidean", 1e-5),
         )
     ),
-    _case(
-        "mmd", divergences.maximum_mean_discrepancy, oracles.maximum_mean_discrepancy,
-        ((4,), (4,)), bandwidth=1.5,
+    *(
+        _case(
+            "mmd", divergences.maximum_mean_discrepancy, oracles.maximum_mean_discrepancy,
+            ((4,), (4,)), bandwidth=1.5, implementation=implementation,
+        )
+        for implementation in ("dense", "blockwise")
     ),
 ]  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -101,9 +104,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks even for these few tokens, the last one incomplete."""
-    # The package's attribute of this name is the function.
-    module = sys.modules["align_jax.divergences.conditional_transport"]
-    monkeypatch.setattr(module, "_BLOCK_SIZE", 2 * B * H * M)
+    monkeypatch.setattr(blocks, "BLOCK_SIZE", 2 * B * H * M)
 
 
 def masks(seed=0):

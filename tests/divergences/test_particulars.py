@@ -177,14 +177,18 @@ def test_rho_selects_a_direction(rho):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-def test_blockwise_memory_is_linear_in_the_tokens():
+@pytest.mark.parametrize(
+    ("divergence", "clouds"),
+    [(divergences.conditional_transport, 4), (divergences.maximum_mean_discrepancy, 2)],
+)
+def test_blockwise_memory_is_linear_in_the_tokens(divergence, clouds):
     def temporary_bytes(tokens):
-        x = jax.ShapeDtypeStruct((1, tokens, 1, 8), jnp.float32)
+        shapes = [jax.ShapeDtypeStruct((1, tokens, 1, 8), jnp.float32)] * clouds
 
         def loss(*arrays):
-            return divergences.conditional_transport(*arrays, implementation="blockwise").sum()
+            return divergence(*arrays, implementation="blockwise").sum()
 
-        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(x, x, x, x).compile()
+        compiled = jax.jit(jax.grad(loss, argnums=tuple(range(clouds)))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     small, large = temporary_bytes(8192), temporary_bytes(16384)

@@ -1,0 +1,178 @@
+"""The time of a plain fine-tuning step of a text model, beside PyTorch's `transformers`.
+
+    python -m train.benchmarks.text_step --config=train/configs/glue.py:mrpc,minilm
+
+Needs torch and transformers. Both train the same checkpoint with the same head on the same batch,
+the first of the config's data, with the config's dropout, AdamW and clipping. Each runs in a
+process of its own, with as many threads as its library takes by default. The processes take turns:
+while one trains the other waits, so that whatever else the machine does meets both. What counts is
+the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+from absl import flags
+from ml_collections import ConfigDict
+
+from train import cli
+from train.data.text import checkpoint_folder
+from train.experiment import build_experiment
+from train.parallel import make_parallel
+from train.registry import ConfigError
+
+CONFIG = cli.define_config_flag()
+ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each takes its turn.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 3, "Training steps per turn.", lower_bound=1)
+
+Stepper = Callable[[], Any]
+
+
+def align_jax_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) -> Stepper:
+    """A function that takes one training step, as `train.loop` does, and waits for it."""
+    experiment = build_experiment(config)
+    parallel = make_parallel(config.train.parallel)
+    state = parallel.replicate(experiment.initial_state())
+    shares = parallel.shard(dict(batch))
+
+    def step() -> Any:
+        nonlocal state
+        state, report = parallel.train_step(state, shares)
+        return jax.block_until_ready((state, report))
+
+    return step
+
+
+def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) -> Stepper:
+    """The same step by PyTorch: forward, backward, clipping, AdamW."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        checkpoint_folder(config.model.pretrained, config.model.revision, config.model.offline),
+        hidden_dropout_prob=config.model.dropout,
+        attention_probs_dropout_prob=config.model.attention_dropout,
+        classifier_dropout=config.model.classifier_dropout,
+    ).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.optimizer.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    inputs = {
+        name: torch.from_numpy(batch[name]).long()
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    labels = torch.from_numpy(batch["label"]).long()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+STEPPERS = {"align_jax": align_jax_stepper, "transformers": transformers_stepper}
+
+
+def measure(
+    config: ConfigDict, batch: Mapping[str, np.ndarray], rounds: int, steps: int
+) -> dict[str, list[float]]:
+    """Seconds per step of each contestant, round by round.
+
+    The first entry is the first step's time, compilation included.
+
+    Raises:
+        ConfigError: a contestant failed; says why.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for name in STEPPERS:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(name, theirs, config, dict(batch)))
+        process.start()
+        theirs.close()
+        workers[name] = (process, ours)
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    try:
+        for turn in range(rounds + 1):
+            for name, (_, pipe) in workers.items():
+                pipe.send(steps if turn else 1)
+                times[name].append(_received(pipe, name))
+    finally:
+        for process, pipe in workers.values():
+            pipe.close()
+            process.join(timeout=10)
+            process.kill()
+    return times
+
+
+def _received(pipe: Connection, name: str) -> float:
+    try:
+        answer = pipe.recv()
+    except EOFError as error:
+        raise ConfigError(f"the process of {name} ended; see its output above.") from error
+    if isinstance(answer, str):
+        raise ConfigError(f"{name} failed: {answer}")
+    return answer
+
+
+def _work(name: str, pipe: Connection, config: ConfigDict, batch: dict[str, np.ndarray]) -> None:
+    """Takes as many steps as it is told to, and answers with the seconds per step."""
+    cli.use_compilation_cache()
+    try:
+        step = STEPPERS[name](config, batch)
+        while True:
+            steps = pipe.recv()
+            start = time.perf_counter()
+            for _ in range(steps):
+                step()
+            pipe.send((time.perf_counter() - start) / steps)
+    except EOFError:  # the measurement is over
+        return
+    except Exception as error:  # whatever it is, the one who measures must not wait for ever
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def ratios(times: Mapping[str, list[float]], reference: str) -> dict[str, list[float]]:
+    """Each contestant's time over the reference's in the same round, first steps left out."""
+    return {
+        name: [value / base for value, base in zip(values, times[reference], strict=True)][1:]
+        for name, values in times.items()
+    }
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    config = cli.require_config(CONFIG)
+    if "pretrained" not in config.model or config.task.name != "text_classification":
+        raise ConfigError(f"{config.name} is no classification of texts by a pretrained model.")
+    batch = next(iter(build_experiment(config).data.train_batches()))
+    times = measure(config, batch, ROUNDS.value, STEPS.value)
+    title = (
+        f"Training step of {config.name}, batch {' x '.join(map(str, batch['input_ids'].shape))}"
+    )
+    table = rich.table.Table(title=title, title_justify="left")
+    for column in ("", "first step, s", "ms per step", "over align_jax, median [min, max]"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in ratios(times, "align_jax").items():
+        first, *rest = times[name]
+        spread = f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+        table.add_row(name, f"{first:.1f}", f"{1e3 * statistics.median(rest):.0f}", spread)
+    rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)
