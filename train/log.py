@@ -15,6 +15,7 @@ import tensorboardX
 
 from train.checkpoint import METRICS
 
+SHOWN_EVALUATIONS = 24
 SHOWN = ("loss", "task_loss", "alignment", "accuracy", "ece", "mmd")
 
 
@@ -97,7 +98,7 @@ class RunLog:
             self._evaluations.append(record)
 
     def print_evaluations(self, title: str) -> None:
-        """Prints the evaluations of this process as a table."""
+        """Prints the evaluations of this process as a table, of very many the last ones."""
         if not self._evaluations:
             return
         names = [n for n in SHOWN if any(n in record for record in self._evaluations)]
@@ -106,7 +107,10 @@ class RunLog:
         table.add_column("split")
         for name in names:
             table.add_column(name, justify="right")
-        for record in self._evaluations:
+        left_out = len(self._evaluations) - SHOWN_EVALUATIONS
+        if left_out > 0:
+            table.caption = f"{left_out} earlier evaluations are in {METRICS}"
+        for record in self._evaluations[-SHOWN_EVALUATIONS:]:
             cells = [f"{record[n]:.4f}" if n in record else "" for n in names]
             table.add_row(str(record["step"]), record["split"], *cells)
         self._console.print(table)

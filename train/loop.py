@@ -191,8 +191,9 @@ class Trainer:
             self.evaluated = {}
         results = dict(self.evaluated)
         for split in config.eval.final:
-            if split not in results:
-                results[split] = self._evaluate_split(log, split)
+            mmd = split == config.eval.mmd_split and config.eval.mmd_examples > 0
+            if split not in results or (mmd and "mmd" not in results[split]):
+                results[split] = self._evaluate_split(log, split, mmd=True)
         return {
             "metrics": results,
             "mmd": results.get(config.eval.mmd_split, {}).get("mmd"),
@@ -233,24 +234,27 @@ class Trainer:
 
     def _evaluate(self, log: RunLog) -> None:
         self._record(log)
-        self.latest = {}
-        for split in self.experiment.config.eval.during:
-            values = self.evaluated[split] = self._evaluate_split(log, split)
+        config, self.latest = self.experiment.config.eval, {}
+        mmd = self.step == 0 or (
+            config.mmd_every > 0 and self.step % (config.every * config.mmd_every) == 0
+        )
+        for split in config.during:
+            values = self.evaluated[split] = self._evaluate_split(log, split, mmd=mmd)
             self.latest |= {f"{split}/{name}": value for name, value in values.items()}
         best = bool(self.latest) and self.stopping.update(self.latest)
         if best and self.experiment.config.train.restore_best:
             self.best_params = self.parallel.first(self.state.params)
         self.window_started = time.perf_counter()
 
-    def _evaluate_split(self, log: RunLog, split: str) -> dict[str, float]:
-        """Evaluates and logs; returns the scalar metrics."""
+    def _evaluate_split(self, log: RunLog, split: str, *, mmd: bool) -> dict[str, float]:
+        """Evaluates and logs, the distance of keys and queries too if told; returns scalars."""
         config, data = self.experiment.config.eval, self.experiment.data
         if split not in data.examples:
             raise ConfigError(
                 f"config.eval names the split {split!r}; the data have {', '.join(data.examples)}."
             )
         values = evaluate(self.parallel, self.state, data, split)
-        if split == config.mmd_split and config.mmd_examples:
+        if mmd and split == config.mmd_split and config.mmd_examples:
             values["mmd_per_head"] = measure_mmd(
                 self.parallel.unreplicate(self.state), data, split, config.mmd_examples,
                 config.mmd_bandwidth,

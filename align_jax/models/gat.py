@@ -252,7 +252,8 @@ class GAT(nn.Module):
             deterministic: False in training: dropout is on and needs the "dropout" RNG.
 
         Returns:
-            Logits [N, classes].
+            Logits [N, classes]. With "intermediates" mutable also `embeddings`, the last layer's
+            input, and per layer `attention_weights` [Z, H].
 
         Raises:
             ValueError: features that are not [N, F], or lists of edges that do not fit together.
@@ -271,6 +272,7 @@ class GAT(nn.Module):
                 config, config.hidden_features, config.num_heads, True, name=f"layer_{layer}"
             )(hidden, senders, receivers, deterministic=deterministic)
             hidden = nn.elu(hidden)
+        self.sow("intermediates", "embeddings", hidden)
         return GraphAttention(
             config,
             config.num_classes,

@@ -187,3 +187,13 @@ def test_an_unknown_method_is_a_config_error_that_names_the_nearest(tmp_path, ti
     with pytest.raises(ConfigError, match="gann.*gan"):
         run(tiny_config("gann"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_mmd_can_be_left_to_the_start_and_the_end(tmp_path, tiny_config) -> None:
+    result, _ = run(tiny_config("none", eval__mmd_every=0), tmp_path)
+    evaluations = [r for r in read_records(tmp_path) if r["split"] == "validation"]
+    # Step 6 is evaluated as the others are, and once more, with MMD, because it is the last.
+    assert [(r["step"], "mmd" in r) for r in evaluations] == [
+        (0, True), (3, False), (6, False), (6, True),
+    ]  # fmt: skip
+    assert result["mmd"] == evaluations[-1]["mmd"]

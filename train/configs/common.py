@@ -51,6 +51,7 @@ def default_config() -> ConfigDict:
     config.eval.mmd_split = "validation"
     config.eval.mmd_examples = 128  # examples whose keys and queries are compared; 0: none
     config.eval.mmd_bandwidth = 1.0
+    config.eval.mmd_every = 1  # evaluations; 0: before the first step and at the end alone
     return config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -28,8 +28,10 @@ LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 LAYER_DASHES = ("-", "--", ":", "-.")
 NAMES = {"none": "plain", "gan": "GAN", "ot": "OT", "ct": "CT", "mmd": "MMD"}
 UNITS = {"gan": "nats", "ot": "cost", "ct": "cost", "mmd": "squared MMD"}
+CLASS_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 EXAMPLES = 20  # whose tokens are drawn
 POINTS = 400  # of each cloud at most: t-SNE of 2 x 400 points takes about two seconds
+EMBEDDINGS = 1000
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # layer -> steps [T], values [T, H]
 
@@ -39,8 +41,10 @@ def draw_comparison(
 ) -> None:
     """Draws a column per method: its clouds, its MMD and its divergence over training.
 
-    The clouds are those of one head, the same for every method: the one whose keys and queries lie
-    farthest apart at the end of the first run, the plain model's unless the user says otherwise.
+    Where the task has embeddings of its examples (see `Task.embeddings`), a row on top shows them
+    by class. The clouds are those of one head, the same for every method: the one whose keys and
+    queries lie farthest apart at the end of the first run, the plain model's unless the user says
+    otherwise.
 
     Args:
         runs: per method, the config and the folder of a finished run.
@@ -50,24 +54,33 @@ def draw_comparison(
     mmd = {method: _series(found, "mmd_per_head") for method, found in records.items()}
     layer, head = _farthest_head(next(iter(mmd.values())))
 
+    drawn = {
+        method: run_points(config, folder, layer, head) for method, (config, folder) in runs.items()
+    }
+    rows = 3 + any(points.embeddings is not None for points in drawn.values())
     figure, axes = plt.subplots(
-        3, len(runs), figsize=(3.6 * len(runs), 10.0), squeeze=False, layout="constrained",
-        height_ratios=(1.25, 1.0, 1.0),
+        rows, len(runs), figsize=(3.6 * len(runs), 3.3 * rows), squeeze=False,
+        layout="constrained", height_ratios=[1.25] * (rows - 2) + [1.0, 1.0],
     )  # fmt: skip
-    for column, (method, (config, folder)) in enumerate(runs.items()):
-        top, middle, bottom = axes[:, column]
-        draw_clouds(top, *head_clouds(config, folder, layer, head))
+    for column, (method, (config, _)) in enumerate(runs.items()):
+        *first, top, middle, bottom = axes[:, column]
+        points = drawn[method]
+        if first and points.embeddings is not None and points.labels is not None:
+            draw_classes(first[0], points.embeddings, points.labels)
+            first[0].set_title(f"{NAMES.get(method, method)}: nodes by class")
+        draw_clouds(top, points.queries, points.keys)
         top.set_title(f"{NAMES.get(method, method)}: MMD {mmd[method][layer][1][-1, head]:.3g}")
         draw_heads(middle, mmd[method], f"MMD per head (bandwidth {config.eval.mmd_bandwidth:g})")
         draw_heads(bottom, _series(records[method], "divergence"), "divergence per head")
         bottom.set_title(f"its own divergence ({UNITS[method]})" if method in UNITS else "")
-    _share_log_axis(axes[1])
-    _legends(axes)
-    first = next(iter(runs.values()))[0]
+    _share_log_axis(axes[-2])
+    for row in axes[:-1]:
+        row[0].legend(loc="best", fontsize=8)
+    config = next(iter(runs.values()))[0]
     title = (
-        f"{first.name}, seed {first.seed}. Top: t-SNE of the queries and keys of {layer}, head "
-        f"{head}, on {EXAMPLES} images of {first.eval.mmd_split}. Below: distance of keys and "
-        f"queries over training, a line per head."
+        f"{config.name}, seed {config.seed}. t-SNE of the queries and keys of {layer}, head "
+        f"{head}, on examples of {config.eval.mmd_split}. Below: distance of keys and queries over "
+        f"training, a line per head."
     )
     figure.suptitle(textwrap.fill(title, width=40 * len(runs)))
     figure.savefig(path, dpi=110)
@@ -77,12 +90,31 @@ def draw_comparison(
 def draw_clouds(axes: plt.Axes, queries: np.ndarray, keys: np.ndarray) -> None:
     """Draws two clouds [P, D] in the plane of a common t-SNE."""
     both = np.concatenate([queries, keys])
-    plane = TSNE(init="pca", perplexity=min(30, len(both) // 4), random_state=0).fit_transform(both)
+    plane = _plane(both)
     first, second = np.split(plane, [len(queries)])
     axes.scatter(*first.T, s=14, linewidths=0.7, label="queries", **QUERY_STYLE)
     axes.scatter(*second.T, s=14, linewidths=0.7, label="keys", **KEY_STYLE)
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def draw_classes(axes: plt.Axes, points: np.ndarray, labels: np.ndarray) -> None:
+    """Draws points [P, E] in the plane of a t-SNE, a colour and a marker per class."""
+    plane = _plane(points)
+    for index, label in enumerate(np.unique(labels)):
+        axes.scatter(
+            *plane[labels == label].T, s=8, linewidths=0.4, edgecolors="white",
+            color=LAYER_COLORS[index % len(LAYER_COLORS)],
+            marker=CLASS_MARKERS[index % len(CLASS_MARKERS)], label=str(label),
+        )  # fmt: skip
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _plane(points: np.ndarray) -> np.ndarray:
+    """t-SNE of points [P, E] in two dimensions."""
+    perplexity = min(30, len(points) // 4)
+    return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
 
 
 def draw_heads(axes: plt.Axes, series: Series, label: str) -> None:
@@ -102,21 +134,43 @@ def draw_heads(axes: plt.Axes, series: Series, label: str) -> None:
             axes.plot(steps, values[:, head], lw=1, label=layer if head == 0 else None, **style)
 
 
-def head_clouds(
-    config: ConfigDict, folder: pathlib.Path, layer: str, head: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and keys [P, D] of one head of a finished run, tokens of several images together."""
+class Points(NamedTuple):
+    """What a finished run makes of some examples.
+
+    Attributes:
+        queries: of one head, [P, D], the tokens of all examples together.
+        keys: likewise.
+        embeddings: of examples, [P, E], if the task has any.
+        labels: their classes, [P].
+    """
+
+    queries: np.ndarray
+    keys: np.ndarray
+    embeddings: np.ndarray | None
+    labels: np.ndarray | None
+
+
+def run_points(config: ConfigDict, folder: pathlib.Path, layer: str, head: int) -> Points:
+    """The points of a finished run, a sample of those that are many."""
     experiment, state = restore_run(folder, config)
     batch = next(iter(experiment.data.eval_batches(config.eval.mmd_split)))
     if experiment.data.metadata.splittable:
         batch = {name: array[:EXAMPLES] for name, array in batch.items()}
     query, key, query_mask, key_mask = collect_clouds(state, batch)[layer]
-    return _sampled(query[:, :, head][query_mask]), _sampled(key[:, :, head][key_mask])
+    clouds = (query[:, :, head][query_mask], key[:, :, head][key_mask])
+
+    embeddings = state.task.embeddings(state.model, {"params": state.params}, batch)
+    labels = None
+    if embeddings is not None:
+        known = np.flatnonzero(np.asarray(batch["label"]) >= 0)
+        chosen = known[_sample(len(known), EMBEDDINGS)]
+        embeddings, labels = np.asarray(embeddings)[chosen], np.asarray(batch["label"])[chosen]
+    queries, keys = (cloud[_sample(len(cloud), POINTS)] for cloud in clouds)
+    return Points(queries, keys, embeddings, labels)
 
 
-def _sampled(cloud: np.ndarray) -> np.ndarray:
-    rows = np.random.default_rng(0).permutation(len(cloud))[:POINTS]
-    return cloud[np.sort(rows)]
+def _sample(rows: int, count: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(rows)[:count])
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
@@ -146,8 +200,3 @@ def _share_log_axis(row: Sequence[plt.Axes]) -> None:
         axes.set_ylim(low / 1.3, high * 1.3)
         for set_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             set_format("{x:.2g}")
-
-
-def _legends(axes: np.ndarray) -> None:
-    axes[0, 0].legend(loc="best", fontsize=8)
-    axes[1, 0].legend(loc="best", fontsize=8)

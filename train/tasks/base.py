@@ -83,6 +83,12 @@ class Task:
         """
         return {}
 
+    def embeddings(
+        self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
+    ) -> Float[Array, "B E"] | None:
+        """What the model makes of each example before its last layer, for pictures; None: none."""
+        return None
+
     def sample_mask(self, batch: Batch) -> Bool[Array, "B"] | None:
         """Which samples count in the alignment loss; None counts all of them."""
         return batch["mask"]

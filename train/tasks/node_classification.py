@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -33,6 +35,13 @@ class NodeClassification(Classification):
     def metrics(self, outputs: Float[Array, "N C"], batch: Batch) -> dict[str, Any]:
         """Accuracy in [0, 1] and the reliability bins, over the nodes of the split."""
         return super().metrics(outputs, _known_labels(batch))
+
+    def embeddings(
+        self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
+    ) -> Float[Array, "N E"]:
+        """The input of the model's last layer."""
+        _, collections = self.apply(model, variables, batch, train=False, mutable=["intermediates"])
+        return collections["intermediates"]["embeddings"][0]
 
     def sample_mask(self, batch: Batch) -> None:
         """None: to the alignment, the graph is one sample, whose tokens are all of its nodes."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.sparse
@@ -20,6 +21,7 @@ from train.configs import planetoid
 from train.experiment import build_experiment
 from train.metrics import compute
 from train.registry import ConfigError
+from train.report.picture import draw_comparison, run_points
 from train.step import train_step
 from train.tasks.node_classification import NodeClassification
 
@@ -103,6 +105,21 @@ def test_the_common_loop_trains_a_graph(
     assert (result["alignment"] is None) == (method == "none")
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert written["metrics"] == result["metrics"]
+
+
+def test_the_picture_shows_nodes_by_class_and_clouds(config: ConfigDict, tmp_path: Path) -> None:
+    config.train.steps = 5
+    runs = {}
+    for method in ("none", "ct"):
+        config.alignment.method = method
+        loop.run(config, tmp_path / method)
+        runs[method] = (config.copy_and_resolve_references(), tmp_path / method)
+    points = run_points(*runs["ct"], "layer_0", 3)
+    assert points.queries.shape == points.keys.shape == (20, 8)
+    assert points.embeddings.shape == (20, 64)
+    assert sorted(points.labels) == [0] * 10 + [1] * 10
+    draw_comparison(runs, tmp_path / "picture.png")
+    assert plt.imread(tmp_path / "picture.png").std() > 0
 
 
 def test_stops_when_the_patience_is_used_up_and_keeps_the_best(
