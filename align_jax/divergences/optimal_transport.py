@@ -10,9 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 from align_jax import numerics
 from align_jax.divergences.conditional_transport import COSTS
 
-# Sinkhorn's iterations come near the solution fast and then gain digits slowly; a few Newton
-# steps from there reach what float32 can represent, at the price of a few iterations.
-_NEWTON_STEPS = 8
+# At a small epsilon Sinkhorn needs hundreds of iterations from a cold start. It begins with one
+# larger by this factor, which shrinks geometrically to the one asked for, in so many iterations.
+_FIRST_EPSILON, _EPSILON_DECAY, _ANNEALING = 20.0, 0.8, 14
+# Its iterations come near the solution fast and then gain digits slowly; a few Newton steps from
+# there reach what float32 can represent, at the price of a few iterations.
+_NEWTON_STEPS = 6
 # Of the linear systems, whose matrix has eigenvalues in [0, 1]; see `_solve_symmetric`.
 _RIDGE = 1e-5
 _REFINEMENTS = 4
@@ -127,17 +130,24 @@ def _plan(
     max_iterations: int,
 ) -> tuple[Float[Array, "N M"], SinkhornReport]:
     try:
-        from ott.geometry import geometry
+        from ott.geometry import epsilon_scheduler, geometry
         from ott.problems.linear import linear_problem
         from ott.solvers.linear import sinkhorn
     except ImportError as error:
         raise ImportError(
             "optimal_transport needs ott-jax: pip install 'align_jax[ot]'."
         ) from error
+    annealed = epsilon_scheduler.Epsilon(epsilon, init=_FIRST_EPSILON, decay=_EPSILON_DECAY)
     problem = linear_problem.LinearProblem(
-        geometry.Geometry(cost_matrix=costs, epsilon=epsilon), rows, columns
+        geometry.Geometry(cost_matrix=costs, epsilon=annealed), rows, columns
     )
-    solver = sinkhorn.Sinkhorn(threshold=threshold, max_iterations=max_iterations, min_iterations=0)
+    solver = sinkhorn.Sinkhorn(
+        threshold=threshold,
+        max_iterations=max_iterations,
+        # Not before epsilon is the one asked for. (At exactly `max_iterations` ott would not look
+        # at the error at all.)
+        min_iterations=min(_ANNEALING, max_iterations - 1),
+    )
     output = solver(problem)
     has_mass = (rows > 0)[:, None] & (columns > 0)[None, :]
 

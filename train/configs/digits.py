@@ -33,10 +33,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task = section(Classification)
     config.task.name = "classification"
 
-    # The slowest of the 256 plans of a batch sets the pace of them all; a residual that is left is
-    # logged.
-    config.alignment.sinkhorn_iterations = 100
-
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.05

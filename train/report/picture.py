@@ -198,5 +198,6 @@ def _share_log_axis(row: Sequence[plt.Axes]) -> None:
     for axes in row:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, high * 1.3)
-        for set_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            set_format("{x:.2g}")
+        axes.yaxis.set_major_formatter("{x:.2g}")
+        # Within a decade the ticks between powers of ten are all there is; beyond, they crowd.
+        axes.yaxis.set_minor_formatter("{x:.2g}" if high < 10 * low else "")
