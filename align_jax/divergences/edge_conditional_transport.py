@@ -6,12 +6,14 @@ query chooses among the keys of its senders alone, and each key among the querie
 time and memory grow with the edges. On a complete graph the two agree.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from align_jax import numerics
 from align_jax.divergences.conditional_transport import COSTS
-from align_jax.segments import segment_softmax
 
 
 def edge_conditional_transport(
@@ -77,16 +79,22 @@ def edge_conditional_transport(
         numerics.prepare(x, None)[0]
         for x in (query_features, key_features, query_navigation, key_navigation)
     )
-    scores = jnp.sum(query_navigation[receivers] * key_navigation[senders], axis=-1)
+    num_nodes = len(query_features)
     if cost == "cosine":
         query_features = numerics.unit_vectors(query_features)
         key_features = numerics.unit_vectors(key_features)
+    # A compiler that fuses what comes before into the gathers does it once per edge, not per node.
+    query_features, key_features, query_navigation, key_navigation = jax.lax.optimization_barrier(
+        (query_features, key_features, query_navigation, key_navigation)
+    )
+    scores = jnp.sum(query_navigation[receivers] * key_navigation[senders], axis=-1)
+    if cost == "cosine":
         costs = 1.0 - jnp.sum(query_features[receivers] * key_features[senders], axis=-1)
     else:
         costs = jnp.sum((query_features[receivers] - key_features[senders]) ** 2, axis=-1)
 
-    forward = _mean_cost(scores, costs, receivers, len(query_features), indices_are_sorted=True)
-    backward = _mean_cost(scores, costs, senders, len(query_features), indices_are_sorted=False)
+    forward = _mean_cost(scores, costs, receivers, num_nodes, indices_are_sorted=True)
+    backward = _mean_cost(scores, costs, senders, num_nodes, indices_are_sorted=False)
     return rho * forward + (1.0 - rho) * backward
 
 
@@ -99,7 +107,14 @@ def _mean_cost(
     indices_are_sorted: bool,
 ) -> Float[Array, "H"]:
     """Each node's expected cost over its edges, averaged over the nodes that have any."""
-    plan = segment_softmax(scores, nodes, num_nodes, indices_are_sorted=indices_are_sorted)
-    has_edge = jnp.zeros(num_nodes, bool).at[nodes].set(True)
-    # Each node's plan sums to 1, so the sum over all edges is the sum of the nodes' expectations.
-    return jnp.sum(plan * costs, axis=0) / jnp.sum(has_edge)
+    options: dict[str, Any] = {
+        "num_segments": num_nodes,
+        "indices_are_sorted": indices_are_sorted,
+    }
+    # A softmax whose weights are never spelled out: sums per node, divided there. The peak cancels.
+    peak = jax.ops.segment_max(jax.lax.stop_gradient(scores), nodes, **options)
+    weights = jnp.exp(scores - peak[nodes])
+    sums = jax.ops.segment_sum(jnp.stack([weights, weights * costs], axis=-1), nodes, **options)
+    has_edge = sums[..., 0] > 0  # the weight of a node's peak is 1
+    expected = sums[..., 1] / jnp.where(has_edge, sums[..., 0], 1.0)
+    return jnp.sum(expected, axis=0) / jnp.sum(has_edge, axis=0)
