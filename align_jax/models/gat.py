@@ -33,7 +33,7 @@ from align_jax.numerics import check_choice
 from align_jax.segments import segment_softmax
 
 SCORES = ("gat", "gatv2")
-ALIGNMENT_OVER = ("nodes", "edges")
+ALIGNMENT_OVER = ("auto", "nodes", "edges")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,11 @@ class GATConfig:
         score: "gat", or "gatv2", whose ranking of the senders depends on the receiver.
         alignment: what to align in each layer; None aligns nothing.
         alignment_over: "nodes" compares the clouds of all queries and all keys; "edges" lets
-            transport run along the edges alone (method "ct" only), in time linear in the edges.
+            transport run along the edges alone (method "ct" only), in time linear in the edges;
+            "auto" takes the edges where it can.
         alignment_sample: how many nodes are drawn, anew at each training step, to stand for the
-            clouds of all nodes; 0 takes all, in time quadratic in the nodes except for "gan".
+            clouds of all nodes, where these are compared; 0 takes all, in time quadratic in the
+            nodes except for "gan". Memory stays linear, except for "ot".
 
     Raises:
         ValueError: a size is out of range, a probability outside [0, 1), a choice unknown, or a
@@ -79,7 +81,7 @@ class GATConfig:
     negative_slope: float = 0.2
     score: str = "gat"
     alignment: AlignmentConfig | None = None
-    alignment_over: str = "nodes"
+    alignment_over: str = "auto"
     alignment_sample: int = 0
 
     def __post_init__(self) -> None:
@@ -103,13 +105,18 @@ class GATConfig:
                 f"takes all nodes; set it to 0, or alignment_over to 'nodes'."
             )
         aligned = self.alignment or AlignmentConfig(method="none")
-        if self.alignment_over == "edges" and (
-            aligned.method not in ("ct", "none") or aligned.over != "tokens"
-        ):
+        if self.alignment_over == "edges" and aligned.method != "none" and not self.along_edges:
             raise ValueError(
                 f"GATConfig.alignment_over='edges' works with method 'ct' over 'tokens', got "
                 f"{aligned.method!r} over {aligned.over!r}; use these, or alignment_over='nodes'."
             )
+
+    @property
+    def along_edges(self) -> bool:
+        """Whether transport runs along the edges, by `alignment_over` and the method."""
+        aligned = self.alignment or AlignmentConfig(method="none")
+        can = aligned.method == "ct" and aligned.over == "tokens"
+        return can and self.alignment_over != "nodes"
 
 
 class GraphAttention(nn.Module):
@@ -202,11 +209,11 @@ class GraphAttention(nn.Module):
     ) -> None:
         config = self.config.alignment or AlignmentConfig(method="none")
         module: Alignment
-        if self.config.alignment_over == "edges":
+        if self.config.along_edges:
             module = EdgeAlignment(config, senders=senders, receivers=receivers, name="alignment")
         else:
             module = Alignment(config, name="alignment")
-        sample = self.config.alignment_sample
+        sample = 0 if self.config.along_edges else self.config.alignment_sample
         if 0 < sample < len(query) and config.method != "none" and not deterministic:
             rng = self.make_rng("dropout")
             chosen = jax.random.choice(rng, len(query), (sample,), replace=False)

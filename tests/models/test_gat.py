@@ -245,6 +245,15 @@ class TestAlignment:
         }
         return divergence({"layer_0": layer})
 
+    @pytest.mark.parametrize(("method", "over"), [("ct", "edges"), ("gan", "nodes")])
+    def test_auto_takes_the_edges_where_it_can(self, method, over):
+        expected, found = (
+            alignment_loss(self.sown(self.config(method, choice))[1]) for choice in (over, "auto")
+        )
+        assert found == expected
+        sampled = dataclasses.replace(self.config("ct", "auto"), alignment_sample=3)
+        assert sampled.along_edges
+
     @pytest.mark.parametrize("over", ["nodes", "edges"])
     def test_layers_selects_by_the_module_path(self, over):
         config = self.config("ct", over, layers=("layer_1",))
