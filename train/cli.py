@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ MISSING = "--config is missing; for instance --config=train/configs/digits.py."
 CACHE_VARIABLE = "ALIGN_JAX_CACHE"
 
 
+@functools.cache  # one flag, also where several commands are imported
 def define_config_flag() -> flags.FlagHolder[ConfigDict]:
     """The flag --config=FILE.py[:arg], with --config.KEY=VALUE for every key of the file."""
     return config_flags.DEFINE_config_file(
