@@ -6,14 +6,13 @@ query chooses among the keys of its senders alone, and each key among the querie
 time and memory grow with the edges. On a complete graph the two agree.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from align_jax import numerics
 from align_jax.divergences.conditional_transport import COSTS
+from align_jax.segments import segment_softmax
 
 
 def edge_conditional_transport(
@@ -107,14 +106,7 @@ def _mean_cost(
     indices_are_sorted: bool,
 ) -> Float[Array, "H"]:
     """Each node's expected cost over its edges, averaged over the nodes that have any."""
-    options: dict[str, Any] = {
-        "num_segments": num_nodes,
-        "indices_are_sorted": indices_are_sorted,
-    }
-    # A softmax whose weights are never spelled out: sums per node, divided there. The peak cancels.
-    peak = jax.ops.segment_max(jax.lax.stop_gradient(scores), nodes, **options)
-    weights = jnp.exp(scores - peak[nodes])
-    sums = jax.ops.segment_sum(jnp.stack([weights, weights * costs], axis=-1), nodes, **options)
-    has_edge = sums[..., 0] > 0  # the weight of a node's peak is 1
-    expected = sums[..., 1] / jnp.where(has_edge, sums[..., 0], 1.0)
-    return jnp.sum(expected, axis=0) / jnp.sum(has_edge, axis=0)
+    plan = segment_softmax(scores, nodes, num_nodes, indices_are_sorted=indices_are_sorted)
+    has_edge = jnp.zeros(num_nodes, bool).at[nodes].set(True)
+    # Each node's plan sums to 1, so the sum over all edges is the sum of the nodes' expectations.
+    return jnp.sum(plan * costs, axis=0) / jnp.sum(has_edge)

@@ -16,6 +16,7 @@ import numpy as np
 import rich.table
 from ml_collections import ConfigDict
 
+from train.data.base import Batch
 from train.experiment import build_experiment
 from train.parallel import make_parallel
 
@@ -89,19 +90,36 @@ def step_time_table(times: dict[str, StepTime], title: str) -> rich.table.Table:
 def _stepper(
     config: ConfigDict, method: str, devices: Sequence[jax.Device] | None
 ) -> Callable[[], Any]:
-    """A function that takes one step from where the last one ended, and waits for it."""
+    """`stepper` of a config with another alignment method."""
     config = config.copy_and_resolve_references()
     config.alignment.method = method
+    return stepper(config, devices=devices)
+
+
+def stepper(
+    config: ConfigDict,
+    batch: Batch | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[[], Any]:
+    """A function that takes one training step from where the last one ended, and waits for it.
+
+    Args:
+        config: the experiment.
+        batch: what every step trains on; None takes the first of the config's data.
+        devices: where to run; all local devices by default.
+    """
     experiment = build_experiment(config)
     if not experiment.data.metadata.splittable:
         devices = list(devices or jax.local_devices())[:1]
     parallel = make_parallel(config.train.parallel, devices)
     state = parallel.replicate(experiment.initial_state())
-    batch = parallel.shard(next(iter(experiment.data.train_batches())))
+    if batch is None:
+        batch = next(iter(experiment.data.train_batches()))
+    shares = parallel.shard(batch)
 
     def step() -> Any:
         nonlocal state
-        state, report = parallel.train_step(state, batch)
+        state, report = parallel.train_step(state, shares)
         return jax.block_until_ready((state, report))
 
     return step

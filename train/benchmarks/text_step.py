@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-import jax
 import numpy as np
 import rich.console
 import rich.table
@@ -26,9 +25,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from train import cli
+from train.benchmarks.step_time import stepper
 from train.data.text import checkpoint_folder
 from train.experiment import build_experiment
-from train.parallel import make_parallel
 from train.registry import ConfigError
 
 CONFIG = cli.define_config_flag()
@@ -36,21 +35,6 @@ ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each takes its turn.", lo
 STEPS = flags.DEFINE_integer("steps", 3, "Training steps per turn.", lower_bound=1)
 
 Stepper = Callable[[], Any]
-
-
-def align_jax_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) -> Stepper:
-    """A function that takes one training step, as `train.loop` does, and waits for it."""
-    experiment = build_experiment(config)
-    parallel = make_parallel(config.train.parallel)
-    state = parallel.replicate(experiment.initial_state())
-    shares = parallel.shard(dict(batch))
-
-    def step() -> Any:
-        nonlocal state
-        state, report = parallel.train_step(state, shares)
-        return jax.block_until_ready((state, report))
-
-    return step
 
 
 def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) -> Stepper:
@@ -84,7 +68,11 @@ def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) ->
     return step
 
 
-STEPPERS = {"align_jax": align_jax_stepper, "transformers": transformers_stepper}
+# What makes a function that takes one training step, out of a config and a batch.
+STEPPERS: dict[str, Callable[[ConfigDict, Any], Stepper]] = {
+    "align_jax": stepper,
+    "transformers": transformers_stepper,
+}
 
 
 def measure(

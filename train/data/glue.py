@@ -18,11 +18,12 @@ from align_jax.pretrained import BUCKETS, Tokenizer
 from train.data.base import Batch, DataSource, Metadata
 from train.data.prepared import prepared_builder
 from train.data.text import (
-    SUBSET_SEED,
     TokenizedTexts,
+    check_sizes,
     checkpoint_tokenizer,
     ordered_text_batches,
     shuffled_text_batches,
+    subset_rows,
 )
 from train.registry import ConfigError, nearest
 
@@ -112,11 +113,7 @@ class Glue(DataSource):
                 f"data.dataset is {self.dataset!r}; {nearest(self.dataset, GLUE)}known: "
                 f"{', '.join(GLUE)}."
             )
-        for name, least in (
-            ("batch_size", 1), ("eval_batch_size", 1), ("window", 1), ("train_examples", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; expected >= {least}.")
+        check_sizes(self)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -152,12 +149,7 @@ class Glue(DataSource):
             split: self._builder.info.splits[split].num_examples
             for split in GLUE[self.dataset].splits
         }
-        if self.train_examples > sizes["train"]:
-            raise ConfigError(
-                f"data.train_examples is {self.train_examples}; expected 0 (all) to "
-                f"{sizes['train']}."
-            )
-        return sizes | {"train": self.train_examples or sizes["train"]}
+        return sizes | {"train": len(self._train_rows)}
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
@@ -196,9 +188,7 @@ class Glue(DataSource):
     @functools.cached_property
     def _train_rows(self) -> np.ndarray:
         whole = self._builder.info.splits["train"].num_examples
-        size = self.examples["train"]
-        chosen = np.random.default_rng(SUBSET_SEED).permutation(whole)[:size]
-        return np.sort(chosen)
+        return subset_rows(whole, self.train_examples)
 
     @functools.cached_property
     def _cache(self) -> dict[str, TokenizedTexts]:

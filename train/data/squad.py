@@ -20,11 +20,12 @@ from train.data.base import Batch, DataSource, Metadata
 from train.data.prepared import prepared_builder
 from train.data.squad_files import Question, check_questions, read_json, read_prepared
 from train.data.text import (
-    SUBSET_SEED,
     TokenizedTexts,
+    check_sizes,
     checkpoint_tokenizer,
     ordered_text_batches,
     shuffled_text_batches,
+    subset_rows,
 )
 from train.registry import ConfigError
 
@@ -110,11 +111,7 @@ class Squad(DataSource):
                 raise ConfigError(
                     f"data.{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}."
                 )
-        for name, least in (
-            ("batch_size", 1), ("eval_batch_size", 1), ("window", 1), ("train_examples", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; expected >= {least}.")
+        check_sizes(self)
 
     @functools.cached_property
     def text_tokenizer(self) -> Tokenizer:
@@ -223,15 +220,9 @@ class Squad(DataSource):
             questions = read_prepared(source.__getitems__(list(range(len(source)))))
             where = f"squad/{self.version}, split {split!r}"
         check_questions(questions, where)
-        if split != "train" or not self.train_examples:
+        if split != "train":
             return questions
-        if self.train_examples > len(questions):
-            raise ConfigError(
-                f"data.train_examples is {self.train_examples}; expected 0 (all) to "
-                f"{len(questions)}."
-            )
-        chosen = np.random.default_rng(SUBSET_SEED).permutation(len(questions))
-        return [questions[row] for row in np.sort(chosen[: self.train_examples])]
+        return [questions[row] for row in subset_rows(len(questions), self.train_examples)]
 
     def _split(self, split: str) -> SquadWindows:
         """A split's windows, made when they are first asked for."""

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +132,37 @@ def ordered_text_batches(
     for start in range(0, len(texts), batch_size):
         rows = np.arange(start, min(start + batch_size, len(texts)))
         yield pad(texts.batch(rows, tokenizer, buckets), batch_size)
+
+
+def check_sizes(source: Any) -> None:
+    """Refuses numbers out of range among the settings that all sources of text have.
+
+    Raises:
+        ConfigError: names the first one.
+    """
+    least = {"batch_size": 1, "eval_batch_size": 1, "window": 1, "train_examples": 0}
+    for name, smallest in least.items():
+        if getattr(source, name) < smallest:
+            raise ConfigError(f"data.{name} is {getattr(source, name)}; expected >= {smallest}.")
+
+
+def subset_rows(whole: int, size: int) -> np.ndarray:
+    """Which of a split's examples to train on: a random subset, the same for every seed.
+
+    Args:
+        whole: number of examples.
+        size: of the subset; 0 for all of them.
+
+    Raises:
+        ConfigError: the subset is larger than the whole.
+
+    Example:
+        >>> subset_rows(3, 0).tolist()
+        [0, 1, 2]
+    """
+    if size > whole:
+        raise ConfigError(f"data.train_examples is {size}; expected 0 (all) to {whole}.")
+    return np.sort(np.random.default_rng(SUBSET_SEED).permutation(whole)[: size or whole])
 
 
 def checkpoint_folder(name: str, revision: str = "", offline: bool = False) -> Path:
