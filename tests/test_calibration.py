@@ -1,9 +1,10 @@
-"""Calibration error against a literal NumPy version."""
+"""Calibration error against a literal NumPy version; the t-test against scipy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from align_jax import calibration
 
@@ -60,3 +61,55 @@ def test_bad_input_is_named():
         calibration.calibration_bins(jnp.ones((4, 3)), jnp.ones(5, int))
     with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
         calibration.calibration_bins(jnp.ones((4, 3)), jnp.ones(4, int), bins=0)
+
+
+@pytest.mark.parametrize("draws", [2, 3, 20])
+def test_the_t_test_is_scipys(draws):
+    rng = np.random.default_rng(draws)
+    gap, spread = rng.normal(size=300), rng.uniform(0.1, 3.0, size=300)
+    first = rng.normal(size=(draws, 300)).astype(np.float32)
+    second = (gap + spread * rng.normal(size=(draws, 300))).astype(np.float32)
+    expected = scipy.stats.ttest_ind(
+        first.astype(np.float64), second.astype(np.float64), equal_var=False
+    ).pvalue
+    assert (expected < 0.05).any()
+    assert (expected > 0.5).any()
+    p_value = jax.jit(calibration.equal_means_p_value)(first, second)
+    np.testing.assert_allclose(p_value, expected, rtol=5e-4, atol=1e-6)
+
+
+def test_samples_that_do_not_vary_differ_or_do_not():
+    first, second = jnp.array([[1.0, 1.0]] * 3), jnp.array([[1.0, 1.5]] * 3)
+    assert calibration.equal_means_p_value(first, second).tolist() == [1.0, 0.0]
+
+
+def test_certain_is_what_differs_from_the_second_answer():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20, 50, 4)) + rng.normal(size=(50, 4))
+    probabilities = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).astype(np.float32)
+    expected = []
+    for example in probabilities.astype(np.float64).transpose(1, 2, 0):  # [classes, passes]
+        second, first = np.argsort(example.mean(axis=1))[-2:]
+        test = scipy.stats.ttest_ind(example[first], example[second], equal_var=False)
+        expected.append(test.pvalue < 0.05)
+    assert 0 < sum(expected) < 50
+    certain = jax.jit(calibration.certain_predictions)(probabilities)
+    np.testing.assert_array_equal(certain, expected)
+
+
+def test_pavpu_counts_right_and_certain_and_wrong_and_uncertain():
+    correct = jnp.array([True, True, False, False, True])
+    certain = jnp.array([True, False, True, False, True])
+    where = jnp.array([True, True, True, True, False])
+    assert calibration.patch_accuracy_vs_uncertainty(correct, certain) == pytest.approx(0.6)
+    value = calibration.patch_accuracy_vs_uncertainty(correct, certain, where=where)
+    assert value == pytest.approx(0.5)
+
+
+def test_bad_passes_are_named():
+    with pytest.raises(ValueError, match="with S >= 2"):
+        calibration.equal_means_p_value(jnp.ones((1, 3)), jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match="2 passes and 2 classes"):
+        calibration.certain_predictions(jnp.ones((5, 3, 1)))
+    with pytest.raises(ValueError, match=r"must be \[B\]"):
+        calibration.patch_accuracy_vs_uncertainty(jnp.ones(3, bool), jnp.ones(4, bool))

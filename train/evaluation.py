@@ -13,7 +13,9 @@ from align_jax import cloud_mmd
 from train import metrics
 from train.data.base import Batch, DataSource
 from train.parallel import Pmap
+from train.registry import ConfigError
 from train.state import TrainState
+from train.tasks.base import Task
 
 
 def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) -> dict[str, Any]:
@@ -39,6 +41,33 @@ def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) ->
     }
     corpus = state.task.corpus_metrics(joined, data.references(split))
     return metrics.compute(metrics.merge(sums)) | corpus
+
+
+def measure_uncertainty(
+    parallel: Pmap, state: TrainState, data: DataSource, split: str, passes: int
+) -> dict[str, Any]:
+    """The task's stochastic metrics over a whole split, such as PAvPU.
+
+    Args:
+        parallel: runs the step.
+        state: replicated, holds the parameters; its step and key decide the random numbers.
+        data: where the batches come from.
+        split: its name.
+        passes: how often each batch is evaluated, with dropout.
+
+    Raises:
+        ConfigError: the task has no such metrics.
+    """
+    if type(state.task).stochastic_metrics is Task.stochastic_metrics:
+        raise ConfigError(
+            f"config.eval.stochastic_passes is {passes}; {type(state.task).__name__} has no metric "
+            f"of uncertainty. Set it to 0."
+        )
+    sums = [
+        parallel.first(parallel.stochastic_step(state, parallel.shard(batch), number, passes))
+        for number, batch in enumerate(data.eval_batches(split))
+    ]
+    return metrics.compute(metrics.merge(sums))
 
 
 def measure_mmd(

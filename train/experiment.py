@@ -21,9 +21,11 @@ from train.tasks import TASKS
 from train.tasks.base import Task
 
 # A model's name -> its configuration dataclass, and what makes the module out of it. What does so
-# may return a pair: the module, and parameters to start from (any part of its tree).
+# may return a pair: the module, and parameters to start from (any part of its tree); without, those
+# that come with the data.
 MODELS = {
     "gat": ("align_jax.models.gat:GATConfig", "align_jax.models.gat:GAT"),
+    "mcan": ("align_jax.models:MCANConfig", "align_jax.models:MCAN"),
     "pretrained_text": (
         "train.pretrained_text:PretrainedTextConfig",
         "train.pretrained_text:pretrained_text",
@@ -111,7 +113,7 @@ def _build_model(
     section = from_data | section | {"alignment": alignment.config}
     made = functools.partial(module, _construct(settings, "model", section))
     model = _construct(made, "model", {})
-    return model if isinstance(model, tuple) else (model, {})
+    return model if isinstance(model, tuple) else (model, data.metadata.parameters)
 
 
 def _construct(factory: Any, kind: str, values: dict[str, Any]) -> Any:

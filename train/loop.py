@@ -27,7 +27,7 @@ from train.checkpoint import (
     write_json,
 )
 from train.early_stopping import Criterion, EarlyStopping
-from train.evaluation import evaluate, measure_mmd
+from train.evaluation import evaluate, measure_mmd, measure_uncertainty
 from train.experiment import Experiment, build_experiment
 from train.log import RunLog
 from train.parallel import Pmap, make_parallel
@@ -58,7 +58,8 @@ def run(
 
     Returns:
         What `result.json` holds: "metrics" per split, "mmd" (summed over layers and heads),
-        "alignment" (mean divergence over the last logged steps), "steps" and "seconds".
+        "alignment" (mean divergence over the last logged steps), "parameters" (their number),
+        "steps" and "seconds".
 
     Raises:
         ConfigError: the config names or combines things that do not exist or fit.
@@ -189,15 +190,17 @@ class Trainer:
             best = self.parallel.replicate(self.best_params)
             self.state = self.state.replace(params=best)
             self.evaluated = {}
-        results = dict(self.evaluated)
+        results, passes = dict(self.evaluated), config.eval.stochastic_passes
         for split in config.eval.final:
             mmd = split == config.eval.mmd_split and config.eval.mmd_examples > 0
-            if split not in results or (mmd and "mmd" not in results[split]):
-                results[split] = self._evaluate_split(log, split, mmd=True)
+            if split not in results or passes or (mmd and "mmd" not in results[split]):
+                results[split] = self._evaluate_split(log, split, mmd=True, passes=passes)
+        parameters = jax.tree.leaves(self.parallel.unreplicate(self.state).params)
         return {
             "metrics": results,
             "mmd": results.get(config.eval.mmd_split, {}).get("mmd"),
             "alignment": log.last_train.get("alignment"),
+            "parameters": sum(x.size for x in parameters),
             "steps": self.step,
             "seconds": time.perf_counter() - self.started,
         }
@@ -246,7 +249,9 @@ class Trainer:
             self.best_params = self.parallel.first(self.state.params)
         self.window_started = time.perf_counter()
 
-    def _evaluate_split(self, log: RunLog, split: str, *, mmd: bool) -> dict[str, float]:
+    def _evaluate_split(
+        self, log: RunLog, split: str, *, mmd: bool, passes: int = 0
+    ) -> dict[str, float]:
         """Evaluates and logs, the distance of keys and queries too if told; returns scalars."""
         config, data = self.experiment.config.eval, self.experiment.data
         if split not in data.examples:
@@ -254,6 +259,8 @@ class Trainer:
                 f"config.eval names the split {split!r}; the data have {', '.join(data.examples)}."
             )
         values = evaluate(self.parallel, self.state, data, split)
+        if passes:
+            values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
         if mmd and split == config.mmd_split and config.mmd_examples:
             values["mmd_per_head"] = measure_mmd(
                 self.parallel.unreplicate(self.state), data, split, config.mmd_examples,

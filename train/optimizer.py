@@ -19,7 +19,7 @@ from align_jax import strip_alignment
 from train.registry import ConfigError, nearest
 
 OPTIMIZERS = ("adamw", "adam")
-DECAYS = ("linear", "constant")
+DECAYS = ("linear", "constant", "steps")
 NOT_DECAYED = ("bias", "scale")  # of Dense, Conv and LayerNorm
 
 
@@ -32,7 +32,10 @@ class OptimizerConfig:
             weight to the gradient (L2, as PyTorch's Adam and the GAT paper do).
         learning_rate: the highest rate, reached after the warm-up.
         warmup_steps: steps of linear increase from 0.
-        decay: "linear" falls to 0 at the last step; "constant" stays.
+        decay: "linear" falls to 0 at the last step; "constant" stays; "steps" is multiplied by
+            `decay_factor` at each step of `decay_at`.
+        decay_at: rising steps of the run; for "steps" alone.
+        decay_factor: see `decay`.
         weight_decay: biases and LayerNorm scales are never decayed.
         decay_alignment: whether the alignment networks are decayed as well.
         beta1, beta2, epsilon: Adam's.
@@ -47,6 +50,8 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 0
     decay: str = "linear"
+    decay_at: tuple[int, ...] = ()
+    decay_factor: float = 0.1
     weight_decay: float = 0.01
     decay_alignment: bool = False
     beta1: float = 0.9
@@ -63,8 +68,17 @@ class OptimizerConfig:
                     f"optimizer.{field} is {value!r}; {nearest(value, known)}expected one of "
                     f"{known}."
                 )
+        if bool(self.decay_at) != (self.decay == "steps"):
+            raise ConfigError(
+                f"optimizer.decay is {self.decay!r} and optimizer.decay_at {self.decay_at}; "
+                f"decay 'steps' needs steps, and no other takes any."
+            )
+        if list(self.decay_at) != sorted({step for step in self.decay_at if step > 0}):
+            raise ConfigError(
+                f"optimizer.decay_at is {self.decay_at}; expected rising numbers above 0."
+            )
         for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm",
-                      "alignment_rate_multiplier"):  # fmt: skip
+                      "decay_factor", "alignment_rate_multiplier"):  # fmt: skip
             if getattr(self, field) < 0:
                 raise ConfigError(
                     f"optimizer.{field} is {getattr(self, field)}; expected 0 or more."
@@ -89,6 +103,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         raise ConfigError(
             f"optimizer.warmup_steps is {config.warmup_steps}, longer than train.steps {steps}."
         )
+    if config.decay_at and config.decay_at[0] < config.warmup_steps:
+        raise ConfigError(
+            f"optimizer.decay_at begins at {config.decay_at[0]}, within the warm-up of "
+            f"{config.warmup_steps} steps."
+        )
     return optax.multi_transform(
         {
             "model": _group(config, steps, rate=1.0, decayed=True),
@@ -101,10 +120,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def learning_rate(config: OptimizerConfig, steps: int, multiplier: float = 1.0) -> optax.Schedule:
-    """The rate at each step: linear from 0 over the warm-up, then linear to 0, or constant."""
+    """The rate at each step: linear from 0 over the warm-up, then as `config.decay` says."""
     peak = config.learning_rate * multiplier
     if config.decay == "linear":
         after = optax.linear_schedule(peak, 0.0, max(steps - config.warmup_steps, 1))
+    elif config.decay == "steps":
+        falls = {step - config.warmup_steps: config.decay_factor for step in config.decay_at}
+        after = optax.piecewise_constant_schedule(peak, falls)
     else:
         after = optax.constant_schedule(peak)
     if not config.warmup_steps:

@@ -17,7 +17,7 @@ import numpy as np
 from train.data.base import Batch, pad
 from train.registry import ConfigError, nearest
 from train.state import TrainState
-from train.step import eval_step, train_step
+from train.step import eval_step, stochastic_step, train_step
 
 AXIS = "devices"
 
@@ -49,6 +49,13 @@ class Pmap:
         self._eval_step = jax.pmap(
             functools.partial(eval_step, axis_name=AXIS), axis_name=AXIS, devices=self.devices
         )
+        self._stochastic_step = jax.pmap(
+            functools.partial(stochastic_step, axis_name=AXIS),
+            axis_name=AXIS,
+            devices=self.devices,
+            in_axes=(0, 0, None),
+            static_broadcasted_argnums=(3,),
+        )
 
     def train_step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         """`train.step.train_step` on all devices. The given state is donated: do not reuse it."""
@@ -57,6 +64,12 @@ class Pmap:
     def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """`train.step.eval_step` on all devices."""
         return self._eval_step(state, batch)
+
+    def stochastic_step(
+        self, state: TrainState, batch: Any, number: int, passes: int
+    ) -> dict[str, Any]:
+        """`train.step.stochastic_step` on all devices."""
+        return self._stochastic_step(state, batch, number, passes)
 
     def replicate(self, tree: Any) -> Any:
         """Copies every array of a tree to every device: [...] -> [D, ...]."""

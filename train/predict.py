@@ -1,4 +1,4 @@
-"""Labels texts with a trained run, or exports it for `transformers`.
+"""Labels texts, or answers questions, with a trained run; or exports it for `transformers`.
 
     python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --input=pairs.jsonl
     python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --export=exported
@@ -7,7 +7,9 @@ A line of the input is a JSON object with the texts that the task has, such as {
 "sentence2": "..."} for MRPC; "-" reads standard input. For each, a line goes to standard output:
 {"label": "equivalent", "probabilities": {"not_equivalent": 0.1, "equivalent": 0.9}}; for a
 regression {"score": 3.8}; for a question and its context {"answer": "France", "start": 159, "end":
-165, "probability": 0.8, "n_best": [...]}, the answer "" where there is none.
+165, "probability": 0.8, "n_best": [...]}, the answer "" where there is none. A question about a
+picture names the picture's file as "image" and gets a label; of more than ten, the probabilities
+of the best ten are written.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TextIO
 
 import jax
@@ -24,7 +26,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from align_jax.pretrained import BUCKETS, Tokenizer, save
+from align_jax.pretrained import Tokenizer, save
 from train import cli
 from train.checkpoint import read_config
 from train.data.base import Batch, DataSource, pad
@@ -34,36 +36,47 @@ from train.loop import restore_run
 from train.registry import ConfigError
 from train.state import TrainState
 from train.tasks.answers import Answers, best_answers
+from train.tasks.classification import Classification
 from train.tasks.span import SpanExtraction
+from train.tasks.vqa import QuestionAnswering
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.")
 INPUT = flags.DEFINE_string("input", None, "The texts: a file of JSON lines, or - for stdin.")
 EXPORT = flags.DEFINE_string("export", None, "A folder to write for transformers.")
+SHOWN = 10  # labels whose probabilities are written
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts labelled at once.", lower_bound=1)
 
 
-class TextSource(DataSource, Protocol):
+class PredictSource(DataSource, Protocol):
     """What predicting needs of a data source."""
 
     fields: tuple[str, ...]
     label_names: tuple[str, ...]
-    max_length: int
+
+    def inputs(self, texts: Sequence[tuple[str, ...]]) -> Batch:
+        """The model's inputs for new examples, one tuple of `fields` each."""
+
+
+class TextSource(PredictSource, Protocol):
+    """What exporting needs besides."""
+
     text_tokenizer: Tokenizer
 
 
-def restore_text_run(folder: pathlib.Path) -> tuple[TextSource, TrainState]:
-    """The data source and the final state of a run on texts.
+def restore_predictor(folder: pathlib.Path) -> tuple[PredictSource, TrainState]:
+    """The data source and the final state of a run that can predict.
 
     Raises:
         CheckpointError: the folder is no run's, or it has no checkpoint yet.
-        ConfigError: it was no run on texts, or what it was made of is not there any more.
+        ConfigError: it was no run on texts or questions, or what it was made of is not there any
+            more.
     """
     experiment, state = restore_run(folder, ConfigDict(read_config(folder)))
     data: Any = experiment.data
-    if not hasattr(data, "text_tokenizer"):
+    if not hasattr(data, "fields"):
         raise ConfigError(
             f"{folder} is a run on {experiment.config.data.name!r}, which holds no texts; only "
-            f"runs on texts can predict or be exported."
+            f"runs on texts or questions can predict."
         )
     return data, state
 
@@ -102,7 +115,7 @@ def read_texts(
 
 
 def predict(
-    data: TextSource, state: TrainState, texts: Iterable[tuple[str, ...]], batch_size: int = 32
+    data: PredictSource, state: TrainState, texts: Iterable[tuple[str, ...]], batch_size: int = 32
 ) -> Iterator[dict[str, Any]]:
     """Labels texts, a batch at a time.
 
@@ -118,7 +131,7 @@ def predict(
         "n_best": [the same of the best spans]}.
 
     Example:
-        >>> data, state = restore_text_run(pathlib.Path("runs/mrpc"))  # doctest: +SKIP
+        >>> data, state = restore_predictor(pathlib.Path("runs/mrpc"))  # doctest: +SKIP
         >>> next(predict(data, state, [("Fine.", "All right.")]))["label"]  # doctest: +SKIP
         'equivalent'
     """
@@ -127,9 +140,7 @@ def predict(
         if isinstance(state.task, SpanExtraction):
             yield from _answered(data, state, state.task, chunk, batch_size)
             continue
-        columns = [list(column) for column in zip(*chunk, strict=True)]
-        batch = data.text_tokenizer.encode(*columns, max_length=data.max_length, buckets=BUCKETS)
-        padded = pad({**batch, "mask": np.ones(len(chunk), bool)}, batch_size)
+        padded = pad({**data.inputs(chunk), "mask": np.ones(len(chunk), bool)}, batch_size)
         outputs = np.asarray(_outputs(state, padded))[: len(chunk)]
         for row in outputs.astype(np.float64):
             yield _labelled(row, data.label_names)
@@ -139,7 +150,9 @@ def predict(
 def _outputs(state: TrainState, batch: Batch) -> Any:
     """Probabilities [B, C], or numbers [B, 1]."""
     outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
-    return jax.nn.softmax(outputs) if outputs.shape[-1] > 1 else outputs
+    if isinstance(state.task, Classification):
+        return state.task.probabilities(outputs)
+    return outputs
 
 
 def _answered(
@@ -181,18 +194,24 @@ def _answer(answers: Answers, task: SpanExtraction) -> dict[str, Any]:
 def _labelled(row: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     if not names:
         return {"score": float(row[0])}
+    shown = range(len(names)) if len(names) <= SHOWN else (-row).argsort(kind="stable")[:SHOWN]
     return {
         "label": names[int(row.argmax())],
-        "probabilities": dict(zip(names, row.tolist(), strict=True)),
+        "probabilities": {names[place]: float(row[place]) for place in shown},
     }
 
 
-def export(data: TextSource, state: TrainState, folder: pathlib.Path) -> None:
+def export(data: PredictSource, state: TrainState, folder: pathlib.Path) -> None:
     """Writes a run's model, without alignment networks, as a folder for `transformers`.
 
     Raises:
-        ConfigError: the folder is not empty.
+        ConfigError: the folder is not empty, or `transformers` has no such model.
     """
+    if not hasattr(data, "text_tokenizer"):
+        raise ConfigError(
+            f"--export: {type(state.model).__name__} is no model that transformers has; only runs "
+            f"on texts can be exported."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--export: {folder} is not an empty folder; name a new one.")
     names = data.label_names or None
@@ -203,7 +222,7 @@ def main() -> None:
     """Runs the command."""
     if not CHECKPOINT.value or not (INPUT.value or EXPORT.value):
         raise ConfigError("give --checkpoint=RUN_DIR, and --input=FILE.jsonl|- or --export=FOLDER.")
-    data, state = restore_text_run(pathlib.Path(CHECKPOINT.value))
+    data, state = restore_predictor(pathlib.Path(CHECKPOINT.value))
     if EXPORT.value:
         export(data, state, pathlib.Path(EXPORT.value))
         print(f"Exported to {EXPORT.value}", file=sys.stderr)
@@ -217,8 +236,8 @@ def main() -> None:
             raise ConfigError(f"--input: {error}") from error
 
 
-def _write(data: TextSource, state: TrainState, lines: TextIO, where: str) -> None:
-    every = isinstance(state.task, SpanExtraction)
+def _write(data: PredictSource, state: TrainState, lines: TextIO, where: str) -> None:
+    every = isinstance(state.task, SpanExtraction | QuestionAnswering)
     texts = read_texts(lines, data.fields, where, every=every)
     for answer in predict(data, state, texts, BATCH_SIZE.value):
         print(json.dumps(answer), flush=True)

@@ -1,6 +1,6 @@
-"""One training step and one evaluation step, as pure functions.
+"""One step of training, one of evaluation and one with dropout, as pure functions.
 
-Both take a whole batch (`axis_name=None`) or one device's share of it, in which case sums and
+All take a whole batch (`axis_name=None`) or one device's share of it, in which case sums and
 counts are added over the devices of `axis_name` before anything is divided. N devices therefore
 give the numbers of one, also when the shares hold different numbers of examples. Only random
 numbers (dropout) differ, since every device draws its own.
@@ -94,6 +94,31 @@ def eval_step(
     report = {"loss": Mean.of(state.task.loss(outputs, batch), batch["mask"])}
     report |= state.task.metrics(outputs, batch)
     return _sum(report, axis_name), state.task.predictions(outputs, batch)
+
+
+def stochastic_step(
+    state: TrainState, batch: Batch, number: Array, passes: int, *, axis_name: str | None = None
+) -> dict[str, Any]:
+    """Evaluates a batch several times with dropout: how much do its predictions vary?
+
+    Args:
+        state: holds the parameters.
+        batch: as for training.
+        number: of the batch, so that each has other random numbers.
+        passes: how often.
+        axis_name: as for training.
+
+    Returns:
+        Sums and counts over all devices, the task's stochastic metrics.
+    """
+    rng = jax.random.fold_in(_step_rng(state, axis_name), number)
+
+    def outputs(rng: Array) -> Any:
+        variables = {"params": state.params}
+        return state.task.apply(state.model, variables, batch, train=True, rngs={"dropout": rng})
+
+    stacked = jax.lax.map(outputs, jax.random.split(rng, passes))
+    return _sum(state.task.stochastic_metrics(stacked, batch), axis_name)
 
 
 def _forward(

@@ -4,8 +4,8 @@
     python -m train.sweep --config=train/configs/digits.py --methods=none,ct --seeds=0,1,2
 
 Interrupted and started again with the same folder, it skips the runs that are finished and resumes
-the one that is not. The folder ends up with table.md, table.json and, if keys and queries are
-measured (eval.mmd_examples), picture.png.
+the one that is not. The folder ends up with table.md, table.json, picture.png if keys and queries
+are measured (eval.mmd_examples), and attention.png if the data have examples to show.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from train import cli, loop
 from train.benchmarks.step_time import StepTime, measure_step_times
 from train.checkpoint import RESULT, claim_folder, to_json, write_json
 from train.report import table
+from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
 
 STEP_TIMES = "step_times.json"
@@ -72,6 +73,7 @@ def sweep(
     measured = config.eval.mmd_examples > 0
     if measured:
         draw_comparison(drawn, workdir / "picture.png")
+    attention = draw_attention(drawn, workdir / "attention.png")
 
     devices = jax.local_devices()
     title = f"{config.name}: seeds {list(seeds)}, {len(devices)} x {devices[0].device_kind}"
@@ -81,7 +83,9 @@ def sweep(
     console.print(f"Table: {workdir / 'table.md'}")
     if measured:
         console.print(f"Picture: {workdir / 'picture.png'}")
-    else:
+    if attention:
+        console.print(f"Attention: {workdir / 'attention.png'}")
+    if not measured:
         console.print("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
     return rows
 

@@ -4,6 +4,7 @@ Each model is a module beside a frozen configuration dataclass, so that a config
 written down, compared and rejected before any parameter is made.
 """
 
+from align_jax.models.mcan import MCAN, MCANConfig
 from align_jax.models.vit import VisionTransformer, ViTConfig
 
-__all__ = ["ViTConfig", "VisionTransformer"]
+__all__ = ["MCAN", "MCANConfig", "ViTConfig", "VisionTransformer"]

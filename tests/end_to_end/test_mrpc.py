@@ -14,7 +14,7 @@ import rich.console
 from train import loop
 from train.configs import glue
 from train.log import read_records
-from train.predict import export, predict, restore_text_run
+from train.predict import export, predict, restore_predictor
 
 pytestmark = pytest.mark.slow
 PAIRS = [
@@ -60,7 +60,7 @@ def test_training_resuming_predicting_and_exporting(config, tmp_path) -> None:
     resumed = run(config, tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]
 
-    data, state = restore_text_run(tmp_path / "cut")
+    data, state = restore_predictor(tmp_path / "cut")
     answers = list(predict(data, state, PAIRS))
     assert {answer["label"] for answer in answers} <= {"not_equivalent", "equivalent"}
     scores = [answer["probabilities"]["equivalent"] for answer in answers]

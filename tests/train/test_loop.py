@@ -74,6 +74,15 @@ def test_accuracy_is_that_of_the_final_parameters_on_every_test_image_once(finis
     )
 
 
+def test_uncertainty_is_measured_at_the_end_and_each_time_the_same(tmp_path, tiny_config) -> None:
+    config = tiny_config("ct", model__dropout=0.3, eval__stochastic_passes=3, train__steps=3)
+    result, _ = run(config, tmp_path)
+    for split in config.eval.final:
+        assert 0.0 < result["metrics"][split]["pavpu"] < 1.0
+        assert 0.0 < result["metrics"][split]["certain"] < 1.0
+    assert run(config, tmp_path)[0]["metrics"] == result["metrics"]
+
+
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch) -> None:
     config, workdir, first, _ = finished
     monkeypatch.setattr(Pmap, "train_step", lambda *_: pytest.fail("trained again"))

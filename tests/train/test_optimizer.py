@@ -55,6 +55,16 @@ def test_a_constant_rate_stays() -> None:
     np.testing.assert_allclose([rate(0), rate(9), rate(99)], 0.5)
 
 
+def test_a_rate_of_steps_falls_at_each_of_them() -> None:
+    config = OptimizerConfig(
+        learning_rate=1.0, warmup_steps=4, decay="steps", decay_at=(8, 10), decay_factor=0.2
+    )
+    rate = learning_rate(config, steps=12)
+    np.testing.assert_allclose(
+        [rate(step) for step in (2, 4, 7, 8, 9, 10, 99)], [0.5, 1, 1, 0.2, 0.2, 0.04, 0.04]
+    )
+
+
 def test_three_steps_are_adamw_by_hand() -> None:
     config = OptimizerConfig(learning_rate=0.1, decay="constant", weight_decay=0.2, clip_norm=0.0)
     weight, m, v, gradient = 2.0, 0.0, 0.0, 0.3
@@ -113,6 +123,9 @@ def test_a_huge_critic_gradient_does_not_shrink_the_models_step() -> None:
         ({"name": "adamm"}, "optimizer.name is 'adamm'; did you mean \"adam\""),
         ({"decay": "linaer"}, 'did you mean "linear"'),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"decay": "steps"}, "decay 'steps' needs steps"),
+        ({"decay_at": (5,)}, "no other takes any"),
+        ({"decay": "steps", "decay_at": (5, 4)}, r"decay_at is \(5, 4\); expected rising"),
     ],
 )
 def test_bad_settings_are_named(settings: dict, message: str) -> None:
@@ -123,3 +136,6 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ConfigError, match="warmup_steps is 11, longer than train.steps 10"):
         make_optimizer(OptimizerConfig(warmup_steps=11), steps=10)
+    within = OptimizerConfig(warmup_steps=6, decay="steps", decay_at=(5,))
+    with pytest.raises(ConfigError, match="begins at 5, within the warm-up of 6"):
+        make_optimizer(within, steps=10)

@@ -14,7 +14,7 @@ from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
 from tests.train.tiny_squad import CONTEXT, write_squad
 from tests.train.tiny_squad import tiny_config as tiny_squad_config
 from train import loop
-from train.predict import export, predict, read_texts, restore_text_run
+from train.predict import export, predict, read_texts, restore_predictor
 from train.registry import ConfigError
 
 PAIRS = [("The cat sat.", "A dog ran?"), ("dogs", ""), ("the mat", "the mat on a hill")]
@@ -29,7 +29,7 @@ def trained(tmp_path_factory, dataset: str, method: str):
         config = tiny_config(checkpoint, dataset, method)
         console = rich.console.Console(file=io.StringIO())
         loop.run(config, folder, devices=jax.local_devices()[:1], console=console)
-        return restore_text_run(folder)
+        return restore_predictor(folder)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def answering(tmp_path_factory):
     result = loop.run(config, folder, devices=jax.local_devices()[:1], console=console)
     for path in files.iterdir():
         path.unlink()
-    return result, restore_text_run(folder)
+    return result, restore_predictor(folder)
 
 
 def test_questions_are_answered_from_their_contexts(answering) -> None:
@@ -148,4 +148,4 @@ def test_a_run_on_pictures_is_refused(tmp_path, tiny_config) -> None:
     console = rich.console.Console(file=io.StringIO())
     loop.run(config, tmp_path / "run", devices=jax.local_devices()[:1], console=console)
     with pytest.raises(ConfigError, match="'digits', which holds no texts"):
-        restore_text_run(tmp_path / "run")
+        restore_predictor(tmp_path / "run")

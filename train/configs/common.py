@@ -47,7 +47,11 @@ def default_config() -> ConfigDict:
     config.eval.at_start = True  # the curves' first point; and a mistake shows now, not in hours
     config.eval.during = ("validation",)  # splits evaluated while training
     config.eval.final = ("validation", "test")  # splits evaluated at the end
-    config.eval.report = ("accuracy", "ece")  # columns of a sweep's table
+    config.eval.report = (
+        "accuracy",
+        "ece",
+    )  # a sweep's columns: of the last of final, or SPLIT/METRIC
+    config.eval.stochastic_passes = 0  # with dropout, at the end, for PAvPU; the paper has 20
     config.eval.mmd_split = "validation"
     config.eval.mmd_examples = 128  # examples whose keys and queries are compared; 0: none
     config.eval.mmd_bandwidth = 1.0

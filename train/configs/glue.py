@@ -77,6 +77,8 @@ def get_config(arg: str = "mrpc") -> ConfigDict:
     validation = [split for split in GLUE[task].splits if split.startswith("validation")]
     report = REPORT.get(task, ("accuracy", "ece"))
     config.train.monitor = f"{validation[0]}/{report[0]}:max"
+    if len(validation) > 1:
+        report = tuple(f"{split}/{metric}" for split in validation for metric in report)
     config.train.patience_metrics = (f"{validation[0]}/loss:min", config.train.monitor)
     config.eval.during = config.eval.final = tuple(validation)
     config.eval.report = report

@@ -2,7 +2,9 @@
 
 DATA = {
     "digits": "train.data.digits:Digits",
+    "easy_vqa": "train.data.vqa:EasyVQA",
     "glue": "train.data.glue:Glue",
     "planetoid": "train.data.planetoid:Planetoid",
     "squad": "train.data.squad:Squad",
+    "vqa_v2": "train.data.vqa:VQAv2",
 }

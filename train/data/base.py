@@ -25,12 +25,34 @@ class Metadata:
     Attributes:
         model: what the data say about the model: fields of the model's configuration by name,
             {"num_classes": 10, "image_size": 8}; a field that the model does not have is ignored.
+        parameters: what part of the model's parameters comes with the data, such as the vectors of
+            its words; a nested dict.
         splittable: whether a batch may be cut along its leading axis and spread over devices.
             A graph, whose edges join its rows, may not: it trains on one device.
     """
 
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     splittable: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Illustration:
+    """What people see of one example, for pictures of what a model makes of it.
+
+    Attributes:
+        title: the example in a sentence.
+        words: of its text, one per token.
+        answers: the names of the classes.
+        image: uint8 [height, width, 3], if there is one.
+        grid: rows and columns of the patches that the image is cut into, row by row.
+    """
+
+    title: str
+    words: tuple[str, ...]
+    answers: tuple[str, ...]
+    image: np.ndarray | None = None
+    grid: tuple[int, int] | None = None
 
 
 class DataSource(Protocol):
@@ -59,6 +81,10 @@ class DataSource(Protocol):
 
     def references(self, split: str) -> Any:
         """What a split's corpus metrics need beside arrays, such as texts; None for nothing."""
+        return None
+
+    def illustration(self, batch: Batch) -> Illustration | None:
+        """What people see of a batch's first example; None if the source has no pictures of it."""
         return None
 
 

@@ -59,6 +59,7 @@ GLUE = {
     "qnli": GlueTask(("question", "sentence"), ("entailment", "not_entailment")),
     "rte": GlueTask(_TWO, ("entailment", "not_entailment")),
 }
+SYMMETRIC = ("mrpc", "qqp", "stsb")  # A with B means the same as B with A
 SCORES = (0.0, 5.0)  # the range of STS-B's similarity
 
 
@@ -84,10 +85,12 @@ class Glue(DataSource):
         buckets: lengths that batches are padded to; each one is a compilation.
         window: batches' worth of examples within which those of similar length are put together;
             1 puts them together at random.
+        both_orders: train on each pair in both orders, for tasks whose pairs have none; an epoch
+            is then twice as long.
         seed: of the order of the training examples.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or both orders are asked for where order matters.
 
     Example:
         >>> next(Glue("mrpc", batch_size=32).train_batches())["label"].shape  # doctest: +SKIP
@@ -105,6 +108,7 @@ class Glue(DataSource):
     train_examples: int = 0
     buckets: tuple[int, ...] = BUCKETS
     window: int = 16
+    both_orders: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,6 +118,11 @@ class Glue(DataSource):
                 f"{', '.join(GLUE)}."
             )
         check_sizes(self)
+        if self.both_orders and self.dataset not in SYMMETRIC:
+            raise ConfigError(
+                f"data.both_orders is set, but in {self.dataset} the order of the texts matters or "
+                f"there is one alone; it is for {', '.join(SYMMETRIC)}."
+            )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -168,6 +177,13 @@ class Glue(DataSource):
             self._split(split), self.text_tokenizer, self.buckets, self.eval_batch_size
         )
 
+    def inputs(self, texts: Sequence[tuple[str, ...]]) -> Batch:
+        """The model's inputs for new examples, one tuple of `fields` each."""
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        return dict(
+            self.text_tokenizer.encode(*columns, max_length=self.max_length, buckets=self.buckets)
+        )
+
     def example_batch(self) -> Batch:
         """Made up, so that a run's model can be restored where the data are not at hand."""
         columns = [["text"] * self.batch_size for _ in self.fields]
@@ -217,10 +233,13 @@ class Glue(DataSource):
         ids = np.array([example["idx"] for example in examples], np.int32)
         labels = np.array([example["label"] for example in examples])
         check_texts(columns, ids, where)
-        return TokenizedTexts(
-            self.text_tokenizer.tokenize(*columns, max_length=self.max_length),
-            {"label": checked_labels(labels, ids, len(self.label_names), where), "id": ids},
-        )
+        labels = checked_labels(labels, ids, len(self.label_names), where)
+        if self.both_orders and split == "train":
+            first, second = columns
+            columns = [first + second, second + first]
+            ids, labels = np.tile(ids, 2), np.tile(labels, 2)
+        tokens = self.text_tokenizer.tokenize(*columns, max_length=self.max_length)
+        return TokenizedTexts(tokens, {"label": labels, "id": ids})
 
 
 def check_texts(columns: Sequence[Sequence[str]], ids: np.ndarray, where: str) -> None:

@@ -47,8 +47,8 @@ def comparison(
     Args:
         results: per method, what `train.loop.run` returned for each seed.
         times: per method, the time of a step.
-        split: the split whose metrics are shown.
-        metrics: their names.
+        split: the split whose metrics are shown,
+        metrics: their names; "SPLIT/METRIC" for that of another split.
 
     Returns:
         Per method a row: column -> Cell, or None where there is nothing to show (a plain model has
@@ -56,11 +56,14 @@ def comparison(
     """
     rows: dict[str, Row] = {}
     for method, runs in results.items():
-        row: Row = {
-            f"{split} {m}": _over_seeds([r["metrics"][split][m] for r in runs]) for m in metrics
-        }
+        row: Row = {}
+        for name in metrics:
+            of, _, metric = name.rpartition("/")
+            values = [run["metrics"][of or split][metric] for run in runs]
+            row[f"{of or split} {metric}"] = _over_seeds(values)
         row["MMD"] = _over_seeds([run["mmd"] for run in runs])
         row["divergence"] = _over_seeds([run["alignment"] for run in runs])
+        row["parameters"] = Cell(runs[0]["parameters"] / 1e6, digits=3, unit="M")
         time = times.get(method)
         row["ms per step"] = Cell(time.milliseconds, digits=2) if time else None
         row["over plain"] = Cell(time.ratio, digits=2, unit="x") if time else None

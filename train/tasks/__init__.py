@@ -3,6 +3,7 @@
 TASKS = {
     "classification": "train.tasks.classification:Classification",
     "node_classification": "train.tasks.node_classification:NodeClassification",
+    "question_answering": "train.tasks.vqa:QuestionAnswering",
     "span_extraction": "train.tasks.span:SpanExtraction",
     "text_classification": "train.tasks.text:TextClassification",
     "text_regression": "train.tasks.text:TextRegression",

@@ -83,6 +83,18 @@ class Task:
         """
         return {}
 
+    def stochastic_metrics(self, outputs: Any, batch: Batch) -> dict[str, Any]:
+        """Sums over the batch's examples that tell how sure the model is of its predictions.
+
+        Args:
+            outputs: of S passes with dropout, [S, ...].
+            batch: what they were made of.
+
+        Returns:
+            As `metrics`; nothing if the task has no measure of that.
+        """
+        return {}
+
     def embeddings(
         self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
     ) -> Float[Array, "B E"] | None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from align_jax.calibration import certain_predictions
 from train.metrics import Calibration, Mean
 from train.tasks.base import Batch, Task
 
@@ -32,13 +33,24 @@ class Classification(Task):
 
     def metrics(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Any]:
         """Accuracy in [0, 1] and the reliability bins."""
-        logits, mask = outputs.astype(jnp.float32), batch["mask"]
+        probabilities, mask = self.probabilities(outputs), batch["mask"]
         return {
-            "accuracy": Mean.of(logits.argmax(axis=-1) == batch["label"], mask),
+            "accuracy": Mean.of(probabilities.argmax(axis=-1) == batch["label"], mask),
             "ece": Calibration.of(
-                jax.nn.softmax(logits), batch["label"], bins=self.calibration_bins, where=mask
+                probabilities, batch["label"], bins=self.calibration_bins, where=mask
             ),
         }
+
+    def stochastic_metrics(self, outputs: Float[Array, "S B C"], batch: Batch) -> dict[str, Any]:
+        """PAvPU, and the share of certain predictions; the mean of the passes predicts."""
+        probabilities, mask = self.probabilities(outputs), batch["mask"]
+        correct = probabilities.mean(axis=0).argmax(axis=-1) == batch["label"]
+        certain = certain_predictions(probabilities)
+        return {"pavpu": Mean.of(correct == certain, mask), "certain": Mean.of(certain, mask)}
+
+    def probabilities(self, outputs: Float[Array, "*S B C"]) -> Float[Array, "*S B C"]:
+        """Of each class, float32."""
+        return jax.nn.softmax(outputs.astype(jnp.float32))
 
     def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
         """The most probable class of each example."""

@@ -36,6 +36,10 @@ class NodeClassification(Classification):
         """Accuracy in [0, 1] and the reliability bins, over the nodes of the split."""
         return super().metrics(outputs, _known_labels(batch))
 
+    def stochastic_metrics(self, outputs: Float[Array, "S N C"], batch: Batch) -> dict[str, Any]:
+        """PAvPU and the share of certain predictions, over the nodes of the split."""
+        return super().stochastic_metrics(outputs, _known_labels(batch))
+
     def embeddings(
         self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
     ) -> Float[Array, "N E"]:

@@ -9,7 +9,12 @@ from train.report.table import comparison, to_json, to_markdown
 
 
 def result(accuracy: float, mmd: float, alignment: float | None) -> dict:
-    return {"metrics": {"test": {"accuracy": accuracy}}, "mmd": mmd, "alignment": alignment}
+    return {
+        "metrics": {"test": {"accuracy": accuracy}, "noisy": {"accuracy": accuracy / 2}},
+        "mmd": mmd,
+        "alignment": alignment,
+        "parameters": 1_234_567,
+    }
 
 
 ROWS = comparison(
@@ -19,7 +24,7 @@ ROWS = comparison(
     },
     {"none": StepTime(10.0, 1.0), "ct": StepTime(15.0, 1.5)},
     "test",
-    ["accuracy"],
+    ["accuracy", "noisy/accuracy"],
 )
 
 
@@ -31,10 +36,12 @@ def test_several_seeds_have_mean_and_sample_deviation() -> None:
 
 def test_markdown_has_a_line_per_method() -> None:
     assert to_markdown(ROWS).splitlines() == [
-        "| method | test accuracy | MMD | divergence | ms per step | over plain |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-        "| none | 0.9000 | 2.0000 | - | 10.00 | 1.00x |",
-        "| ct | 0.9000 ± 0.1000 | 2.0000 ± 1.0000 | 0.6000 ± 0.1000 | 15.00 | 1.50x |",
+        "| method | test accuracy | noisy accuracy | MMD | divergence | parameters | ms per step "
+        "| over plain |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| none | 0.9000 | 0.4500 | 2.0000 | - | 1.235M | 10.00 | 1.00x |",
+        "| ct | 0.9000 ± 0.1000 | 0.4500 ± 0.0500 | 2.0000 ± 1.0000 | 0.6000 ± 0.1000 | 1.235M "
+        "| 15.00 | 1.50x |",
     ]
 
 

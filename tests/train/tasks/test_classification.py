@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn.metrics import accuracy_score, log_loss
 
 from train.metrics import compute
@@ -36,3 +38,19 @@ def test_metrics_leave_out_padding() -> None:
 def test_a_missing_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"\['pixels'\].*'label', 'mask'"):
         Classification(inputs=("pixels",)).apply(nn.Dense(1), {}, BATCH, train=False)
+
+
+def test_uncertainty_leaves_out_padding() -> None:
+    """Three passes that agree but for noise: certain where the two best answers lie far apart."""
+    rng = np.random.default_rng(1)
+    mean = np.array([[9, 0, 0, 0], [9, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [9, 0, 0, 0]])
+    passes = jnp.asarray(mean + 0.01 * rng.normal(size=(3, 5, 4)), jnp.float32)
+    batch = {"label": np.array([0, 3, 2, 2, 3]), "mask": np.array([1, 1, 1, 1, 0], bool)}
+    values = compute(Classification().stochastic_metrics(passes, batch))
+    certain = scipy.stats.ttest_ind(
+        *np.moveaxis(np.asarray(jax.nn.softmax(passes))[:, :4, :2], 2, 0), equal_var=False
+    ).pvalue < 0.05  # fmt: skip
+    assert certain.tolist()[:2] == [True, True]
+    assert values["certain"] == pytest.approx(certain.mean())
+    right = np.array([True, False, False, False])
+    assert values["pavpu"] == pytest.approx((right == certain).mean())

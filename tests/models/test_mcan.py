@@ -1,0 +1,199 @@
+"""MCAN: size, padding, and that alignment reaches every attention and leaves outputs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import AlignmentConfig, alignment_loss, alignment_table, strip_alignment
+from align_jax.models import MCAN, MCANConfig
+
+CONFIG = MCANConfig(
+    vocabulary_size=11, num_answers=5, region_features=6, word_features=7, hidden_size=8, layers=2,
+    heads=2, mlp_size=12, reduction_size=9, fused_size=10,
+)  # fmt: skip
+QUESTION = jnp.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
+IMAGE = jax.random.normal(jax.random.key(1), (2, 4, 6))
+IMAGE_MASK = jnp.array([[True, True, True, False], [True] * 4])
+
+
+def build(**changes):
+    model = MCAN(dataclasses.replace(CONFIG, **changes))
+    return model, jax.jit(model.init)(jax.random.key(0), QUESTION, IMAGE)["params"]
+
+
+def size(config: MCANConfig) -> int:
+    model = MCAN(config)
+    shapes = jax.eval_shape(
+        lambda: model.init(
+            jax.random.key(0),
+            jnp.ones((1, 14), int),
+            jnp.ones((1, 100, config.region_features)),
+            mutable=["params"],
+        )
+    )
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def test_the_small_model_is_as_large_as_published() -> None:
+    """43.3 million plain, 43.4 with either alignment (Table 6 of the alignment paper)."""
+    assert size(MCANConfig.small()) == pytest.approx(43.3e6, rel=0.01)
+    for method in ("gan", "ct"):
+        aligned = MCANConfig.small(alignment=AlignmentConfig(method))
+        assert size(aligned) == pytest.approx(43.4e6, rel=0.01)
+
+
+def test_the_number_of_parameters_is_that_of_the_architecture() -> None:
+    def dense(inputs: int, outputs: int) -> int:
+        return inputs * outputs + outputs
+
+    norm = 2 * 8
+    attention, mlp = 4 * dense(8, 8) + norm, dense(8, 12) + dense(12, 8) + norm
+    lstm = 4 * (7 * 8 + dense(8, 8))
+    reduction = dense(8, 9) + dense(9, 1) + dense(8, 10)
+    expected = 11 * 7 + lstm + dense(6, 8) + 2 * (attention + mlp) + 2 * (2 * attention + mlp)
+    assert size(CONFIG) == expected + 2 * reduction + 2 * 10 + dense(10, 5)
+
+
+def test_the_larger_size_is_larger() -> None:
+    assert MCANConfig.large().layers == 6
+    assert size(MCANConfig.large()) > 4 * size(MCANConfig.small())
+
+
+def test_padding_changes_nothing() -> None:
+    model, params = build()
+    apply = jax.jit(lambda *args: model.apply({"params": params}, *args))
+    whole = apply(QUESTION, IMAGE, None, IMAGE_MASK)
+    garbage = jnp.where(IMAGE_MASK[..., None], IMAGE, 1e3)
+    words = jnp.where(QUESTION == 0, 9, QUESTION)
+    np.testing.assert_allclose(apply(words, garbage, QUESTION != 0, IMAGE_MASK), whole, atol=1e-5)
+    sliced = apply(QUESTION[:1, :3], IMAGE[:1, :3])
+    np.testing.assert_allclose(sliced, whole[:1], atol=1e-5)
+    assert np.abs(apply(QUESTION, IMAGE) - whole)[0].max() > 1e-4
+
+
+def test_a_question_without_words_and_an_image_without_regions_stay_finite() -> None:
+    model, params = build(alignment=AlignmentConfig("ct"))
+
+    def loss(params):
+        logits, sown = model.apply(
+            {"params": params}, jnp.zeros_like(QUESTION), IMAGE, None, jnp.zeros((2, 4), bool),
+            mutable=["alignment"],
+        )  # fmt: skip
+        return jnp.sum(jnp.square(logits)) + alignment_loss(sown)
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def test_words_order_matters_and_regions_order_only_with_positions() -> None:
+    order = jnp.array([2, 0, 3, 1])
+    for positions, moves in ((0, False), (4, True)):
+        model, params = build(region_positions=positions)
+        apply = jax.jit(lambda *args, m=model, p=params: m.apply({"params": p}, *args))
+        moved = np.abs(apply(QUESTION, IMAGE[:, order]) - apply(QUESTION, IMAGE)).max()
+        assert bool(moved > 1e-4) is moves
+    reversed_words = np.abs(apply(QUESTION[:, ::-1], IMAGE) - apply(QUESTION, IMAGE)).max()
+    assert reversed_words > 1e-4
+
+
+@pytest.mark.parametrize("method", ["gan", "ct", "ot", "mmd"])
+def test_alignment_leaves_the_outputs_and_the_plain_parameters_alone(method: str) -> None:
+    plain, plain_params = build()
+    aligned, params = build(alignment=AlignmentConfig(method))
+    stripped = strip_alignment(params)
+    jax.tree.map(np.testing.assert_array_equal, stripped, plain_params)
+    inputs = (QUESTION, IMAGE, None, IMAGE_MASK)
+    np.testing.assert_array_equal(
+        jax.jit(plain.apply)({"params": stripped}, *inputs),
+        jax.jit(aligned.apply)({"params": params}, *inputs),
+    )
+
+
+def test_every_attention_is_aligned_the_guided_ones_too() -> None:
+    model, params = build(alignment=AlignmentConfig("ct"))
+    apply = jax.jit(lambda *args: model.apply({"params": params}, *args, mutable=["alignment"])[1])
+    table = alignment_table(apply(QUESTION, IMAGE, None, IMAGE_MASK))
+    expected = {f"encoder_{layer}/attention" for layer in range(2)}
+    for layer in range(2):
+        expected |= {f"decoder_{layer}/attention", f"decoder_{layer}/guided_attention"}
+    assert set(table) == expected
+
+    # Masked equals sliced, in all of them.
+    sliced = alignment_table(apply(QUESTION[:1, :3], IMAGE[:1, :3]))
+    masked = alignment_table(apply(QUESTION[:1], IMAGE[:1], None, IMAGE_MASK[:1]))
+    for name, heads in sliced.items():
+        np.testing.assert_allclose(masked[name], heads, atol=1e-5)
+
+
+def test_guided_attention_aligns_regions_with_words() -> None:
+    model, params = build(alignment=AlignmentConfig("ct"))
+    _, sown = model.apply(
+        {"params": params}, QUESTION, IMAGE, None, IMAGE_MASK, mutable=["alignment_clouds"]
+    )
+    clouds = sown["alignment_clouds"]["decoder_1"]["guided_attention"]["alignment"]
+    assert clouds["query"][0].shape == (2, 4, 2, 4)  # 4 regions
+    assert clouds["key"][0].shape == (2, 5, 2, 4)  # 5 words
+    np.testing.assert_array_equal(clouds["query_mask"][0], IMAGE_MASK)
+    np.testing.assert_array_equal(clouds["key_mask"][0], QUESTION != 0)
+
+
+def test_dropout_needs_its_key_and_changes_the_logits() -> None:
+    model, params = build()
+    apply = jax.jit(
+        lambda key: model.apply(
+            {"params": params}, QUESTION, IMAGE, deterministic=False, rngs={"dropout": key}
+        )
+    )
+    first, second = (apply(jax.random.key(seed)) for seed in (0, 1))
+    assert np.abs(first - second).max() > 1e-4
+    np.testing.assert_array_equal(first, apply(jax.random.key(0)))
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters() -> None:
+    model, params = build()
+    half = MCAN(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    logits = half.apply({"params": params}, QUESTION, IMAGE)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, model.apply({"params": params}, QUESTION, IMAGE), atol=0.1)
+    fresh = half.init(jax.random.key(0), QUESTION, IMAGE)["params"]
+    assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 0}, "layers is 0"),
+        ({"region_positions": -1}, "region_positions is -1"),
+        ({"heads": 3}, "3 heads do not divide"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+    ],
+)
+def test_bad_settings_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((QUESTION[0], IMAGE), "question must be"),
+        ((QUESTION, IMAGE[:1]), "image must be"),
+        ((QUESTION, IMAGE[..., :3]), "3 features per region"),
+        ((QUESTION, IMAGE, QUESTION[:, :2] != 0), "question_mask must be"),
+        ((QUESTION, IMAGE, None, IMAGE_MASK[:, :2]), "image_mask must be"),
+    ],
+)
+def test_bad_inputs_are_named(inputs: tuple, message: str) -> None:
+    model, params = build()
+    with pytest.raises(ValueError, match=message):
+        model.apply({"params": params}, *inputs)
+    few, few_params = build(region_positions=4)
+    with pytest.raises(ValueError, match="image has 8 regions"):
+        few.apply({"params": few_params}, QUESTION, jnp.concatenate([IMAGE, IMAGE], axis=1))

@@ -1,0 +1,102 @@
+"""The questions' configs: what is reported is measured, and a run from questions to table."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+
+import numpy as np
+import pytest
+import rich.console
+
+from tests.train import tiny_vqa
+from train.configs.vqa import get_config
+from train.data import DATA
+from train.data.visual_questions import NOISY
+from train.predict import export, predict, restore_predictor
+from train.registry import ConfigError, look_up
+from train.sweep import sweep
+from train.tasks.vqa import QuestionAnswering
+
+ALWAYS = {"accuracy", "ece", "pavpu", "certain", "vqa_accuracy"}
+
+
+@pytest.mark.parametrize("arg", ["easy", "v2"])
+def test_what_is_watched_and_reported_is_measured(arg: str) -> None:
+    config = get_config(arg).lock()
+    splits = look_up("data", config.data.name, DATA).clean_splits
+    known = {*splits, *(split + NOISY for split in splits)}
+    assert {*config.eval.final, *config.eval.during, config.eval.mmd_split} <= known
+    for column in config.eval.report:
+        split, _, metric = column.rpartition("/")
+        assert metric in ALWAYS
+        assert not split or split in config.eval.final
+    assert config.eval.stochastic_passes == 20
+
+
+def test_the_published_schedule() -> None:
+    config = get_config("v2")
+    assert config.optimizer.learning_rate == 1e-4
+    assert (config.optimizer.beta1, config.optimizer.beta2) == (0.9, 0.98)
+    epochs = np.array([config.optimizer.warmup_steps, *config.optimizer.decay_at]) * 64 / 443_757
+    np.testing.assert_allclose(epochs, [3, 10, 12], atol=0.01)
+    assert config.data.batch_size == 64
+    with pytest.raises(ValueError, match="'v3' is no data set"):
+        get_config("v3")
+
+
+def tiny(config):
+    """The same experiment with a model of next to nothing."""
+    config.model.update(
+        {"word_features": 8, "hidden_size": 8, "layers": 1, "heads": 2, "mlp_size": 8,
+         "reduction_size": 8, "fused_size": 8}
+    )  # fmt: skip
+    config.data.batch_size = config.data.eval_batch_size = 4
+    config.optimizer.warmup_steps = 1
+    config.optimizer.update({"decay": "linear", "decay_at": ()})
+    config.train.update({"steps": 2, "log_every": 1, "checkpoint_every": 2})
+    config.eval.update({"every": 2, "stochastic_passes": 2, "mmd_examples": 4})
+    return config.lock()
+
+
+@pytest.mark.parametrize("arg", ["easy", "v2"])
+def test_a_sweep_ends_in_a_table_and_pictures(arg: str, tmp_path) -> None:
+    config = get_config(arg)
+    if arg == "easy":
+        if importlib.util.find_spec("easy_vqa") is None:
+            pytest.skip("needs the data: pip install --no-deps easy-vqa==1.0")
+        config.data.patch_size = 32
+        config.data.validation_fraction = 0.005
+        config.eval.final = config.eval.during = ("validation", "validation_noisy")
+        config.eval.report = ("accuracy", "validation/pavpu")
+    else:
+        tiny_vqa.write_vqa(tmp_path / "data", transposed=True)
+        config.data.update(
+            {"folder": str(tmp_path / "data"), "region_features": tiny_vqa.FEATURES,
+             "max_regions": 3, "answers_above": 1}
+        )  # fmt: skip
+    config = tiny(config)
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    rows = sweep(config, ["none", "ct"], [0], tmp_path / "sweep", console)
+    for row in rows.values():
+        assert all(0.0 <= cell.mean <= 1.0 for cell in list(row.values())[:2])
+    assert rows["ct"]["parameters"].mean > rows["none"]["parameters"].mean
+    drawn = {path.name for path in (tmp_path / "sweep").glob("*.png")}
+    assert drawn == {"picture.png", "attention.png"}
+
+    # A run answers new questions, of the data's own pictures as it did when it was evaluated.
+    data, state = restore_predictor(tmp_path / "sweep" / "ct-seed0")
+    batch = next(data.eval_batches("validation"))
+    expected = QuestionAnswering().probabilities(
+        state.task.apply(state.model, {"params": state.params}, batch, train=False)
+    )
+    questions = [(data.question_text(i), str(data.picture_path(i))) for i in batch["id"][:3]]
+    for row, answer in enumerate(predict(data, state, questions, batch_size=2)):
+        assert answer["label"] == data.answers[int(expected[row].argmax())]
+        for name, probability in answer["probabilities"].items():
+            place = data.answers.index(name)
+            assert probability == pytest.approx(float(expected[row, place]), abs=1e-5)
+    with pytest.raises(ConfigError, match=r"missing\.png"):
+        next(predict(data, state, [("what is it?", str(tmp_path / "missing.png"))]))
+    with pytest.raises(ConfigError, match="MCAN is no model that transformers has"):
+        export(data, state, tmp_path / "exported")

@@ -1,0 +1,388 @@
+"""Questions about pictures, wherever they come from: words, regions, scored answers, noise.
+
+A picture is a set of regions. Each split also exists with noise added to its regions, under its
+name with "_noisy" behind it, to see whether a model that errs more is also less sure of itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from train.data.base import (
+    Batch,
+    DataSource,
+    Illustration,
+    Metadata,
+    ordered_batches,
+    shuffled_batches,
+)
+from train.data.vqa_files import Question, read_glove
+from train.registry import ConfigError, nearest
+from train.tasks.vqa_answers import score_answers
+
+NOISY = "_noisy"
+PADDING, UNKNOWN = 0, 1  # words' ids
+SPECIAL_WORDS = ("[padding]", "[unknown]")
+_SPELLING = str.maketrans({**dict.fromkeys(".,'!?\"()*#:;", ""), "-": " ", "/": " "})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """The n examples of a split, all but the regions of their pictures.
+
+    Attributes:
+        ids: of the questions, int32 [n].
+        images: of their pictures, int32 [n].
+        words: ids, int32 [n, N].
+        answers: those of the vocabulary that were given, int32 [n, 10]; as there are thousands in
+            the vocabulary, scores are kept for these alone.
+        scores: of `answers`, float32 [n, 10]; 0 in the places that are left over.
+        labels: the best answer, int32 [n], or -1.
+    """
+
+    ids: np.ndarray
+    images: np.ndarray
+    words: np.ndarray
+    answers: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+class HumanAnswers(NamedTuple):
+    """What people say to the questions of a split.
+
+    Attributes:
+        answers: those of the vocabulary, in which predictions are counted.
+        people: of each question in order, what each person said, as it was written.
+    """
+
+    answers: tuple[str, ...]
+    people: list[tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualQuestions(DataSource):
+    """What both sources share; `EasyVQA` and `VQAv2` read questions and pictures.
+
+    A batch holds, of B examples, "question" (int32 [B, N] ids of `words`, padded with 0) and
+    "question_mask" (bool [B, N]); "image" (float32 [B, M, F], a picture's regions) and "image_mask"
+    (bool [B, M]); "score" (float32 [B, C], how right each of `answers` is); "label" (int32 [B], the
+    answer with the highest score; of several, the one that most people gave; -1 where all scores
+    are 0); "id" (int32 [B], the question's); and "mask" (bool [B]).
+
+    Attributes:
+        seed: of the order of the training examples.
+        batch_size: examples per training step.
+        eval_batch_size: rows per evaluation batch.
+        folder: of the files; each source says what "" means.
+        max_words: N; longer questions lose their end. 0 for the longest question.
+        glove: a text file of word vectors (see `read_glove`); "" for none.
+        noise_std: standard deviation of the noise in the noisy splits.
+        noise_seed: of that noise. The noise of an example depends on this and its id alone: it is
+            the same for every method and seed, whatever the batch size.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    seed: int = 0
+    batch_size: int = 64
+    eval_batch_size: int = 64
+    folder: str = ""
+    max_words: int = 0
+    glove: str = ""
+    noise_std: float = 1.0
+    noise_seed: int = 0
+
+    clean_splits: ClassVar[tuple[str, ...]] = ()
+    fields: ClassVar[tuple[str, ...]] = ("question", "image")
+
+    def __post_init__(self) -> None:
+        self._check({"batch_size": 1, "eval_batch_size": 1, "max_words": 0, "noise_seed": 0})
+        if not 0.0 <= self.noise_std < np.inf:
+            raise ConfigError(f"data.noise_std is {self.noise_std}; expected a number >= 0.")
+
+    @functools.cached_property
+    def metadata(self) -> Metadata:
+        """The sizes of vocabulary, answers, questions and pictures; reads the questions."""
+        regions, features = self._region_shape
+        return Metadata(
+            model={
+                "vocabulary_size": len(self.words),
+                "num_answers": len(self.answers),
+                "region_features": features,
+                "region_positions": regions if self.grid else 0,
+            },
+            parameters=self._word_parameters,
+        )
+
+    @functools.cached_property
+    def examples(self) -> dict[str, int]:
+        """Sizes of the splits, the noisy ones too."""
+        sizes = {split: len(self._questions[split]) for split in self.clean_splits}
+        return sizes | {split + NOISY: size for split, size in sizes.items()}
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answers to choose from; a label is a place among them."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words by their ids: the two special ones, then those of the questions for training
+        and validation, in the order in which they first appear.
+        """
+        questions = (x for split in ("train", "validation") for x in self._questions[split])
+        found = dict.fromkeys(word for x in questions for word in question_words(x.text))
+        return (*SPECIAL_WORDS, *found)
+
+    @functools.cached_property
+    def word_vectors(self) -> np.ndarray | None:
+        """Of `words`, float32 [V, 300], zeros for words without one; None without `glove`."""
+        return read_glove(Path(self.glove).expanduser(), self.words) if self.glove else None
+
+    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Endless shuffled batches of the training split."""
+        rows = {"row": np.arange(len(self._table("train").ids))}
+        return self._batches(
+            "train", shuffled_batches(rows, self.batch_size, self.seed, start_step)
+        )
+
+    def eval_batches(self, split: str) -> Iterator[Batch]:
+        """One pass over a split, in order.
+
+        Raises:
+            ConfigError: there is no such split, or its files cannot be read.
+        """
+        rows = {"row": np.arange(len(self._table(self._clean(split)).ids))}
+        return self._batches(split, ordered_batches(rows, self.eval_batch_size))
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The answers."""
+        return self.answers
+
+    def inputs(self, texts: Sequence[tuple[str, ...]]) -> Batch:
+        """The model's inputs for new questions, each with the file of its picture.
+
+        Raises:
+            ConfigError: a file is missing or cannot be read.
+        """
+        words = encode_words([question for question, _ in texts], self.words, self._length)
+        found = [self._read_regions(Path(path)) for _, path in texts]
+        regions = np.zeros((len(texts), *self._region_shape), np.float32)
+        mask = np.zeros(regions.shape[:2], bool)
+        for row, one in enumerate(found):
+            regions[row, : len(one)], mask[row, : len(one)] = one, True
+        return {
+            "question": words,
+            "question_mask": words != PADDING,
+            "image": regions,
+            "image_mask": mask,
+        }
+
+    def example_batch(self) -> Batch:
+        """Made up, so that a run's model can be restored where the pictures are not at hand."""
+        size, (regions, features) = self.batch_size, self._region_shape
+        return {
+            "question": np.full((size, self._length), UNKNOWN, np.int32),
+            "question_mask": np.ones((size, self._length), bool),
+            "image": np.zeros((size, regions, features), np.float32),
+            "image_mask": np.ones((size, regions), bool),
+            "score": np.zeros((size, len(self.answers)), np.float32),
+            "label": np.full(size, -1, np.int32),
+            "id": np.zeros(size, np.int32),
+            "mask": np.ones(size, bool),
+        }
+
+    def references(self, split: str) -> HumanAnswers:
+        """What the official accuracy of a split needs.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        people = [question.answers for question in self._questions[self._clean(split)]]
+        return HumanAnswers(self.answers, people)
+
+    def illustration(self, batch: Batch) -> Illustration:
+        """The batch's first question in words and its best answer; the picture, if there is one."""
+        identity, label = int(batch["id"][0]), int(batch["label"][0])
+        text = self.question_text(identity)
+        answer = "no answer of the vocabulary" if label < 0 else self.answers[label]
+        words = [self.words[word] for word in batch["question"][0][batch["question_mask"][0]]]
+        return Illustration(
+            f"{text} ({answer})", tuple(words), self.answers, self.picture(identity), self.grid
+        )
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the patches that the regions are; None if they have no order."""
+        return None
+
+    def picture(self, identity: int) -> np.ndarray | None:
+        """The picture that a question is about, uint8 [height, width, 3], if it is at hand.
+
+        Args:
+            identity: the question's id, as in a batch.
+
+        Raises:
+            ValueError: there is no such question.
+        """
+        return None
+
+    def picture_path(self, identity: int) -> Path:
+        """The file that holds a question's picture, or its regions; arguments as of `picture`."""
+        raise NotImplementedError
+
+    def question_text(self, identity: int) -> str:
+        """A question in words.
+
+        Args:
+            identity: its id, as in a batch.
+
+        Raises:
+            ValueError: there is no such question.
+        """
+        return self._question(identity)[1].text
+
+    @property
+    def _word_parameters(self) -> dict[str, Any]:
+        """The word vectors as parameters of `align_jax.models.MCAN`."""
+        if self.word_vectors is None:
+            return {}
+        return {"words": {"embedding": self.word_vectors}}
+
+    @property
+    def _questions(self) -> Mapping[str, Sequence[Question]]:
+        """The questions of each split."""
+        raise NotImplementedError
+
+    @property
+    def _region_shape(self) -> tuple[int, int]:
+        """(M, F)."""
+        raise NotImplementedError
+
+    def _regions(self, split: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features [B, M, F] and mask [B, M] of the pictures [B] of a split."""
+        raise NotImplementedError
+
+    def _read_regions(self, path: Path) -> np.ndarray:
+        """Features [M or fewer, F] of a picture in a file of its own."""
+        raise NotImplementedError
+
+    def _check_pictures(self, split: str, images: np.ndarray) -> None:
+        """Refuses missing pictures before a run's first step rather than in the midst of it."""
+
+    def _check(self, least: Mapping[str, int]) -> None:
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; expected >= {smallest}.")
+
+    def _clean(self, split: str) -> str:
+        """The split that `split` is, or is a noisy copy of."""
+        clean = split.removesuffix(NOISY)
+        if clean not in self.clean_splits:
+            known = [*self.clean_splits, *(name + NOISY for name in self.clean_splits)]
+            raise ConfigError(
+                f"{type(self).__name__} has no split {split!r}; {nearest(split, known)}known: "
+                f"{', '.join(known)}."
+            )
+        return clean
+
+    @functools.cached_property
+    def _by_id(self) -> dict[int, tuple[str, Question]]:
+        return {x.identity: (split, x) for split, part in self._questions.items() for x in part}
+
+    def _question(self, identity: int) -> tuple[str, Question]:
+        if int(identity) not in self._by_id:
+            raise ValueError(f"{type(self).__name__} has no question with the id {identity}.")
+        return self._by_id[int(identity)]
+
+    @functools.cached_property
+    def _length(self) -> int:
+        if self.max_words:
+            return self.max_words
+        texts = (x.text for part in self._questions.values() for x in part)
+        return max(1, *(len(question_words(text)) for text in texts))
+
+    @functools.cached_property
+    def _tables(self) -> dict[str, _Table]:
+        return {}
+
+    def _table(self, split: str) -> _Table:
+        """A split's examples, made when they are first asked for."""
+        if split not in self._tables:
+            questions = self._questions[split]
+            images = np.array([x.image for x in questions], np.int32)
+            self._check_pictures(split, images)
+            ids = np.array([x.identity for x in questions], np.int32)
+            words = encode_words([x.text for x in questions], self.words, self._length)
+            votes = score_answers([x.answers for x in questions], self.answers)
+            self._tables[split] = _Table(ids, images, words, *votes)
+        return self._tables[split]
+
+    def _batches(self, split: str, rows: Iterator[Batch]) -> Iterator[Batch]:
+        clean = self._clean(split)
+        table = self._table(clean)
+        for chosen in rows:
+            row = chosen["row"]
+            regions, region_mask = self._regions(clean, table.images[row])
+            if split != clean:
+                self._add_noise(regions, region_mask, table.ids[row])
+            score = np.zeros((len(row), len(self.answers)), np.float32)
+            # Added, as the places that are left over all name the first answer.
+            np.add.at(score, (np.arange(len(row))[:, None], table.answers[row]), table.scores[row])
+            yield {
+                "question": table.words[row],
+                "question_mask": table.words[row] != PADDING,
+                "image": regions,
+                "image_mask": region_mask,
+                "score": score,
+                "label": table.labels[row],
+                "id": table.ids[row],
+                "mask": chosen["mask"],
+            }
+
+    def _add_noise(self, regions: np.ndarray, mask: np.ndarray, ids: np.ndarray) -> None:
+        for features, valid, identity in zip(regions, mask, ids.tolist(), strict=True):
+            rng = np.random.default_rng((self.noise_seed, identity))
+            shape = (int(valid.sum()), features.shape[-1])
+            features[valid] += self.noise_std * rng.standard_normal(shape, np.float32)
+
+
+def question_words(text: str) -> list[str]:
+    """The words of a question: lower case, without punctuation, cut at hyphens and slashes.
+
+    Example:
+        >>> question_words("What's the red/blue T-shirt's size?")
+        ['whats', 'the', 'red', 'blue', 't', 'shirts', 'size']
+    """
+    return text.lower().translate(_SPELLING).split()
+
+
+def encode_words(texts: Sequence[str], words: Sequence[str], length: int) -> np.ndarray:
+    """Questions as ids of words.
+
+    A question without any word reads as one unknown word: attention over nothing is undefined.
+
+    Args:
+        texts: n questions.
+        words: by id, the two special ones first.
+        length: N; longer questions lose their end.
+
+    Returns:
+        int32 [n, N], padded with 0.
+    """
+    special = len(SPECIAL_WORDS)
+    number = {word: place for place, word in enumerate(words[special:], special)}
+    ids = np.full((len(texts), length), PADDING, np.int32)
+    for row, text in enumerate(texts):
+        found = [number.get(word, UNKNOWN) for word in question_words(text)[:length]] or [UNKNOWN]
+        ids[row, : len(found)] = found
+    return ids

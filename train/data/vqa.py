@@ -1,0 +1,314 @@
+"""Questions about pictures: easy-VQA, inside a Python package, and VQA v2.
+
+The regions of easy-VQA's pictures are patches, those of VQA v2 the published features of detected
+objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections import Counter
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from train.data.visual_questions import VisualQuestions
+from train.data.vqa_files import (
+    PICTURE_SIZE,
+    Question,
+    easy_vqa_folder,
+    read_easy_answers,
+    read_easy_questions,
+    read_pictures,
+    read_regions,
+    read_vqa,
+)
+from train.registry import ConfigError
+from train.tasks.vqa_answers import normalize
+
+_COCO = {"train": "train2014", "validation": "val2014"}  # split -> COCO's name of its pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class EasyVQA(VisualQuestions):
+    """easy-VQA: 48,248 questions about 5,000 pictures of one coloured shape each; 13 answers.
+
+    Batches as in `VisualQuestions`. The regions are square patches, by rows of the picture, each
+    pixel by pixel; a channel has mean 0 and variance 1 over all pixels of the training split's
+    pictures, so noise of variance 1 is as strong as the picture. Ids count the questions for
+    training and validation, then those for testing, in the order of the files. `references` says
+    of each answer that ten people gave it, so the official accuracy is the plain one.
+
+    Attributes:
+        folder: that holds answers.txt, train/ and test/; "" means the installed package
+            (pip install --no-deps easy-vqa==1.0).
+        patch_size: side of a patch in pixels; divides 64.
+        validation_fraction: share of the pictures for training that validate, with all their
+            questions: no picture is in both splits.
+        split_seed: of that choice; apart from `seed`, so that runs with different seeds are
+            validated on the same pictures.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> next(EasyVQA(batch_size=4).train_batches())["image"].shape  # doctest: +SKIP
+        (4, 64, 192)
+    """
+
+    patch_size: int = 8
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+
+    clean_splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check({"patch_size": 1, "split_seed": 0})
+        if PICTURE_SIZE % self.patch_size:
+            raise ConfigError(
+                f"data.patch_size is {self.patch_size}; expected a divisor of {PICTURE_SIZE}."
+            )
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise ConfigError(
+                f"data.validation_fraction is {self.validation_fraction}; expected a number "
+                "between 0 and 1."
+            )
+
+    @functools.cached_property
+    def answers(self) -> tuple[str, ...]:
+        """The answers, in the order of answers.txt."""
+        return read_easy_answers(self._folder)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches."""
+        across = PICTURE_SIZE // self.patch_size
+        return across, across
+
+    def picture_path(self, identity: int) -> Path:
+        """The PNG that a question is about."""
+        split, question = self._question(identity)
+        part = "test" if split == "test" else "train"
+        return self._folder / part / "images" / f"{question.image}.png"
+
+    def picture(self, identity: int) -> np.ndarray:
+        """The picture that a question is about, uint8 [64, 64, 3]; see the base class."""
+        split, question = self._question(identity)
+        return self._pictures(split, np.array([question.image]))[0]
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        return Path(self.folder).expanduser() if self.folder else easy_vqa_folder()
+
+    @functools.cached_property
+    def _questions(self) -> dict[str, list[Question]]:
+        given = read_easy_questions(self._folder / "train" / "questions.json", self.answers)
+        test = read_easy_questions(
+            self._folder / "test" / "questions.json", self.answers, first=len(given)
+        )
+        images = sorted({x.image for x in given})
+        count = round(self.validation_fraction * len(images))
+        if not 0 < count < len(images):
+            raise ConfigError(
+                f"data.validation_fraction is {self.validation_fraction}: of {len(images)} "
+                f"pictures, {count} would validate. Both splits need one at least."
+            )
+        held = set(np.random.default_rng(self.split_seed).permutation(images)[:count].tolist())
+        return {
+            "train": [x for x in given if x.image not in held],
+            "validation": [x for x in given if x.image in held],
+            "test": test,
+        }
+
+    @property
+    def _region_shape(self) -> tuple[int, int]:
+        rows, columns = self.grid
+        return rows * columns, 3 * self.patch_size**2
+
+    @functools.cached_property
+    def _decoded(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {}
+
+    def _pictures(self, split: str, images: np.ndarray) -> np.ndarray:
+        """Some pictures of a split, uint8 [B, 64, 64, 3]; all of a folder are decoded at once."""
+        part = "test" if split == "test" else "train"
+        if part not in self._decoded:
+            splits = ("test",) if part == "test" else ("train", "validation")
+            numbers = np.unique([x.image for name in splits for x in self._questions[name]])
+            folder = self._folder / part / "images"
+            self._decoded[part] = (
+                numbers,
+                read_pictures([folder / f"{number}.png" for number in numbers.tolist()]),
+            )
+        numbers, pictures = self._decoded[part]
+        return pictures[np.searchsorted(numbers, images)]
+
+    @functools.cached_property
+    def _standard(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the channels, [3] each."""
+        images = np.unique([x.image for x in self._questions["train"]])
+        pixels = self._pictures("train", images).reshape(-1, 3)
+        # Of counts, as floats for all pixels would fill gigabytes.
+        counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)])
+        values, share = np.arange(256), counts / len(pixels)
+        mean = share @ values
+        std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
+        # A channel that never changes says nothing, whatever it is divided by.
+        return mean, np.where(std > 0, std, 1.0)
+
+    def _regions(self, split: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        regions = self._standardised(self._pictures(split, images))
+        return regions, np.ones(regions.shape[:2], bool)
+
+    def _read_regions(self, path: Path) -> np.ndarray:
+        return self._standardised(read_pictures([path]))[0]
+
+    def _standardised(self, pictures: np.ndarray) -> np.ndarray:
+        mean, std = (np.tile(x, self.patch_size**2).astype(np.float32) for x in self._standard)
+        regions = cut_patches(pictures, self.patch_size).astype(np.float32)
+        regions -= mean
+        regions /= std
+        return regions
+
+
+@dataclasses.dataclass(frozen=True)
+class VQAv2(VisualQuestions):
+    """VQA v2: questions about photographs, each answered by ten people.
+
+    Batches as in `VisualQuestions`. The answers to choose from are those that were the most common
+    one to more than 8 questions of both splits together (3,129 of them), in the order in which they
+    first appear; both they and what people said are normalised (`train.tasks.vqa_answers`). "train"
+    are the questions about COCO's train2014, "validation" those about its val2014.
+
+    The files lie as follows, the first four as they are published:
+
+        v2_OpenEnded_mscoco_train2014_questions.json   v2_mscoco_train2014_annotations.json
+        v2_OpenEnded_mscoco_val2014_questions.json     v2_mscoco_val2014_annotations.json
+        features/train2014/COCO_train2014_000000000009.jpg.npz
+        features/val2014/COCO_val2014_000000000042.jpg.npz
+
+    Attributes:
+        folder: of the files; "" means $ALIGN_JAX_DATA/vqa or, without that variable, vqa in the
+            current folder.
+        max_words: as above; 14, as MCAN has it.
+        features: the folder that holds train2014/ and val2014/, one file of regions per picture
+            (see `read_regions`); "" means features/ in `folder`.
+        region_features: F, 2048 in the published features.
+        max_regions: M; of pictures with more regions, the first ones count.
+        answers_above: an answer is one to choose from if it is the most common one to more
+            questions than this.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> next(VQAv2(batch_size=4).train_batches())["image"].shape  # doctest: +SKIP
+        (4, 100, 2048)
+    """
+
+    max_words: int = 14
+    features: str = ""
+    region_features: int = 2048
+    max_regions: int = 100
+    answers_above: int = 8
+
+    clean_splits: ClassVar[tuple[str, ...]] = ("train", "validation")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check({"region_features": 1, "max_regions": 1, "answers_above": 0})
+
+    @functools.cached_property
+    def answers(self) -> tuple[str, ...]:
+        """The answers to choose from, normalised.
+
+        Raises:
+            ConfigError: none is frequent enough.
+        """
+        common = [x.common for split in self.clean_splits for x in self._questions[split]]
+        counts: Counter[str] = Counter()
+        for answer, count in Counter(common).items():
+            counts[normalize(answer)] += count
+        frequent = tuple(answer for answer, count in counts.items() if count > self.answers_above)
+        if not frequent:
+            raise ConfigError(
+                f"data.answers_above is {self.answers_above}, but the most frequent answer occurs "
+                f"{max(counts.values())} times."
+            )
+        return frequent
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        default = Path(os.environ.get("ALIGN_JAX_DATA", ".")) / "vqa"
+        return Path(self.folder).expanduser() if self.folder else default
+
+    @functools.cached_property
+    def _questions(self) -> dict[str, list[Question]]:
+        return {
+            split: read_vqa(
+                self._folder / f"v2_OpenEnded_mscoco_{coco}_questions.json",
+                self._folder / f"v2_mscoco_{coco}_annotations.json",
+            )
+            for split, coco in _COCO.items()
+        }
+
+    @property
+    def _region_shape(self) -> tuple[int, int]:
+        return self.max_regions, self.region_features
+
+    def picture_path(self, identity: int) -> Path:
+        """The file of regions of the picture that a question is about."""
+        split, question = self._question(identity)
+        return self._path(split, question.image)
+
+    def _read_regions(self, path: Path) -> np.ndarray:
+        return read_regions(path, path.name, self.region_features, self.max_regions)
+
+    def _path(self, split: str, image: int) -> Path:
+        coco = _COCO[split]
+        folder = Path(self.features).expanduser() if self.features else self._folder / "features"
+        return folder / coco / f"COCO_{coco}_{image:012d}.jpg.npz"
+
+    def _check_pictures(self, split: str, images: np.ndarray) -> None:
+        for image in np.unique(images).tolist():
+            path = self._path(split, image)
+            if not path.is_file():
+                raise ConfigError(
+                    f"{path} is missing: each picture needs a file of its regions' features. Make "
+                    "or download them, or set data.features to their folder."
+                )
+
+    def _regions(self, split: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # A picture has several questions, which stand together in the files.
+        distinct, place = np.unique(images, return_inverse=True)
+        regions = np.zeros((len(distinct), *self._region_shape), np.float32)
+        mask = np.zeros(regions.shape[:2], bool)
+        for row, image in enumerate(distinct.tolist()):
+            path = self._path(split, image)
+            found = read_regions(path, image, self.region_features, self.max_regions)
+            regions[row, : len(found)], mask[row, : len(found)] = found, True
+        return regions[place], mask[place]
+
+
+def cut_patches(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Pictures as patches, by rows; each patch is flattened, row by row, its channels innermost.
+
+    Args:
+        pictures: [B, 64, 64, 3].
+        size: side of a patch, p; divides 64.
+
+    Returns:
+        [B, (64 / p)^2, p * p * 3].
+
+    Example:
+        >>> cut_patches(np.zeros((2, 64, 64, 3), np.uint8), 16).shape
+        (2, 16, 768)
+    """
+    count, side, _, channels = pictures.shape
+    across = side // size
+    cut = pictures.reshape(count, across, size, across, size, channels)
+    return cut.swapaxes(2, 3).reshape(count, across**2, size * size * channels)

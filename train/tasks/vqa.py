@@ -1,0 +1,66 @@
+"""Visual question answering: an answer out of a vocabulary, several of them more or less right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from train.metrics import Mean
+from train.tasks.base import Batch
+from train.tasks.classification import Classification
+from train.tasks.vqa_answers import corpus_accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering(Classification):
+    """Answers to questions about images; each answer has a score of its own.
+
+    The batch holds "score", float [B, C] in [0, 1], and "label", int [B], the answer of the highest
+    score, -1 where none has any. The model returns logits [B, C], each that of a sigmoid.
+
+    Example:
+        >>> QuestionAnswering().inputs
+        ('question', 'image', 'question_mask', 'image_mask')
+    """
+
+    inputs: tuple[str, ...] = ("question", "image", "question_mask", "image_mask")
+
+    def loss(self, outputs: Float[Array, "B C"], batch: Batch) -> Float[Array, "B"]:
+        """Binary cross-entropy of each example, in nats, summed over the answers."""
+        logits = outputs.astype(jnp.float32)
+        return optax.sigmoid_binary_cross_entropy(logits, batch["score"]).sum(axis=-1)
+
+    def metrics(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Any]:
+        """The chosen answers' mean score as "accuracy", and the reliability bins.
+
+        To the reliability bins, right is only the answer of the highest score.
+        """
+        chosen = outputs.argmax(axis=-1)
+        score = jnp.take_along_axis(batch["score"], chosen[:, None], axis=-1)[:, 0]
+        report = super().metrics(outputs, batch)
+        return report | {"accuracy": Mean.of(score, batch["mask"])}
+
+    def corpus_metrics(
+        self, predictions: Mapping[str, np.ndarray], references: Any = None
+    ) -> dict[str, float]:
+        """The official accuracy against people's answers, where the data have them.
+
+        Args:
+            predictions: of all examples in order.
+            references: None, or a `train.data.visual_questions.HumanAnswers`.
+        """
+        if references is None:
+            return {}
+        chosen = [references.answers[index] for index in predictions["prediction"]]
+        return {"vqa_accuracy": corpus_accuracy(chosen, references.people)}
+
+    def probabilities(self, outputs: Float[Array, "*S B C"]) -> Float[Array, "*S B C"]:
+        """Of each answer that it is right, float32; they do not add up to 1."""
+        return jax.nn.sigmoid(outputs.astype(jnp.float32))
