@@ -191,7 +191,10 @@ class Trainer:
             self.state = self.state.replace(params=best)
             self.evaluated = {}
         results, passes = dict(self.evaluated), config.eval.stochastic_passes
-        for split in config.eval.final:
+        splits = dict.fromkeys(config.eval.final, passes)
+        if config.eval.mmd_examples:
+            splits.setdefault(config.eval.mmd_split, 0)
+        for split, passes in splits.items():
             mmd = split == config.eval.mmd_split and config.eval.mmd_examples > 0
             if split not in results or passes or (mmd and "mmd" not in results[split]):
                 results[split] = self._evaluate_split(log, split, mmd=True, passes=passes)

@@ -2,6 +2,7 @@
 
     python -m train.sweep --config=train/configs/digits.py
     python -m train.sweep --config=train/configs/digits.py --methods=none,ct --seeds=0,1,2
+    python -m train.sweep --config=train/configs/digits.py --methods=none,ct:1,ct:0.1,ct:0.01
 
 Interrupted and started again with the same folder, it skips the runs that are finished and resumes
 the one that is not. The folder ends up with table.md, table.json, picture.png if keys and queries
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 from train import cli, loop
 from train.benchmarks.step_time import StepTime, measure_step_times
 from train.checkpoint import RESULT, claim_folder, to_json, write_json
+from train.registry import ConfigError
 from train.report import table
 from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
@@ -31,7 +33,11 @@ from train.report.picture import draw_comparison
 STEP_TIMES = "step_times.json"
 
 CONFIG = cli.define_config_flag()
-METHODS = flags.DEFINE_list("methods", ["none", "gan", "ot", "ct"], "Alignment methods to compare.")
+METHODS = flags.DEFINE_list(
+    "methods",
+    ["none", "gan", "ot", "ct"],
+    "Alignment methods to compare; ct:0.1 is one with another weight than the config's.",
+)
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; each method runs with each of them.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder; by default runs/<name>-sweep.")
 
@@ -91,16 +97,33 @@ def sweep(
 
 
 def variant(config: ConfigDict, method: str, seed: int) -> ConfigDict:
-    """A copy of a config with another method and seed."""
+    """A copy of a config with another method and seed.
+
+    Args:
+        config: the experiment.
+        method: of alignment; "ct:0.1" sets the weight as well.
+        seed: of the run.
+    """
     config = config.copy_and_resolve_references()
-    config.alignment.method = method
+    config.alignment.method, _, weight = method.partition(":")
+    if weight:
+        config.alignment.weight = _number(weight, method)
     config.seed = seed
     return config
 
 
+def _number(text: str, method: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--methods: {method!r}; expected METHOD or METHOD:WEIGHT, such as ct:0.1."
+        ) from error
+
+
 def run_folder(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
     """Where a sweep keeps one run."""
-    return workdir / f"{method}-seed{seed}"
+    return workdir / f"{method.replace(':', '-')}-seed{seed}"
 
 
 def _finished(
@@ -125,12 +148,13 @@ def _step_times(
     """The times of an earlier start if they cover these methods, else new ones."""
     path = workdir / STEP_TIMES
     saved = json.loads(path.read_text()) if path.exists() else {}
-    if not set(methods) <= set(saved):
+    base = {method: method.partition(":")[0] for method in methods}  # a weight costs no time
+    if not set(base.values()) <= set(saved):
         with console.status("timing the steps"):
-            times = measure_step_times(config, methods)
+            times = measure_step_times(config, list(dict.fromkeys(base.values())))
         saved = {method: dataclasses.asdict(time) for method, time in times.items()}
         write_json(path, saved)
-    return {method: StepTime(**saved[method]) for method in methods}
+    return {method: StepTime(**saved[base[method]]) for method in methods}
 
 
 def main() -> None:

@@ -59,7 +59,6 @@ GLUE = {
     "qnli": GlueTask(("question", "sentence"), ("entailment", "not_entailment")),
     "rte": GlueTask(_TWO, ("entailment", "not_entailment")),
 }
-SYMMETRIC = ("mrpc", "qqp", "stsb")  # A with B means the same as B with A
 SCORES = (0.0, 5.0)  # the range of STS-B's similarity
 
 
@@ -85,12 +84,10 @@ class Glue(DataSource):
         buckets: lengths that batches are padded to; each one is a compilation.
         window: batches' worth of examples within which those of similar length are put together;
             1 puts them together at random.
-        both_orders: train on each pair in both orders, for tasks whose pairs have none; an epoch
-            is then twice as long.
         seed: of the order of the training examples.
 
     Raises:
-        ConfigError: a value is out of range, or both orders are asked for where order matters.
+        ConfigError: a value is out of range.
 
     Example:
         >>> next(Glue("mrpc", batch_size=32).train_batches())["label"].shape  # doctest: +SKIP
@@ -108,7 +105,6 @@ class Glue(DataSource):
     train_examples: int = 0
     buckets: tuple[int, ...] = BUCKETS
     window: int = 16
-    both_orders: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -118,11 +114,6 @@ class Glue(DataSource):
                 f"{', '.join(GLUE)}."
             )
         check_sizes(self)
-        if self.both_orders and self.dataset not in SYMMETRIC:
-            raise ConfigError(
-                f"data.both_orders is set, but in {self.dataset} the order of the texts matters or "
-                f"there is one alone; it is for {', '.join(SYMMETRIC)}."
-            )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -233,13 +224,10 @@ class Glue(DataSource):
         ids = np.array([example["idx"] for example in examples], np.int32)
         labels = np.array([example["label"] for example in examples])
         check_texts(columns, ids, where)
-        labels = checked_labels(labels, ids, len(self.label_names), where)
-        if self.both_orders and split == "train":
-            first, second = columns
-            columns = [first + second, second + first]
-            ids, labels = np.tile(ids, 2), np.tile(labels, 2)
-        tokens = self.text_tokenizer.tokenize(*columns, max_length=self.max_length)
-        return TokenizedTexts(tokens, {"label": labels, "id": ids})
+        return TokenizedTexts(
+            self.text_tokenizer.tokenize(*columns, max_length=self.max_length),
+            {"label": checked_labels(labels, ids, len(self.label_names), where), "id": ids},
+        )
 
 
 def check_texts(columns: Sequence[Sequence[str]], ids: np.ndarray, where: str) -> None:

@@ -29,6 +29,7 @@ from train.data.vqa_files import (
 from train.registry import ConfigError
 from train.tasks.vqa_answers import normalize
 
+CHANNELS = 4  # red, green, blue, and contrast with the background
 _COCO = {"train": "train2014", "validation": "val2014"}  # split -> COCO's name of its pictures
 
 
@@ -37,8 +38,9 @@ class EasyVQA(VisualQuestions):
     """easy-VQA: 48,248 questions about 5,000 pictures of one coloured shape each; 13 answers.
 
     Batches as in `VisualQuestions`. The regions are square patches, by rows of the picture, each
-    pixel by pixel; a channel has mean 0 and variance 1 over all pixels of the training split's
-    pictures, so noise of variance 1 is as strong as the picture. Ids count the questions for
+    pixel by pixel, with a fourth channel beside red, green and blue (see `add_contrast`). A channel
+    has mean 0 and variance 1 over all pixels of the training split's pictures, so noise of variance
+    1 is as strong as the picture. Ids count the questions for
     training and validation, then those for testing, in the order of the files. `references` says
     of each answer that ten people gave it, so the official accuracy is the plain one.
 
@@ -56,7 +58,7 @@ class EasyVQA(VisualQuestions):
 
     Example:
         >>> next(EasyVQA(batch_size=4).train_batches())["image"].shape  # doctest: +SKIP
-        (4, 64, 192)
+        (4, 64, 256)
     """
 
     patch_size: int = 8
@@ -98,7 +100,7 @@ class EasyVQA(VisualQuestions):
     def picture(self, identity: int) -> np.ndarray:
         """The picture that a question is about, uint8 [64, 64, 3]; see the base class."""
         split, question = self._question(identity)
-        return self._pictures(split, np.array([question.image]))[0]
+        return self._pictures(split, np.array([question.image]))[0, ..., :3]
 
     @functools.cached_property
     def _folder(self) -> Path:
@@ -127,33 +129,33 @@ class EasyVQA(VisualQuestions):
     @property
     def _region_shape(self) -> tuple[int, int]:
         rows, columns = self.grid
-        return rows * columns, 3 * self.patch_size**2
+        return rows * columns, CHANNELS * self.patch_size**2
 
     @functools.cached_property
     def _decoded(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return {}
 
     def _pictures(self, split: str, images: np.ndarray) -> np.ndarray:
-        """Some pictures of a split, uint8 [B, 64, 64, 3]; all of a folder are decoded at once."""
+        """Some pictures of a split, uint8 [B, 64, 64, 4]; all of a folder are decoded at once."""
         part = "test" if split == "test" else "train"
         if part not in self._decoded:
             splits = ("test",) if part == "test" else ("train", "validation")
             numbers = np.unique([x.image for name in splits for x in self._questions[name]])
             folder = self._folder / part / "images"
-            self._decoded[part] = (
-                numbers,
-                read_pictures([folder / f"{number}.png" for number in numbers.tolist()]),
-            )
+            paths = [folder / f"{number}.png" for number in numbers.tolist()]
+            self._decoded[part] = numbers, add_contrast(read_pictures(paths))
         numbers, pictures = self._decoded[part]
         return pictures[np.searchsorted(numbers, images)]
 
     @functools.cached_property
     def _standard(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the channels, [3] each."""
+        """Mean and standard deviation of the channels, [4] each."""
         images = np.unique([x.image for x in self._questions["train"]])
-        pixels = self._pictures("train", images).reshape(-1, 3)
+        pixels = self._pictures("train", images).reshape(-1, CHANNELS)
         # Of counts, as floats for all pixels would fill gigabytes.
-        counts = np.stack([np.bincount(pixels[:, channel], minlength=256) for channel in range(3)])
+        counts = np.stack(
+            [np.bincount(pixels[:, channel], minlength=256) for channel in range(CHANNELS)]
+        )
         values, share = np.arange(256), counts / len(pixels)
         mean = share @ values
         std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
@@ -165,7 +167,7 @@ class EasyVQA(VisualQuestions):
         return regions, np.ones(regions.shape[:2], bool)
 
     def _read_regions(self, path: Path) -> np.ndarray:
-        return self._standardised(read_pictures([path]))[0]
+        return self._standardised(add_contrast(read_pictures([path])))[0]
 
     def _standardised(self, pictures: np.ndarray) -> np.ndarray:
         mean, std = (np.tile(x, self.patch_size**2).astype(np.float32) for x in self._standard)
@@ -294,15 +296,37 @@ class VQAv2(VisualQuestions):
         return regions[place], mask[place]
 
 
+def add_contrast(pictures: np.ndarray) -> np.ndarray:
+    """Adds to each pixel how far its colour lies from the picture's median colour.
+
+    A patch enters the model through one linear layer, to which a yellow edge and a blue one have
+    nothing in common; in this channel they look alike, as a detector's features would.
+
+    Args:
+        pictures: uint8 [B, height, width, 3].
+
+    Returns:
+        uint8 [B, height, width, 4]; the distance is the root of the mean square over the channels.
+
+    Example:
+        >>> add_contrast(np.full((1, 2, 2, 3), 7, np.uint8))[0, 0, 0].tolist()
+        [7, 7, 7, 0]
+    """
+    background = np.median(pictures, axis=(1, 2), keepdims=True)
+    squares = (pictures - background.astype(np.float32)) ** 2
+    contrast = np.sqrt(squares.mean(axis=-1, keepdims=True)).round().astype(np.uint8)
+    return np.concatenate([pictures, contrast], axis=-1)
+
+
 def cut_patches(pictures: np.ndarray, size: int) -> np.ndarray:
     """Pictures as patches, by rows; each patch is flattened, row by row, its channels innermost.
 
     Args:
-        pictures: [B, 64, 64, 3].
+        pictures: [B, 64, 64, channels].
         size: side of a patch, p; divides 64.
 
     Returns:
-        [B, (64 / p)^2, p * p * 3].
+        [B, (64 / p)^2, p * p * channels].
 
     Example:
         >>> cut_patches(np.zeros((2, 64, 64, 3), np.uint8), 16).shape

@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # files only: no display is needed
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.special
@@ -20,6 +21,7 @@ from train.data.base import Illustration
 from train.evaluation import Clouds, collect_clouds
 from train.loop import restore_run
 from train.report.picture import NAMES
+from train.step import eval_step
 
 COLORS = "cividis"  # even steps of lightness: legible in black and white and by the colour-blind
 
@@ -55,7 +57,8 @@ def attention_weights(clouds: Clouds) -> np.ndarray:
     """
     scores = np.einsum("bnhd,bmhd->bhnm", clouds.query, clouds.key)
     scores = scores / np.sqrt(clouds.query.shape[-1])
-    return scipy.special.softmax(scores, axis=-1, where=clouds.key_mask[:, None, None, :])
+    scores = np.where(clouds.key_mask[:, None, None, :], scores, np.finfo(scores.dtype).min)
+    return scipy.special.softmax(scores, axis=-1)
 
 
 def example_maps(
@@ -87,8 +90,8 @@ def example_maps(
             maps["words"] = weights
         elif shown.grid is not None and queries == keys == np.prod(shown.grid):
             maps["patches"] = (weights.mean(axis=0) * keys).reshape(shown.grid)
-    outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
-    answer = int(np.asarray(outputs)[0].argmax())
+    _, predictions = jax.jit(eval_step)(state, batch)
+    answer = int(predictions["prediction"][0])
     return shown, Maps(**maps, prediction=shown.answers[answer])
 
 

@@ -72,7 +72,8 @@ def draw_comparison(
         top.set_title(f"{NAMES.get(method, method)}: MMD {mmd[method][layer][1][-1, head]:.3g}")
         draw_heads(middle, mmd[method], f"MMD per head (bandwidth {config.eval.mmd_bandwidth:g})")
         draw_heads(bottom, _series(records[method], "divergence"), "divergence per head")
-        bottom.set_title(f"its own divergence ({UNITS[method]})" if method in UNITS else "")
+        unit = UNITS.get(config.alignment.method)
+        bottom.set_title(f"its own divergence ({unit})" if unit else "")
     _share_log_axis(axes[-2])
     for row in axes[:-1]:
         row[0].legend(loc="best", fontsize=8)

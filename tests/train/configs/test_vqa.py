@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 
+import jax
 import numpy as np
 import pytest
 import rich.console
@@ -70,6 +71,7 @@ def test_a_sweep_ends_in_a_table_and_pictures(arg: str, tmp_path) -> None:
         config.eval.final = config.eval.during = ("validation", "validation_noisy")
         config.eval.report = ("accuracy", "validation/pavpu")
     else:
+        (tmp_path / "data").mkdir()
         tiny_vqa.write_vqa(tmp_path / "data", transposed=True)
         config.data.update(
             {"folder": str(tmp_path / "data"), "region_features": tiny_vqa.FEATURES,
@@ -87,9 +89,13 @@ def test_a_sweep_ends_in_a_table_and_pictures(arg: str, tmp_path) -> None:
     # A run answers new questions, of the data's own pictures as it did when it was evaluated.
     data, state = restore_predictor(tmp_path / "sweep" / "ct-seed0")
     batch = next(data.eval_batches("validation"))
-    expected = QuestionAnswering().probabilities(
-        state.task.apply(state.model, {"params": state.params}, batch, train=False)
-    )
+
+    @jax.jit
+    def probabilities(state, batch):
+        outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
+        return QuestionAnswering().probabilities(outputs)
+
+    expected = probabilities(state, batch)
     questions = [(data.question_text(i), str(data.picture_path(i))) for i in batch["id"][:3]]
     for row, answer in enumerate(predict(data, state, questions, batch_size=2)):
         assert answer["label"] == data.answers[int(expected[row].argmax())]

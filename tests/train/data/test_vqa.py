@@ -13,7 +13,7 @@ from tests.train import tiny_vqa
 from tests.train.tiny_vqa import EASY_TEST, EASY_TRAIN, FEATURES, QUESTIONS, REGIONS, question_id
 from train.data import vqa_files
 from train.data.visual_questions import encode_words, question_words
-from train.data.vqa import EasyVQA, VQAv2
+from train.data.vqa import EasyVQA, VQAv2, add_contrast
 from train.data.vqa_files import read_glove, read_regions
 from train.registry import ConfigError
 from train.tasks.vqa_answers import corpus_accuracy
@@ -61,7 +61,7 @@ def test_batches_have_the_shapes_that_the_model_is_built_for(source) -> None:
     data = source()
     model, rows = data.metadata.model, data.batch_size
     easy = type(data) is EasyVQA
-    words, regions, features = (7, 64, 192) if easy else (5, 4, FEATURES)
+    words, regions, features = (7, 64, 256) if easy else (5, 4, FEATURES)
     expected = {
         "question": ((rows, words), np.int32),
         "question_mask": ((rows, words), np.bool_),
@@ -191,20 +191,31 @@ def test_regions_are_the_slices_of_the_picture(easy) -> None:
     train = whole(data, "train")
     pictures = {}
     for identity in train["id"]:
-        pictures[EASY_TRAIN[identity][2]] = data.picture(identity).astype(np.float64)
-    pixels = np.stack(list(pictures.values())).reshape(-1, 3)  # each picture counts once
+        pictures[EASY_TRAIN[identity][2]] = add_contrast(data.picture(identity)[None])[0]
+    pixels = np.stack(list(pictures.values())).reshape(-1, 4)  # each picture counts once
+    pixels = pixels.astype(np.float64)
     mean, std = pixels.mean(axis=0), pixels.std(axis=0)
     for split in data.clean_splits:
         batch = whole(data, split)
         assert batch["image_mask"].all()
         for identity, regions in zip(batch["id"], batch["image"], strict=True):
-            picture = (data.picture(identity) - mean) / std
+            picture = (add_contrast(data.picture(identity)[None])[0] - mean) / std
             for row in range(4):
                 for column in range(4):
                     place = slice(16 * row, 16 * row + 16), slice(16 * column, 16 * column + 16)
                     np.testing.assert_allclose(
                         regions[4 * row + column], picture[place].reshape(-1), atol=1e-4
                     )
+
+
+def test_contrast_is_the_distance_from_the_median_colour() -> None:
+    picture = np.full((1, 4, 4, 3), (250, 240, 230), np.uint8)
+    picture[0, 0, :2] = (250, 240, 0), (0, 0, 230)
+    contrast = add_contrast(picture)
+    np.testing.assert_array_equal(contrast[..., :3], picture)
+    expected = [(230**2 / 3) ** 0.5, ((250**2 + 240**2) / 3) ** 0.5]
+    np.testing.assert_allclose(contrast[0, 0, :2, 3], expected, atol=0.5)
+    assert not contrast[0, 1:, :, 3].any()
 
 
 def test_a_channel_that_never_changes_is_zero(easy, tmp_path) -> None:
@@ -215,7 +226,7 @@ def test_a_channel_that_never_changes_is_zero(easy, tmp_path) -> None:
         pixels = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
         pixels[..., 1] = 77
         Image.fromarray(pixels).save(path)
-    image = whole(easy(), "train")["image"].reshape(-1, 3)
+    image = whole(easy(), "train")["image"].reshape(-1, 4)
     assert not image[:, 1].any()
     np.testing.assert_allclose(image[:, [0, 2]].std(axis=0), 1, atol=0.05)
 
@@ -364,7 +375,7 @@ def test_the_real_easy_vqa() -> None:
     assert [len(images[split]) for split in data.clean_splits] == [3_600, 400, 1_000]
     assert not images["train"] & images["validation"]
     assert data.metadata.model == {
-        "vocabulary_size": 28, "num_answers": 13, "region_features": 192,
+        "vocabulary_size": 28, "num_answers": 13, "region_features": 256,
         "region_positions": 64,
     }  # fmt: skip
     assert data.example_batch()["question"].shape[1] == 9

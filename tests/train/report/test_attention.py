@@ -1,0 +1,37 @@
+"""Attention maps: the weights are those that the attention used."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import scipy.special
+
+from align_jax import AlignmentConfig, MultiHeadDotProductAttention
+from train.evaluation import Clouds
+from train.report.attention import attention_weights
+
+
+def test_the_weights_are_those_that_flax_sows() -> None:
+    tokens = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    valid = np.array([[True] * 5, [True, True, True, False, False]])
+    attention = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig("ct"))
+    variables = attention.init(jax.random.key(1), tokens)
+    _, sown = attention.apply(
+        variables, tokens, mask=valid[:, None, None, :], sow_weights=True,
+        mutable=["intermediates", "alignment_clouds"],
+    )  # fmt: skip
+    expected = sown["intermediates"]["attention_weights"][0]
+    found = sown["alignment_clouds"]["alignment"]
+    weights = attention_weights(Clouds(*(np.asarray(found[x][0]) for x in Clouds._fields)))
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
+def test_padded_keys_get_no_weight_and_the_rest_adds_up_to_one() -> None:
+    rng = np.random.default_rng(0)
+    query, key = rng.normal(size=(1, 3, 2, 4)), rng.normal(size=(1, 4, 2, 4))
+    mask = np.array([[True, False, True, True]])
+    weights = attention_weights(Clouds(query, key, np.ones((1, 3), bool), mask))
+    np.testing.assert_allclose(weights.sum(axis=-1), 1.0)
+    assert not weights[..., 1].any()
+    scores = query[0, 2, 1] @ key[0, [0, 2, 3], 1].T / 2
+    np.testing.assert_allclose(weights[0, 1, 2, [0, 2, 3]], scipy.special.softmax(scores))
