@@ -28,7 +28,9 @@ def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) ->
         split: its name.
 
     Returns:
-        {"loss": float, "accuracy": float, ...}, with the task's corpus metrics if it has any.
+        {"loss": float, "accuracy": float, ...}, with the task's corpus metrics if it has any; for
+        a task that measures calibration also "reliability": {"count", "confidence", "correct"},
+        sums per bin of confidence.
     """
     sums, predictions = [], []
     for batch in data.eval_batches(split):
@@ -39,8 +41,12 @@ def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) ->
     joined = {
         name: np.concatenate([batch[name] for batch in predictions]) for name in predictions[0]
     }
-    corpus = state.task.corpus_metrics(joined, data.references(split))
-    return metrics.compute(metrics.merge(sums)) | corpus
+    merged = metrics.merge(sums)
+    values = metrics.compute(merged)
+    for metric in merged.values():
+        if isinstance(metric, metrics.Calibration):
+            values["reliability"] = dict(vars(metric.bins))
+    return values | state.task.corpus_metrics(joined, data.references(split))
 
 
 def measure_uncertainty(

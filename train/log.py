@@ -15,6 +15,7 @@ import tensorboardX
 
 from train.checkpoint import METRICS
 
+NOT_CURVES = ("reliability",)  # a whole diagram, no number over the steps
 SHOWN_EVALUATIONS = 24
 SHOWN = ("loss", "task_loss", "alignment", "accuracy", "ece", "mmd")
 
@@ -88,7 +89,8 @@ class RunLog:
         record = {"step": step, "split": split} | _plain(values)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for name, value in _scalars(values, split):
+        curves = {name: value for name, value in values.items() if name not in NOT_CURVES}
+        for name, value in _scalars(curves, split):
             self._tensorboard.add_scalar(name, value, step)
         if split == "train":
             self.last_train = record

@@ -6,7 +6,8 @@
 
 Interrupted and started again with the same folder, it skips the runs that are finished and resumes
 the one that is not. The folder ends up with table.md, table.json, picture.png if keys and queries
-are measured (eval.mmd_examples), and attention.png if the data have examples to show.
+are measured (eval.mmd_examples), reliability.png of a classification, and attention.png if the data
+have examples to show.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from train.registry import ConfigError
 from train.report import table
 from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
+from train.report.reliability import draw_reliability
 
 STEP_TIMES = "step_times.json"
 
@@ -79,7 +81,11 @@ def sweep(
     measured = config.eval.mmd_examples > 0
     if measured:
         draw_comparison(drawn, workdir / "picture.png")
-    attention = draw_attention(drawn, workdir / "attention.png")
+    pictures = {
+        "Reliability": (draw_reliability, workdir / "reliability.png"),
+        "Attention": (draw_attention, workdir / "attention.png"),
+    }
+    made = {name: path for name, (draw, path) in pictures.items() if draw(drawn, path)}
 
     devices = jax.local_devices()
     title = f"{config.name}: seeds {list(seeds)}, {len(devices)} x {devices[0].device_kind}"
@@ -89,8 +95,8 @@ def sweep(
     console.print(f"Table: {workdir / 'table.md'}")
     if measured:
         console.print(f"Picture: {workdir / 'picture.png'}")
-    if attention:
-        console.print(f"Attention: {workdir / 'attention.png'}")
+    for name, path in made.items():
+        console.print(f"{name}: {path}")
     if not measured:
         console.print("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
     return rows

@@ -84,7 +84,7 @@ def test_a_sweep_ends_in_a_table_and_pictures(arg: str, tmp_path) -> None:
         assert all(0.0 <= cell.mean <= 1.0 for cell in list(row.values())[:2])
     assert rows["ct"]["parameters"].mean > rows["none"]["parameters"].mean
     drawn = {path.name for path in (tmp_path / "sweep").glob("*.png")}
-    assert drawn == {"picture.png", "attention.png"}
+    assert drawn == {"picture.png", "attention.png", "reliability.png"}
 
     # A run answers new questions, of the data's own pictures as it did when it was evaluated.
     data, state = restore_predictor(tmp_path / "sweep" / "ct-seed0")

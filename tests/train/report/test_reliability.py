@@ -1,0 +1,43 @@
+"""Reliability diagrams: bars at accuracies, out of what an evaluation recorded."""
+
+from __future__ import annotations
+
+import io
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import rich.console
+
+from train import loop
+from train.log import read_records
+from train.report.reliability import draw_bins, draw_reliability
+
+BINS = {"count": [0, 4, 10], "confidence": [0.0, 2.0, 9.0], "correct": [0.0, 1.0, 9.0]}
+
+
+def test_bars_are_accuracies_and_counts() -> None:
+    figure, (top, bottom) = plt.subplots(2)
+    draw_bins(top, bottom, BINS)
+    np.testing.assert_allclose([bar.get_height() for bar in top.patches], [0.25, 0.9])
+    np.testing.assert_allclose([bar.get_height() for bar in bottom.patches], [0, 4, 10])
+    np.testing.assert_allclose(top.collections[0].get_offsets(), [[0.5, 0.25], [0.9, 0.9]])
+    plt.close(figure)
+
+
+def test_a_run_records_the_bins_of_its_ece(tmp_path, tiny_config) -> None:
+    config = tiny_config("none")
+    console = rich.console.Console(file=io.StringIO())
+    result = loop.run(config, tmp_path / "run", devices=jax.local_devices()[:1], console=console)
+    record = [x for x in read_records(tmp_path / "run") if x["split"] == "test"][-1]
+    bins = {name: np.asarray(values) for name, values in record["reliability"].items()}
+    assert bins["count"].sum() == 360
+    error = np.abs(bins["correct"] - bins["confidence"]).sum() / 360
+    np.testing.assert_allclose(error, result["metrics"]["test"]["ece"], rtol=1e-5)
+    drawn = tmp_path / "reliability.png"
+    assert draw_reliability({"none": (config, tmp_path / "run")}, drawn)
+    assert drawn.stat().st_size > 10_000
+
+
+def test_without_a_calibration_there_is_nothing_to_draw(tmp_path, tiny_config) -> None:
+    assert not draw_reliability({"none": (tiny_config("none"), tmp_path)}, tmp_path / "x.png")
