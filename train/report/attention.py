@@ -130,7 +130,7 @@ def draw_attention(runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pa
         labels = {"words": "attention weight", "patches": "attention received, 1 = an even share"}
         figure.colorbar(mappable, ax=line, label=labels[name], shrink=0.8)
     config = next(iter(runs.values()))[0]
-    title = f"{config.name}, seed {config.seed}: {shown.title} Last layers, mean of the heads."
+    title = f"{config.name}, seed {config.seed}: {shown.title}. Last layers, mean of the heads."
     figure.suptitle(textwrap.fill(title, width=42 * len(runs)))
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -48,6 +48,10 @@ def draw_reliability(
         draw_bins(axes[0, column], axes[1, column], record["reliability"])
         name = NAMES.get(method, method)
         axes[0, column].set_title(f"{name}: ECE {100 * record['ece']:.1f}%")
+    # Outside: the bars of a few examples may stand anywhere.
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    columns = 3 if len(found) > 1 else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("examples")
     config = next(iter(runs.values()))[0]
@@ -81,6 +85,5 @@ def draw_bins(top: plt.Axes, bottom: plt.Axes, bins: Mapping[str, list[float]]) 
     )  # fmt: skip
     top.set_xlim(0, 1)
     top.set_ylim(0, 1)
-    top.legend(fontsize=7, loc="upper left")
     bottom.bar(centres, count, width=0.9 / len(count), color=LAYER_COLORS[0])
     bottom.set_xlabel("confidence")
