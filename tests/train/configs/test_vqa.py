@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import pathlib
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import rich.console
 
 from tests.train import tiny_vqa
+from train import loop
 from train.configs.vqa import get_config
 from train.data import DATA
 from train.data.visual_questions import NOISY
@@ -60,34 +62,53 @@ def tiny(config):
     return config.lock()
 
 
-@pytest.mark.parametrize("arg", ["easy", "v2"])
-def test_a_sweep_ends_in_a_table_and_pictures(arg: str, tmp_path) -> None:
-    config = get_config(arg)
-    if arg == "easy":
-        if importlib.util.find_spec("easy_vqa") is None:
-            pytest.skip("needs the data: pip install --no-deps easy-vqa==1.0")
-        config.data.patch_size = 32
-        config.data.validation_fraction = 0.005
-        config.eval.final = config.eval.during = ("validation", "validation_noisy")
-        config.eval.report = ("accuracy", "validation/pavpu")
-    else:
-        (tmp_path / "data").mkdir()
-        tiny_vqa.write_vqa(tmp_path / "data", transposed=True)
-        config.data.update(
-            {"folder": str(tmp_path / "data"), "region_features": tiny_vqa.FEATURES,
-             "max_regions": 3, "answers_above": 1}
-        )  # fmt: skip
-    config = tiny(config)
+def tiny_v2(folder: pathlib.Path):
+    """A run on files of VQA v2's form."""
+    folder.mkdir()
+    tiny_vqa.write_vqa(folder, transposed=True)
+    config = get_config("v2")
+    config.data.update(
+        {"folder": str(folder), "region_features": tiny_vqa.FEATURES, "max_regions": 3,
+         "answers_above": 1}
+    )  # fmt: skip
+    return tiny(config)
+
+
+def tiny_easy():
+    """A run on easy-VQA itself that evaluates a handful of pictures."""
+    config = get_config("easy")
+    config.data.patch_size = 32
+    config.data.validation_fraction = 0.005
+    config.eval.final = ("validation_noisy", "validation")
+    return tiny(config)
+
+
+def test_a_sweep_ends_in_a_table_and_pictures(tmp_path) -> None:
+    config = tiny_v2(tmp_path / "data")
     console = rich.console.Console(file=io.StringIO(), width=200)
     rows = sweep(config, ["none", "ct"], [0], tmp_path / "sweep", console)
     for row in rows.values():
-        assert all(0.0 <= cell.mean <= 1.0 for cell in list(row.values())[:2])
+        assert all(0.0 <= row[name].mean <= 1.0 for name in list(row)[:5])
     assert rows["ct"]["parameters"].mean > rows["none"]["parameters"].mean
     drawn = {path.name for path in (tmp_path / "sweep").glob("*.png")}
     assert drawn == {"picture.png", "attention.png", "reliability.png"}
+    answers_as_evaluated(tmp_path / "sweep" / "ct-seed0", tmp_path)
 
-    # A run answers new questions, of the data's own pictures as it did when it was evaluated.
-    data, state = restore_predictor(tmp_path / "sweep" / "ct-seed0")
+
+def test_a_run_on_easy_vqa_answers_new_questions(tmp_path) -> None:
+    if importlib.util.find_spec("easy_vqa") is None:
+        pytest.skip("needs the data: pip install --no-deps easy-vqa==1.0")
+    console = rich.console.Console(file=io.StringIO())
+    result = loop.run(
+        tiny_easy(), tmp_path / "run", devices=jax.local_devices()[:1], console=console
+    )
+    assert set(result["metrics"]) == {"validation", "validation_noisy"}
+    answers_as_evaluated(tmp_path / "run", tmp_path)
+
+
+def answers_as_evaluated(folder: pathlib.Path, empty: pathlib.Path) -> None:
+    """A run says of the data's own pictures, file by file, what it says when it is evaluated."""
+    data, state = restore_predictor(folder)
     batch = next(data.eval_batches("validation"))
 
     @jax.jit
@@ -103,6 +124,6 @@ def test_a_sweep_ends_in_a_table_and_pictures(arg: str, tmp_path) -> None:
             place = data.answers.index(name)
             assert probability == pytest.approx(float(expected[row, place]), abs=1e-5)
     with pytest.raises(ConfigError, match=r"missing\.png"):
-        next(predict(data, state, [("what is it?", str(tmp_path / "missing.png"))]))
+        next(predict(data, state, [("what is it?", str(empty / "missing.png"))]))
     with pytest.raises(ConfigError, match="MCAN is no model that transformers has"):
-        export(data, state, tmp_path / "exported")
+        export(data, state, empty / "exported")
