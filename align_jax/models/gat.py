@@ -29,6 +29,7 @@ from align_jax.alignment import Alignment
 from align_jax.config import AlignmentConfig
 from align_jax.models.edge_alignment import EdgeAlignment
 from align_jax.models.graph import SparseFeatures
+from align_jax.models.settings import check_counts, check_probabilities
 from align_jax.numerics import check_choice
 from align_jax.segments import segment_softmax
 
@@ -87,16 +88,8 @@ class GATConfig:
     def __post_init__(self) -> None:
         smallest = {"num_classes": 1, "hidden_features": 1, "num_heads": 1, "num_output_heads": 1,
                     "num_layers": 1, "alignment_sample": 0}  # fmt: skip
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"GATConfig.{name} is {value!r}; expected a whole number >= {least}."
-                )
-        for name in ("input_dropout", "attention_dropout", "message_dropout"):
-            value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"GATConfig.{name} is {value!r}; expected a number in [0, 1).")
+        check_counts(self, smallest)
+        check_probabilities(self, ("input_dropout", "attention_dropout", "message_dropout"))
         for name, choices in (("score", SCORES), ("alignment_over", ALIGNMENT_OVER)):
             check_choice(f"GATConfig.{name}", getattr(self, name), choices)
         if self.alignment_over == "edges" and self.alignment_sample:

@@ -22,8 +22,7 @@ from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import dot_product_attention
 from align_jax.models.dropout import Dropout
-
-DTYPES = ("float32", "bfloat16", "float16")
+from align_jax.models.settings import check_counts, check_probabilities, check_transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,23 +78,9 @@ class MCANConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name in (*self.counts, "region_positions"):
-            value, least = getattr(self, name), int(name in self.counts)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"MCANConfig.{name} is {value!r}; expected a whole number >= {least}."
-                )
-        for name in ("dropout", "attention_dropout"):
-            value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"MCANConfig.{name} is {value!r}; expected a number in [0, 1).")
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"MCANConfig.hidden_size is {self.hidden_size}, which {self.heads} heads do not "
-                f"divide; choose a multiple of heads."
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"MCANConfig.dtype is {self.dtype!r}; expected one of {DTYPES}.")
+        check_counts(self, {**dict.fromkeys(self.counts, 1), "region_positions": 0})
+        check_probabilities(self, ("dropout", "attention_dropout"))
+        check_transformer(self)
 
     @classmethod
     def small(cls, **changes: Any) -> MCANConfig:

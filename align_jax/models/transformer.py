@@ -24,8 +24,7 @@ from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import dot_product_attention
 from align_jax.models.dropout import Dropout
-
-DTYPES = ("float32", "bfloat16", "float16")
+from align_jax.models.settings import check_counts, check_probabilities, check_transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,26 +80,17 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
-        for name in self.counts:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{kind}.{name} is {value!r}; expected a whole number >= 1.")
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"{kind}.hidden_size is {self.hidden_size}, which {self.heads} heads do not "
-                "divide; choose a multiple of heads."
-            )
+        check_counts(self, dict.fromkeys(self.counts, 1))
+        check_transformer(self)
         if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"{kind}.pad_token_id is {self.pad_token_id!r}; expected a token in "
                 f"[0, {self.vocab_size}), the vocabulary."
             )
-        for name in ("dropout", "attention_dropout", "classifier_dropout"):
-            value = getattr(self, name)
-            if value is None and name == "classifier_dropout":
-                continue
-            if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-                raise ValueError(f"{kind}.{name} is {value!r}; expected a number in [0, 1).")
+        rates = ["dropout", "attention_dropout"]
+        if self.classifier_dropout is not None:
+            rates.append("classifier_dropout")
+        check_probabilities(self, rates)
         for name in ("layer_norm_epsilon", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{kind}.{name} is {getattr(self, name)!r}; expected above 0.")
@@ -108,8 +98,6 @@ class EncoderConfig:
             raise ValueError(
                 f"{kind}.activation is {self.activation!r}; expected one of {tuple(ACTIVATIONS)}."
             )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"{kind}.dtype is {self.dtype!r}; expected one of {DTYPES}.")
 
     @property
     def head_dropout(self) -> float:

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from align_jax.alignment import AlignmentConfig
 from align_jax.attention import MultiHeadDotProductAttention
+from align_jax.models.settings import check_counts, check_probabilities, check_transformer
 
 POOLS = ("mean", "cls")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,29 +64,18 @@ class ViTConfig:
     alignment: AlignmentConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "channels", "num_classes", "patch_size", "hidden_size",
-                     "layers", "heads", "mlp_size"):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"ViTConfig.{name} is {value!r}; expected a whole number >= 1.")
-        for name in ("dropout", "attention_dropout"):
-            value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"ViTConfig.{name} is {value!r}; expected a number in [0, 1).")
+        counts = ("image_size", "channels", "num_classes", "patch_size", "hidden_size", "layers",
+                  "heads", "mlp_size")  # fmt: skip
+        check_counts(self, dict.fromkeys(counts, 1))
+        check_probabilities(self, ("dropout", "attention_dropout"))
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"ViTConfig.patch_size is {self.patch_size}, which does not divide image_size "
                 f"{self.image_size}; choose a divisor, so that every pixel belongs to a patch."
             )
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"ViTConfig.hidden_size is {self.hidden_size}, which {self.heads} heads do not "
-                f"divide; choose a multiple of heads."
-            )
+        check_transformer(self)
         if self.pool not in POOLS:
             raise ValueError(f"ViTConfig.pool is {self.pool!r}; expected one of {POOLS}.")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"ViTConfig.dtype is {self.dtype!r}; expected one of {DTYPES}.")
 
     @property
     def tokens(self) -> int:
