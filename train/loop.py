@@ -190,8 +190,8 @@ class Trainer:
             best = self.parallel.replicate(self.best_params)
             self.state = self.state.replace(params=best)
             self.evaluated = {}
-        results, passes = dict(self.evaluated), config.eval.stochastic_passes
-        splits = dict.fromkeys(config.eval.final, passes)
+        results = dict(self.evaluated)
+        splits = dict.fromkeys(config.eval.final, config.eval.stochastic_passes)
         if config.eval.mmd_examples:
             splits.setdefault(config.eval.mmd_split, 0)
         for split, passes in splits.items():

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from train.registry import ConfigError
+
 Batch = dict[str, np.ndarray]
 
 
@@ -86,6 +88,21 @@ class DataSource(Protocol):
     def illustration(self, batch: Batch) -> Illustration | None:
         """What people see of a batch's first example; None if the source has no pictures of it."""
         return None
+
+
+def check_least(source: Any, least: Mapping[str, int]) -> None:
+    """Refuses a source's settings that are too small.
+
+    Args:
+        source: the data source.
+        least: the smallest number that each setting may be.
+
+    Raises:
+        ConfigError: names the first one.
+    """
+    for name, smallest in least.items():
+        if getattr(source, name) < smallest:
+            raise ConfigError(f"data.{name} is {getattr(source, name)}; expected >= {smallest}.")
 
 
 def shuffled_batches(

@@ -14,7 +14,7 @@ from align_jax.pretrained import PretrainedError, Tokenizer, load_tokenizer
 from align_jax.pretrained.config import from_json
 from align_jax.pretrained.files import find_folder, read_json
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import Batch, pad
+from train.data.base import Batch, check_least, pad
 from train.registry import ConfigError
 
 PACKAGE = "package:"
@@ -140,10 +140,7 @@ def check_sizes(source: Any) -> None:
     Raises:
         ConfigError: names the first one.
     """
-    least = {"batch_size": 1, "eval_batch_size": 1, "window": 1, "train_examples": 0}
-    for name, smallest in least.items():
-        if getattr(source, name) < smallest:
-            raise ConfigError(f"data.{name} is {getattr(source, name)}; expected >= {smallest}.")
+    check_least(source, {"batch_size": 1, "eval_batch_size": 1, "window": 1, "train_examples": 0})
 
 
 def subset_rows(whole: int, size: int) -> np.ndarray:

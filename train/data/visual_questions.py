@@ -19,6 +19,7 @@ from train.data.base import (
     DataSource,
     Illustration,
     Metadata,
+    check_least,
     ordered_batches,
     shuffled_batches,
 )
@@ -104,7 +105,7 @@ class VisualQuestions(DataSource):
     fields: ClassVar[tuple[str, ...]] = ("question", "image")
 
     def __post_init__(self) -> None:
-        self._check({"batch_size": 1, "eval_batch_size": 1, "max_words": 0, "noise_seed": 0})
+        check_least(self, {"batch_size": 1, "eval_batch_size": 1, "max_words": 0, "noise_seed": 0})
         if not 0.0 <= self.noise_std < np.inf:
             raise ConfigError(f"data.noise_std is {self.noise_std}; expected a number >= 0.")
 
@@ -175,11 +176,7 @@ class VisualQuestions(DataSource):
             ConfigError: a file is missing or cannot be read.
         """
         words = encode_words([question for question, _ in texts], self.words, self._length)
-        found = [self._read_regions(Path(path)) for _, path in texts]
-        regions = np.zeros((len(texts), *self._region_shape), np.float32)
-        mask = np.zeros(regions.shape[:2], bool)
-        for row, one in enumerate(found):
-            regions[row, : len(one)], mask[row, : len(one)] = one, True
+        regions, mask = self._padded([self._read_regions(Path(path)) for _, path in texts])
         return {
             "question": words,
             "question_mask": words != PADDING,
@@ -276,13 +273,16 @@ class VisualQuestions(DataSource):
         """Features [M or fewer, F] of a picture in a file of its own."""
         raise NotImplementedError
 
+    def _padded(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Features [B, M, F] and mask [B, M] of pictures with different numbers of regions."""
+        regions = np.zeros((len(pictures), *self._region_shape), np.float32)
+        mask = np.zeros(regions.shape[:2], bool)
+        for row, found in enumerate(pictures):
+            regions[row, : len(found)], mask[row, : len(found)] = found, True
+        return regions, mask
+
     def _check_pictures(self, split: str, images: np.ndarray) -> None:
         """Refuses missing pictures before a run's first step rather than in the midst of it."""
-
-    def _check(self, least: Mapping[str, int]) -> None:
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; expected >= {smallest}.")
 
     def _clean(self, split: str) -> str:
         """The split that `split` is, or is a noisy copy of."""

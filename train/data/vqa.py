@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from train.data.base import check_least
 from train.data.visual_questions import VisualQuestions
 from train.data.vqa_files import (
     PICTURE_SIZE,
@@ -69,7 +70,7 @@ class EasyVQA(VisualQuestions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check({"patch_size": 1, "split_seed": 0})
+        check_least(self, {"patch_size": 1, "split_seed": 0})
         if PICTURE_SIZE % self.patch_size:
             raise ConfigError(
                 f"data.patch_size is {self.patch_size}; expected a divisor of {PICTURE_SIZE}."
@@ -222,7 +223,7 @@ class VQAv2(VisualQuestions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check({"region_features": 1, "max_regions": 1, "answers_above": 0})
+        check_least(self, {"region_features": 1, "max_regions": 1, "answers_above": 0})
 
     @functools.cached_property
     def answers(self) -> tuple[str, ...]:
@@ -287,12 +288,14 @@ class VQAv2(VisualQuestions):
     def _regions(self, split: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # A picture has several questions, which stand together in the files.
         distinct, place = np.unique(images, return_inverse=True)
-        regions = np.zeros((len(distinct), *self._region_shape), np.float32)
-        mask = np.zeros(regions.shape[:2], bool)
-        for row, image in enumerate(distinct.tolist()):
-            path = self._path(split, image)
-            found = read_regions(path, image, self.region_features, self.max_regions)
-            regions[row, : len(found)], mask[row, : len(found)] = found, True
+        regions, mask = self._padded(
+            [
+                read_regions(
+                    self._path(split, image), image, self.region_features, self.max_regions
+                )
+                for image in distinct.tolist()
+            ]
+        )
         return regions[place], mask[place]
 
 

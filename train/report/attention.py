@@ -17,9 +17,11 @@ import numpy as np
 import scipy.special
 from ml_collections import ConfigDict
 
-from train.data.base import Illustration
+from train.data import DATA
+from train.data.base import DataSource, Illustration
 from train.evaluation import Clouds, collect_clouds
 from train.loop import restore_run
+from train.registry import look_up
 from train.report.picture import NAMES
 from train.step import eval_step
 
@@ -75,6 +77,9 @@ def example_maps(
         What the data say about the example and what the model makes of it; None if the data source
         has no illustrations.
     """
+    source = look_up("data", config.data.name, DATA)
+    if source.illustration is DataSource.illustration:  # nothing to restore a model for
+        return None
     experiment, state = restore_run(folder, config)
     batch = next(iter(experiment.data.eval_batches(config.eval.mmd_split)))
     batch = {name: array[row : row + 1] for name, array in batch.items()}
