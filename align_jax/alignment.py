@@ -118,7 +118,8 @@ class Alignment(nn.Module):
                 dtype=self.dtype,
                 name="discriminator",
             )
-            return (_adversary(discriminator, query),), (_adversary(discriminator, key),)
+            query, key = (networks.in_chunks(discriminator, x, _adversary) for x in (query, key))
+            return (query,), (key,)
         if config.method != "ct":
             return (query,), (key,)
         critic = networks.Critic(
@@ -129,10 +130,10 @@ class Alignment(nn.Module):
         )
 
         def cloud(x: Array) -> Cloud:
-            navigation = navigator(x)
+            navigation = networks.in_chunks(navigator, x)
             if config.normalize_navigator:
                 navigation = numerics.unit_vectors(navigation)
-            return _adversary(critic, x), navigation
+            return networks.in_chunks(critic, x, _adversary), navigation
 
         return cloud(query), cloud(key)
 

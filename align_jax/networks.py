@@ -3,11 +3,16 @@
 All act on the last axis alone, so one set of parameters serves every token and every head.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+# Entries of the vectors that `in_chunks` takes at a time: a megabyte of float32.
+CHUNK_SIZE = 2**18
 
 
 class Highway(nn.Module):
@@ -90,3 +95,43 @@ class Navigator(nn.Module):
         """Returns navigation vectors `[..., G]`."""
         x = nn.relu(nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(x))
         return nn.Dense(self.features, dtype=self.dtype, name="output")(x)
+
+
+def in_chunks(
+    network: nn.Module,
+    x: Float[Array, "*shape D"],
+    apply: Callable[[nn.Module, Array], Array] = lambda network, x: network(x),
+) -> Float[Array, "..."]:
+    """Applies a network that acts on the last axis alone, on a CPU a chunk of vectors at a time.
+
+    The vectors lie in one matrix, which XLA multiplies faster than arrays of more axes. On a CPU a
+    chunk of it stays in the cache from the first layer to the last, and the backward pass computes
+    it again rather than keep what the layers put out.
+
+    Args:
+      network: a module inside the scope of its parent.
+      x: the vectors.
+      apply: what to compute with the network; it must treat each vector by itself.
+
+    Returns:
+      What `apply(network, x)` returns.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    chunks = -(-rows.size // CHUNK_SIZE)
+    if chunks == 1 or jax.default_backend() != "cpu" or network.is_initializing():
+        out = apply(network, rows)
+        return out.reshape(*x.shape[:-1], *out.shape[1:])
+    length = -(-len(rows) // chunks)
+    parts = jnp.pad(rows, ((0, chunks * length - len(rows)), (0, 0)))
+
+    def body(network: nn.Module, carry: tuple[()], part: Array) -> tuple[tuple[()], Array]:
+        return carry, apply(network, part)
+
+    scan = nn.scan(
+        nn.remat(body, prevent_cse=False),
+        variable_broadcast="params",
+        split_rngs={"params": False},
+    )
+    _, out = scan(network, (), parts.reshape(chunks, length, -1))
+    out = out.reshape(chunks * length, *out.shape[2:])[: len(rows)]
+    return out.reshape(*x.shape[:-1], *out.shape[1:])

@@ -1,35 +1,63 @@
-"""Streaming over blocks of one cloud's tokens, so that no `[N, M]` matrix need exist as a whole."""
+"""Streaming over blocks of one cloud's tokens, so that no `[N, M]` matrix need exist as a whole.
 
+Small blocks serve two ends: the memory that is needed grows with the number of tokens rather than
+with its square, and on a CPU everything that is done to a block finds it in the cache.
+
+Letters beside those of `numerics`: L, heads of all samples in a row, `B * H` of them.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 # Of a divergence between pairs of tokens: all pairs at once, or a block of rows at a time.
 IMPLEMENTATIONS = ("dense", "blockwise")
 
-# Floats in one [B, H, N, M] matrix above which the default turns to blocks, and in one block.
-DENSE_LIMIT = 2**25
-BLOCK_SIZE = 2**21
+# Pairs in one block, if a block is no larger than its rows demand. On a CPU half a megabyte of
+# float32, which fits a core's cache; an accelerator wants few and large operations.
+BLOCK_SIZE = 2**17
+ACCELERATOR_BLOCK_SIZE = 2**24
+# Fewer rows than these would spend more on what is summed per column than on the pairs.
+LEAST_ROWS = 64
+
+Tree = TypeVar("Tree")
 
 
-def default_implementation(query: Array, key: Array) -> str:
-    """How to compute it unless told: "dense" while the matrix of all pairs is small.
+def block_shape(heads: int, rows: int, columns: int) -> tuple[int, int]:
+    """How many heads, and how many rows of each, make a block with all the columns.
 
     Args:
-      query: `[B, N, H, F]`.
-      key: `[B, M, H, F]`.
+      heads: L, of all samples; the first result divides it.
+      rows: N.
+      columns: M.
     """
-    batch, queries, heads, _ = query.shape
-    return "dense" if batch * heads * queries * key.shape[1] <= DENSE_LIMIT else "blockwise"
+    size = BLOCK_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_SIZE
+    whole = size // (rows * columns)
+    if whole == 0:
+        return 1, min(rows, max(LEAST_ROWS, size // columns))
+    return max(n for n in range(1, min(whole, heads) + 1) if heads % n == 0), rows
 
 
-def block_length(query: Array, key: Array) -> int:
-    """How many of the queries `[B, N, H, F]` make a block with all the keys `[B, M, H, F]`."""
-    batch, queries, heads, _ = query.shape
-    return max(1, min(queries, BLOCK_SIZE // (batch * heads * key.shape[1])))
+def per_head(x: Float[Array, "B N H F"]) -> Float[Array, "L N F"]:
+    """Samples and heads on one axis."""
+    return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], x.shape[3])
+
+
+def map_heads(function: Callable[..., Tree], group: int, *arrays: Array) -> Tree:
+    """Applies a function of arrays `[group, ...]` along the first axis of arrays `[L, ...]`."""
+
+    def parts(x: Array) -> Array:
+        return x.reshape(-1, group, *x.shape[1:])
+
+    results = jax.lax.map(lambda xs: function(*xs), tuple(map(parts, arrays)))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
 
 def split(x: Array, size: int) -> Array:
-    """`[B, N, ...]` to `[blocks, B, size, ...]`, the last block filled up with zeros (False)."""
+    """`[L, N, ...]` to `[blocks, L, size, ...]`, the last block filled up with zeros (False)."""
     blocks = -(-x.shape[1] // size)
     padding = [(0, 0)] * x.ndim
     padding[1] = (0, blocks * size - x.shape[1])
@@ -39,6 +67,6 @@ def split(x: Array, size: int) -> Array:
 
 
 def join(x: Array, length: int) -> Array:
-    """The inverse of `split` for `[blocks, B, size, ...]`."""
+    """The inverse of `split` for `[blocks, L, size, ...]`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

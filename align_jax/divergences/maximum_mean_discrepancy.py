@@ -15,7 +15,7 @@ def maximum_mean_discrepancy(
     query_mask: Bool[Array, "B N"] | None = None,
     key_mask: Bool[Array, "B M"] | None = None,
     bandwidth: float = 1.0,
-    implementation: str | None = None,
+    implementation: str = "blockwise",
 ) -> Float[Array, "B H"]:
     """Squared MMD between queries and keys, kernel `exp(-|x - y|^2 / (2 bandwidth^2))`.
 
@@ -29,8 +29,8 @@ def maximum_mean_discrepancy(
       query_mask: True for the queries that take part; None for all.
       key_mask: True for the keys that take part; None for all.
       bandwidth: the kernel's standard deviation, in the units of the queries; above 0.
-      implementation: "dense", "blockwise" (memory linear in the number of tokens; the backward pass
-        makes each block again), or None to choose by size.
+      implementation: "blockwise" (memory linear in the number of tokens; the backward pass makes
+        each block again) or "dense", its oracle.
 
     Returns:
       One value per sample and head, without unit, in `[0, 2]`; 0 for a sample without queries or
@@ -50,34 +50,51 @@ def maximum_mean_discrepancy(
     numerics.check_clouds(query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D")
     if not bandwidth > 0:
         raise ValueError(f"bandwidth must be above 0, got {bandwidth}.")
+    numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)
     # The shift must be one for all three kernels, or identical clouds would round differently.
     query, key = numerics.centred(query, key)
-    query_weights, key_weights = map(numerics.token_weights, (query_mask, key_mask))
-
-    implementation = implementation or blocks.default_implementation(query, key)
-    numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
-
-    def dense(x: Array, y: Array, x_weights: Array, y_weights: Array) -> Array:
-        distance = numerics.squared_distance(x, y)
-        kernel = jnp.exp(-distance / (2.0 * bandwidth**2))
-        return jnp.einsum("bhnm,bn,bm->bh", kernel, x_weights, y_weights)
-
-    def blockwise(x: Array, y: Array, x_weights: Array, y_weights: Array) -> Array:
-        size = blocks.block_length(x, y)
-
-        @jax.checkpoint
-        def block(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
-            return total + dense(rows[0], y, rows[1], y_weights), None
-
-        start = jnp.zeros((x.shape[0], x.shape[2]))
-        rows = (blocks.split(x, size), blocks.split(x_weights, size))
-        return jax.lax.scan(block, start, rows)[0]
-
-    mean_kernel = dense if implementation == "dense" else blockwise
-    within = mean_kernel(query, query, query_weights, query_weights)
-    within += mean_kernel(key, key, key_weights, key_weights)
-    discrepancy = within - 2.0 * mean_kernel(query, key, query_weights, key_weights)
     both = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
-    return jnp.where(both[:, None], numerics.clamp_at_zero(discrepancy), 0.0)
+
+    batch, _, heads, _ = query.shape
+    query_weights, key_weights = (
+        jnp.repeat(numerics.token_weights(mask), heads, axis=0) for mask in (query_mask, key_mask)
+    )
+    queries, keys = (
+        (blocks.per_head(query), query_weights),
+        (blocks.per_head(key), key_weights),
+    )
+    mean_kernel = _dense if implementation == "dense" else _blockwise
+    within = mean_kernel(queries, queries, bandwidth) + mean_kernel(keys, keys, bandwidth)
+    discrepancy = within - 2.0 * mean_kernel(queries, keys, bandwidth)
+    discrepancy = numerics.clamp_at_zero(discrepancy).reshape(batch, heads)
+    return jnp.where(both[:, None], discrepancy, 0.0)
+
+
+# Points [L, N, D] and their probabilities [L, N].
+_Cloud = tuple[Array, Array]
+
+
+def _dense(x: _Cloud, y: _Cloud, bandwidth: float) -> Float[Array, "L"]:
+    """The mean of the kernel over all pairs."""
+    (x_points, x_weights), (y_points, y_weights) = x, y
+    distance = numerics.squared_distance(x_points[:, :, None], y_points[:, :, None])[:, 0]
+    kernel = jnp.exp(-distance / (2.0 * bandwidth**2))
+    return jnp.einsum("lnm,ln,lm->l", kernel, x_weights, y_weights)
+
+
+def _blockwise(x: _Cloud, y: _Cloud, bandwidth: float) -> Float[Array, "L"]:
+    """Equal to `_dense`, in memory linear in the number of tokens."""
+    heads, rows = x[1].shape
+    group, size = blocks.block_shape(heads, rows, y[1].shape[1])
+
+    def one_group(x_points: Array, x_weights: Array, y_points: Array, y_weights: Array) -> Array:
+        @jax.checkpoint
+        def block(total: Array, part: _Cloud) -> tuple[Array, None]:
+            return total + _dense(part, (y_points, y_weights), bandwidth), None
+
+        parts = (blocks.split(x_points, size), blocks.split(x_weights, size))
+        return jax.lax.scan(block, jnp.zeros(group), parts)[0]
+
+    return blocks.map_heads(one_group, group, *x, *y)

@@ -104,7 +104,8 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks even for these few tokens, the last one incomplete."""
-    monkeypatch.setattr(blocks, "BLOCK_SIZE", 2 * B * H * M)
+    monkeypatch.setattr(blocks, "BLOCK_SIZE", 2 * M)
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 1)
 
 
 def masks(seed=0):

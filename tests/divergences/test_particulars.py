@@ -7,6 +7,7 @@ import ot
 import pytest
 
 from align_jax import divergences
+from align_jax.divergences import blocks, transport_readout
 from tests.divergences import oracles
 
 
@@ -144,6 +145,33 @@ def test_conditional_transport_survives_unbounded_scores():
             cloud, cloud, 1e4 * navigation, 1e4 * navigation, implementation=implementation
         )
         assert np.isfinite(value).all()
+
+
+@pytest.mark.parametrize("implementation", divergences.IMPLEMENTATIONS)
+@pytest.mark.parametrize("cost", ["cosine", "squared_euclidean"])
+def test_conditional_transport_is_exact_for_large_scores(cost, implementation, monkeypatch):
+    """Scores too large for one exponential to serve both plans, in several blocks."""
+    monkeypatch.setattr(blocks, "BLOCK_SIZE", 2 * 7)
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 1)
+    rng = np.random.default_rng(0)
+    shapes = [(1, length, 2, features) for features in (4, 3) for length in (5, 7)]
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    arrays = [*arrays[:2], *(8 * x for x in arrays[2:])]
+    largest = [np.linalg.norm(x, axis=-1).max() for x in arrays[2:]]
+    assert largest[0] * largest[1] > transport_readout.LARGEST_SHARED_SCORE
+
+    def value(*arrays):
+        options = {"cost": cost, "implementation": implementation}
+        return divergences.conditional_transport(*arrays, **options).sum()
+
+    def oracle(*arrays):
+        return oracles.batched(oracles.conditional_transport, arrays, cost=cost).sum()
+
+    np.testing.assert_allclose(value(*arrays), oracle(*arrays), rtol=1e-5)
+    gradients = jax.grad(value, argnums=(0, 1, 2, 3))(*arrays)
+    expected = oracles.finite_difference(oracle, arrays)
+    for gradient, reference in zip(gradients, expected, strict=True):
+        assert np.linalg.norm(gradient - reference) < 2e-5 * np.linalg.norm(reference)
 
 
 @pytest.mark.parametrize("rho", [-0.1, 1.1, float("nan")])

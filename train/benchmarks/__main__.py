@@ -1,32 +1,82 @@
-"""Times the training step of each alignment method over the plain model's.
+"""Measures what alignment adds to a training step: time, memory, operations.
 
-python -m train.benchmarks
-python -m train.benchmarks --config=train/configs/digits.py --methods=gan,ot,ct,mmd
+    python -m train.benchmarks
+    python -m train.benchmarks --models=minilm --tokens=128 --methods=gan,ct --turns=20
+
+Prints a table; with --output=FOLDER also writes costs.json and, where matplotlib is installed,
+costs.png. Runs with align_jax, jax, flax and optax alone. Beside it are benchmarks of their own:
+
+    python -m train.benchmarks.step_time    methods on any config of this project
+    python -m train.benchmarks.text_step    fine-tuning beside PyTorch's transformers
+    python -m train.benchmarks.gat_epoch    a graph attention network beside PyTorch Geometric's
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
 import jax
-import rich.console
-from absl import flags
 
-from train import cli
-from train.benchmarks.step_time import measure_step_times, step_time_table
-from train.configs import digits
+from align_jax.config import METHODS
+from train.benchmarks import alignment_cost, cost_report
 
-CONFIG = cli.define_config_flag()
-METHODS = flags.DEFINE_list("methods", ["gan", "ot", "ct", "mmd"], "The methods to time.")
-TURNS = flags.DEFINE_integer("turns", 50, "How often each method is timed.", lower_bound=1)
+LONG_TOKENS = (16_384, 32_768)
 
 
 def main() -> None:
     """Runs the command."""
-    config = CONFIG.value or digits.get_config()
-    times = measure_step_times(config, METHODS.value, TURNS.value)
-    devices = jax.local_devices()
-    title = f"Training step, {config.name}, {len(devices)} x {devices[0].device_kind}"
-    rich.console.Console().print(step_time_table(times, title))
+    options = _options()
+    if "ot" in options.methods and importlib.util.find_spec("ott") is None:
+        print("ott-jax is not installed; leaving ot out.", file=sys.stderr)
+        options.methods.remove("ot")
+    device = jax.local_devices()[0].device_kind
+    print(f"{device}, jax {jax.__version__}, {options.turns} turns\n{cost_report.HEADER}")
+    costs = []
+    sizes = (options.models, options.tokens, options.methods, options.turns, options.batch)
+    for cost in alignment_cost.measure(*sizes):
+        costs.append(cost)
+        print(cost_report.row(cost), flush=True)
+    long = [alignment_cost.measure_long(tokens, 3) for tokens in LONG_TOKENS if options.long]
+    for cost in long:
+        print(cost_report.long_row(cost), flush=True)
+    if options.output:
+        cost_report.write(options.output, device, costs, long)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    def counts(text: str) -> list[int]:
+        return [int(number) for number in names(text)]
+
+    add = parser.add_argument
+    add("--models", type=names, default=list(alignment_cost.MODELS), help="minilm,bert-base")
+    add("--tokens", type=counts, default=[128, 512], help="lengths, such as 128,512")
+    add("--methods", type=names, default=["gan", "ot", "ct"], help="of gan, ot, ct, mmd")
+    add("--batch", type=int, default=0, help="examples; 0: 32, and 8 for bert-base on a CPU")
+    add("--turns", type=int, default=10, help="how often each method is timed")
+    add("--long", action=argparse.BooleanOptionalAction, default=True, help="CT at 32,768 tokens")
+    add("--output", type=Path, help="folder for costs.json and costs.png")
+    options = parser.parse_args()
+
+    for flag, choices in (("models", alignment_cost.MODELS), ("methods", METHODS)):
+        unknown = set(getattr(options, flag)) - set(choices)
+        if unknown:
+            parser.error(f"--{flag}: {unknown.pop()!r} is none of {', '.join(choices)}.")
+    if options.turns < 1 or options.batch < 0 or min(options.tokens, default=1) < 2:
+        parser.error("--turns must be at least 1, --batch at least 0, --tokens at least 2.")
+    return options
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    main()

@@ -36,11 +36,13 @@ class GlueTask:
         fields: the names of its texts.
         labels: the names of its classes in order; none for a regression.
         splits: in the order of training, validation, test.
+        symmetric: whether a pair's label is the same with its texts in the other order.
     """
 
     fields: tuple[str, ...]
     labels: tuple[str, ...]
     splits: tuple[str, ...] = ("train", "validation", "test")
+    symmetric: bool = False
 
 
 _TWO = ("sentence1", "sentence2")
@@ -50,9 +52,9 @@ _MNLI_SPLITS = (
 GLUE = {
     "cola": GlueTask(("sentence",), ("unacceptable", "acceptable")),
     "sst2": GlueTask(("sentence",), ("negative", "positive")),
-    "mrpc": GlueTask(_TWO, ("not_equivalent", "equivalent")),
-    "qqp": GlueTask(("question1", "question2"), ("not_duplicate", "duplicate")),
-    "stsb": GlueTask(_TWO, ()),
+    "mrpc": GlueTask(_TWO, ("not_equivalent", "equivalent"), symmetric=True),
+    "qqp": GlueTask(("question1", "question2"), ("not_duplicate", "duplicate"), symmetric=True),
+    "stsb": GlueTask(_TWO, (), symmetric=True),
     "mnli": GlueTask(
         ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), _MNLI_SPLITS
     ),
@@ -81,6 +83,8 @@ class Glue(DataSource):
         batch_size: examples per training step.
         eval_batch_size: rows per evaluation batch.
         train_examples: size of a random subset of the training split to train on; 0 for all.
+        both_orders: train on each pair twice, the second time with its texts exchanged; for tasks
+            whose label does not depend on the order (MRPC, QQP, STS-B).
         buckets: lengths that batches are padded to; each one is a compilation.
         window: batches' worth of examples within which those of similar length are put together;
             1 puts them together at random.
@@ -103,6 +107,7 @@ class Glue(DataSource):
     batch_size: int = 32
     eval_batch_size: int = 64
     train_examples: int = 0
+    both_orders: bool = False
     buckets: tuple[int, ...] = BUCKETS
     window: int = 16
     seed: int = 0
@@ -114,6 +119,12 @@ class Glue(DataSource):
                 f"{', '.join(GLUE)}."
             )
         check_sizes(self)
+        if self.both_orders and not GLUE[self.dataset].symmetric:
+            symmetric = ", ".join(name for name, task in GLUE.items() if task.symmetric)
+            raise ConfigError(
+                f"data.both_orders is True, but a label of {self.dataset} holds for one order of "
+                f"its texts; expected False, or one of {symmetric}."
+            )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -149,7 +160,7 @@ class Glue(DataSource):
             split: self._builder.info.splits[split].num_examples
             for split in GLUE[self.dataset].splits
         }
-        return sizes | {"train": len(self._train_rows)}
+        return sizes | {"train": len(self._train_rows) * (2 if self.both_orders else 1)}
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
@@ -210,11 +221,12 @@ class Glue(DataSource):
                 f"{', '.join(GLUE[self.dataset].splits)}."
             )
         if split not in self._cache:
-            whole = np.arange(self.examples[split])
-            self._cache[split] = self._read(split, self._train_rows if split == "train" else whole)
+            train = split == "train"
+            rows = self._train_rows if train else np.arange(self.examples[split])
+            self._cache[split] = self._read(split, rows, train and self.both_orders)
         return self._cache[split]
 
-    def _read(self, split: str, rows: np.ndarray) -> TokenizedTexts:
+    def _read(self, split: str, rows: np.ndarray, both_orders: bool) -> TokenizedTexts:
         source = self._builder.as_data_source(split=split)
         examples = source.__getitems__(rows.tolist())
         where = f"GLUE's {self.dataset}, split {split!r}"
@@ -224,6 +236,9 @@ class Glue(DataSource):
         ids = np.array([example["idx"] for example in examples], np.int32)
         labels = np.array([example["label"] for example in examples])
         check_texts(columns, ids, where)
+        if both_orders:
+            columns = [columns[0] + columns[1], columns[1] + columns[0]]
+            ids, labels = np.tile(ids, 2), np.tile(labels, 2)
         return TokenizedTexts(
             self.text_tokenizer.tokenize(*columns, max_length=self.max_length),
             {"label": checked_labels(labels, ids, len(self.label_names), where), "id": ids},

@@ -73,6 +73,30 @@ def test_a_subset_has_its_size_and_is_the_same_for_all_seeds(checkpoint, monkeyp
         _ = make(checkpoint, train_examples=41).examples
 
 
+def test_both_orders_of_each_pair_are_trained_on_and_none_is_evaluated_twice(
+    checkpoint, monkeypatch
+) -> None:
+    fake_glue(monkeypatch)
+    data = make(checkpoint, both_orders=True, train_examples=16)
+    assert data.examples["train"] == 32
+    seen: dict[int, list[tuple[list[int], int]]] = {}
+    for batch in itertools.islice(data.train_batches(), 4):
+        for row, identity in enumerate(batch["id"].tolist()):
+            tokens = batch["input_ids"][row, : batch["attention_mask"][row].sum()].tolist()
+            seen.setdefault(identity, []).append((tokens, batch["label"][row].item()))
+    assert len(seen) == 16
+    one = data.text_tokenizer.encode(["cat"])
+    separator = one["input_ids"][0, one["attention_mask"][0].sum() - 1]
+    for (first, label), (second, same_label) in seen.values():
+        end = first.index(separator) + 1
+        assert second == [first[0], *first[end:], *first[1:end]]
+        assert label == same_label
+    rows = [b["id"][b["mask"]] for b in data.eval_batches("validation")]
+    assert len(np.concatenate(rows)) == SIZES["validation"]
+    with pytest.raises(ConfigError, match="a label of rte holds for one order.*mrpc, qqp, stsb"):
+        make(checkpoint, "rte", both_orders=True)
+
+
 def test_longer_texts_are_cut_to_the_limit(checkpoint, monkeypatch) -> None:
     builder = fake_glue(monkeypatch)
     builder.examples["validation"][0]["sentence2"] = b"cat " * 200

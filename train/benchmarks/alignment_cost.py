@@ -1,0 +1,225 @@
+"""What alignment adds to a training step: time, memory and operations over the plain model's.
+
+Needs align_jax, jax, flax and optax alone (and ott-jax for "ot"), so that it runs on a bare
+machine. The models are BERTs of known shapes with random weights, on random tokens of random
+lengths: what a step costs does not depend on what the numbers are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from align_jax import AlignmentConfig, alignment_loss
+from align_jax.divergences import blocks, conditional_transport
+from align_jax.models.bert import BertConfig
+from align_jax.models.heads import SequenceClassifier
+
+PLAIN = "none"
+WEIGHT = 0.01
+MIB = 2**20
+
+# Sizes of the encoder, and examples in a batch: on a CPU, elsewhere.
+MODELS: dict[str, tuple[dict[str, int], tuple[int, int]]] = {
+    "minilm": ({"hidden_size": 384, "layers": 6, "mlp_size": 1536}, (32, 32)),
+    "bert-base": ({}, (8, 32)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One method's training step on one shape, beside the plain model's.
+
+    Attributes:
+        model, batch, tokens: the shape.
+        method: "none" is the plain model.
+        milliseconds: median over the turns.
+        ratios: its time over the plain model's, turn by turn.
+        memory: MiB that the compiled step needs beside its arguments and results.
+        memory_ratio: that over the plain model's.
+        flops_ratio: floating-point operations over the plain model's, as XLA counts them; of a loop
+            with an unknown number of rounds (OT's iterations) it counts one.
+    """
+
+    model: str
+    batch: int
+    tokens: int
+    method: str
+    milliseconds: float
+    ratios: tuple[float, ...]
+    memory: float
+    memory_ratio: float
+    flops_ratio: float
+
+    @property
+    def ratio(self) -> float:
+        """The median over the turns."""
+        return statistics.median(self.ratios)
+
+
+@dataclasses.dataclass(frozen=True)
+class LongCost:
+    """CT between two long clouds of one head, forward and backward.
+
+    Attributes:
+        tokens: of each cloud.
+        milliseconds: median.
+        memory: MiB beside arguments and results.
+    """
+
+    tokens: int
+    milliseconds: float
+    memory: float
+
+
+def classifier(name: str, tokens: int, method: str) -> SequenceClassifier:
+    """A BERT of the named size that classifies, plain or aligned."""
+    sizes, _ = MODELS[name]
+    alignment = None if method == PLAIN else AlignmentConfig(method)
+    config = BertConfig(
+        **sizes, max_positions=tokens, dropout=0.0, attention_dropout=0.0, alignment=alignment
+    )
+    return SequenceClassifier(config)
+
+
+def random_batch(batch: int, tokens: int) -> dict[str, np.ndarray]:
+    """Tokens, mask and labels; lengths from half of the tokens to all."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(tokens // 2, tokens, batch, endpoint=True)
+    return {
+        "input_ids": rng.integers(1000, 30000, (batch, tokens)),
+        "attention_mask": (np.arange(tokens) < lengths[:, None]).astype(np.int32),
+        "label": rng.integers(0, 2, batch),
+    }
+
+
+class Step:
+    """A compiled training step with AdamW that goes on from where the last call ended.
+
+    Attributes:
+        memory: MiB beside arguments and results.
+        flops: of one step, loops over blocks unrolled.
+    """
+
+    def __init__(self, name: str, method: str, batch: Mapping[str, np.ndarray]) -> None:
+        model = classifier(name, batch["input_ids"].shape[1], method)
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5))
+
+        def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            logits, sown = model.apply(
+                {"params": params},
+                batch["input_ids"],
+                batch["attention_mask"],
+                mutable=[] if method == PLAIN else ["alignment"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            aligned = 0.0 if method == PLAIN else WEIGHT * alignment_loss(sown)
+            return losses.mean() + aligned
+
+        def step(params: Any, state: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+            gradients = jax.grad(loss)(params, batch)
+            updates, state = optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        self._batch = jax.device_put(dict(batch))
+        params = jax.jit(model.init)(jax.random.key(0), self._batch["input_ids"][:1])["params"]
+        self._carry = params, optimizer.init(params)
+        arguments = (*self._carry, self._batch)
+        self._compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
+        self.memory = self._compiled.memory_analysis().temp_size_in_bytes / MIB
+        # XLA counts a loop's body once, so the count is of the form without loops.
+        huge = {"BLOCK_SIZE": 2**60, "ACCELERATOR_BLOCK_SIZE": 2**60}
+        with mock.patch.multiple(blocks, **huge):
+            whole = jax.jit(step).lower(*arguments)
+        self.flops = (whole.cost_analysis() or {}).get("flops", float("nan"))
+
+    def __call__(self) -> None:
+        """Takes one step and waits for it."""
+        self._carry = self._compiled(*self._carry, self._batch)
+        jax.block_until_ready(self._carry)
+
+
+def measure(
+    models: Iterable[str],
+    lengths: Sequence[int],
+    methods: Sequence[str],
+    turns: int,
+    batch: int = 0,
+) -> Iterator[Cost]:
+    """Measures the methods on each shape, in turns within one process.
+
+    Args:
+        models: names in `MODELS`.
+        lengths: tokens.
+        methods: alignment methods; the plain model comes first in any case.
+        turns: how often each is timed.
+        batch: examples; 0 takes the model's own number.
+
+    Yields:
+        The costs of one shape after the other.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    for name in models:
+        size = batch or MODELS[name][1][0 if on_cpu else 1]
+        for tokens in lengths:
+            data = random_batch(size, tokens)
+            steps = {m: Step(name, m, data) for m in dict.fromkeys([PLAIN, *methods])}
+            seconds = timed_in_turns(steps, turns)
+            plain = steps[PLAIN]
+            for method, step in steps.items():
+                pairs = zip(seconds[method], seconds[PLAIN], strict=True)
+                yield Cost(
+                    model=name,
+                    batch=size,
+                    tokens=tokens,
+                    method=method,
+                    milliseconds=1e3 * statistics.median(seconds[method]),
+                    ratios=tuple(mine / base for mine, base in pairs),
+                    memory=step.memory,
+                    memory_ratio=step.memory / plain.memory,
+                    flops_ratio=step.flops / plain.flops,
+                )
+
+
+def timed_in_turns(steps: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each call, turn by turn; one more turn before warms up.
+
+    Another one goes first in each turn, so that none always follows the same.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(turns + 1):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            steps[name]()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def measure_long(tokens: int, turns: int) -> LongCost:
+    """CT at the paper's width of 10 features between two clouds of so many tokens, one head."""
+    rng = np.random.default_rng(0)
+    clouds = [jnp.asarray(rng.normal(size=(1, tokens, 1, 10)), jnp.float32) for _ in range(4)]
+
+    def loss(*clouds: jax.Array) -> jax.Array:
+        return conditional_transport(*clouds).mean()
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
+    compiled = gradient.lower(*clouds).compile()
+    step = {"ct": lambda: jax.block_until_ready(compiled(*clouds))}
+    return LongCost(
+        tokens=tokens,
+        milliseconds=1e3 * statistics.median(timed_in_turns(step, turns)["ct"]),
+        memory=compiled.memory_analysis().temp_size_in_bytes / MIB,
+    )
