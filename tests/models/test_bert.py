@@ -246,6 +246,19 @@ def test_alignment_adds_parameters_and_changes_no_output() -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["gan", "ot", "ct", "mmd"])
+def test_inference_is_the_plain_models_program(method) -> None:
+    """After `strip_alignment` nothing of the alignment is left, neither parameters nor work."""
+    tokens = jnp.ones((2, 6), jnp.int32)
+
+    def program(alignment):
+        model = SequenceClassifier(dataclasses.replace(CONFIG, alignment=alignment), pooling="mean")
+        params = strip_alignment(model.init(jax.random.key(0), tokens)["params"])
+        return jax.jit(model.apply).lower({"params": params}, tokens).as_text()
+
+    assert program(AlignmentConfig(method)) == program(None)
+
+
 def test_clouds_of_a_plain_model_can_be_measured() -> None:
     ids, mask, types = batch()
     model = SequenceClassifier(dataclasses.replace(CONFIG, alignment=AlignmentConfig("none")))

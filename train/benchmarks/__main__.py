@@ -39,9 +39,10 @@ def main() -> None:
     for cost in alignment_cost.measure(*sizes):
         costs.append(cost)
         print(cost_report.row(cost), flush=True)
-    long = [alignment_cost.measure_long(tokens, 3) for tokens in LONG_TOKENS if options.long]
-    for cost in long:
-        print(cost_report.long_row(cost), flush=True)
+    long = []
+    for tokens in LONG_TOKENS if options.long else ():
+        long.append(alignment_cost.measure_long(tokens, turns=3))
+        print(cost_report.long_row(long[-1]), flush=True)
     if options.output:
         cost_report.write(options.output, device, costs, long)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from align_jax import AlignmentConfig, alignment_loss
+from align_jax import AlignmentConfig, alignment_loss, networks
 from align_jax.divergences import blocks, conditional_transport
 from align_jax.models.bert import BertConfig
 from align_jax.models.heads import SequenceClassifier
@@ -29,7 +29,7 @@ WEIGHT = 0.01
 MIB = 2**20
 
 # Sizes of the encoder, and examples in a batch: on a CPU, elsewhere.
-MODELS: dict[str, tuple[dict[str, int], tuple[int, int]]] = {
+MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "minilm": ({"hidden_size": 384, "layers": 6, "mlp_size": 1536}, (32, 32)),
     "bert-base": ({}, (8, 32)),
 }
@@ -135,10 +135,13 @@ class Step:
         self._carry = params, optimizer.init(params)
         arguments = (*self._carry, self._batch)
         self._compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
-        self.memory = self._compiled.memory_analysis().temp_size_in_bytes / MIB
+        self.memory = temporary_memory(self._compiled)
         # XLA counts a loop's body once, so the count is of the form without loops.
-        huge = {"BLOCK_SIZE": 2**60, "ACCELERATOR_BLOCK_SIZE": 2**60}
-        with mock.patch.multiple(blocks, **huge):
+        with (
+            mock.patch.object(blocks, "BLOCK_SIZE", 2**60),
+            mock.patch.object(blocks, "ACCELERATOR_BLOCK_SIZE", 2**60),
+            mock.patch.object(networks, "CHUNK_SIZE", 2**60),
+        ):
             whole = jax.jit(step).lower(*arguments)
         self.flops = (whole.cost_analysis() or {}).get("flops", float("nan"))
 
@@ -190,6 +193,12 @@ def measure(
                 )
 
 
+def temporary_memory(compiled: Any) -> float:
+    """MiB that a compiled function needs beside arguments and results; NaN if XLA does not say."""
+    analysis = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes / MIB if analysis else float("nan")
+
+
 def timed_in_turns(steps: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
     """Seconds of each call, turn by turn; one more turn before warms up.
 
@@ -221,5 +230,5 @@ def measure_long(tokens: int, turns: int) -> LongCost:
     return LongCost(
         tokens=tokens,
         milliseconds=1e3 * statistics.median(timed_in_turns(step, turns)["ct"]),
-        memory=compiled.memory_analysis().temp_size_in_bytes / MIB,
+        memory=temporary_memory(compiled),
     )
