@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
@@ -100,12 +101,36 @@ class Alignment(nn.Module):
 
         # NaN in padding would reach the networks' parameters as 0 * NaN.
         query, key = numerics.zero_padding(query, query_mask), numerics.zero_padding(key, key_mask)
+        if not self.is_initializing():
+            query, key, query_mask, key_mask = self._sampled(query, key, query_mask, key_mask)
         query_cloud, key_cloud = self._clouds(query, key)
         value, report = self._measure(query_cloud, key_cloud, query_mask, key_mask)
         if training:
             both = jnp.any(valid_queries, axis=1) & jnp.any(valid_keys, axis=1)
             for name, sown in {"divergence": value, "valid": both, **report}.items():
                 self.sow(NAME, name, sown)
+
+    def _sampled(
+        self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
+    ) -> tuple[Array, Array, Array | None, Array | None]:
+        """Some of the tokens, if the config says so; where N = M, queries and keys of the same."""
+        streams = [name for name in (NAME, "dropout") if self.has_rng(name)]
+        if not self.config.tokens or not streams:
+            return query, key, query_mask, key_mask
+        rng = self.make_rng(streams[0])
+
+        def sampled(x: Array, mask: Array | None) -> tuple[Array, Array | None]:
+            if x.shape[1] <= self.config.tokens:
+                return x, mask
+            order = jax.random.uniform(rng, x.shape[:2])
+            if mask is not None:  # padding comes last
+                order = jnp.where(mask, order, -1.0)
+            chosen = jax.lax.top_k(order, self.config.tokens)[1]
+            x = jnp.take_along_axis(x, chosen[..., None, None], axis=1)
+            return x, mask if mask is None else jnp.take_along_axis(mask, chosen, axis=1)
+
+        (query, query_mask), (key, key_mask) = sampled(query, query_mask), sampled(key, key_mask)
+        return query, key, query_mask, key_mask
 
     def _clouds(self, query: Array, key: Array) -> tuple[Cloud, Cloud]:
         """What the method's networks make of queries and keys."""

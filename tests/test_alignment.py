@@ -241,6 +241,49 @@ def test_strip_alignment_leaves_other_trees_of_that_name():
     assert strip_alignment(params) == {"alignment": {"kernel": 1}, "layer": {"out": 2}}
 
 
+class TestTokens:
+    """A sample of the tokens in place of all of them."""
+
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(2, 12, 3, 4)).astype(np.float32)
+    key = query + rng.normal(size=query.shape).astype(np.float32)
+    mask = np.arange(12) < np.array([[12], [5]])
+
+    def divergence(self, method, tokens, stream="alignment", seed=0, masked=True):
+        module = Alignment(AlignmentConfig(method, tokens=tokens))
+        variables = module.init(jax.random.key(1), self.query, self.key)
+        mask = self.mask if masked else None
+        rngs = {stream: jax.random.key(seed)} if stream else None
+        _, sown = module.apply(
+            variables, self.query, self.key, query_mask=mask, key_mask=mask, rngs=rngs,
+            mutable=["alignment"],
+        )  # fmt: skip
+        return np.asarray(sown["alignment"]["divergence"][0])
+
+    @pytest.mark.parametrize("method", ["gan", "ot", "ct", "mmd"])
+    def test_padding_is_drawn_last(self, method):
+        """As many as there are, in another order."""
+        whole, sampled = (self.divergence(method, tokens) for tokens in (0, 5))
+        np.testing.assert_allclose(sampled[1], whole[1], rtol=1e-4)
+        assert np.abs(sampled[0] - whole[0]).min() > 1e-4
+
+    @pytest.mark.parametrize("stream", ["alignment", "dropout"])
+    def test_draws_anew_and_needs_a_stream(self, stream):
+        draws = [self.divergence("mmd", 4, stream, seed) for seed in (0, 0, 1)]
+        np.testing.assert_array_equal(draws[0], draws[1])
+        assert (draws[0][0] != draws[2][0]).all()
+        whole = self.divergence("mmd", 0)
+        np.testing.assert_array_equal(self.divergence("mmd", 4, stream=None), whole)
+        np.testing.assert_array_equal(self.divergence("mmd", 12), whole)
+
+    @pytest.mark.parametrize(("method", "biased"), [("gan", False), ("ct", True), ("mmd", True)])
+    def test_the_mean_over_draws_is_that_of_all_tokens_for_gan_alone(self, method, biased):
+        whole = self.divergence(method, 0, masked=False).mean()
+        draws = [self.divergence(method, 4, seed=s, masked=False).mean() for s in range(100)]
+        error = np.std(draws) / np.sqrt(len(draws))
+        assert (abs(np.mean(draws) - whole) > 4 * error) == biased
+
+
 def test_layers_select_by_path():
     config = AlignmentConfig(layers=["layer_(0|11)/"])
     assert config.selects(("encoder", "layer_0", "attention"))
@@ -262,6 +305,7 @@ def test_layers_select_by_path():
         ({"bandwidth": -1.0}, "bandwidth must be above 0, got -1.0"),
         ({"features": 0}, "features must be a whole number of at least 1, got 0"),
         ({"hidden_features": 2.5}, "hidden_features must be a whole number"),
+        ({"tokens": -1}, "tokens must be a whole number of at least 0, got -1"),
         ({"layers": "layer_0"}, "layers must be a tuple of patterns, got the string 'layer_0'"),
         ({"layers": ("(",)}, r"layers holds '\(', no regular expression"),
     ],

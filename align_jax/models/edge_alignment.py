@@ -32,6 +32,11 @@ class EdgeAlignment(Alignment):
     senders: Array = dataclasses.field(kw_only=True)
     receivers: Array = dataclasses.field(kw_only=True)
 
+    def _sampled(
+        self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
+    ) -> tuple[Array, Array, Array | None, Array | None]:
+        return query, key, query_mask, key_mask  # the edges name nodes
+
     def _divergence(
         self,
         query: tuple[Array, ...],

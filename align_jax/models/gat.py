@@ -55,16 +55,14 @@ class GATConfig:
         negative_slope: slope of the LeakyReLU in the score, for negative arguments.
         score: "gat", or "gatv2", whose ranking of the senders depends on the receiver.
         alignment: what to align in each layer; None aligns nothing.
-        alignment_over: "nodes" compares the clouds of all queries and all keys; "edges" lets
-            transport run along the edges alone (method "ct" only), in time linear in the edges;
-            "auto" takes the edges where it can.
-        alignment_sample: how many nodes are drawn, anew at each training step, to stand for the
-            clouds of all nodes, where these are compared; 0 takes all, in time quadratic in the
-            nodes except for "gan". Memory stays linear, except for "ot".
+        alignment_over: "nodes" compares the clouds of all queries and all keys, in time quadratic
+            in the nodes except for "gan" (fewer with `AlignmentConfig.tokens`), memory linear
+            except for "ot"; "edges" lets transport run along the edges alone (method "ct" only), in
+            time linear in the edges, all of which count; "auto" takes the edges where it can.
 
     Raises:
         ValueError: a size is out of range, a probability outside [0, 1), a choice unknown, or a
-            method other than "ct", or a sample of nodes, over edges.
+            method other than "ct" over edges.
 
     Example:
         >>> GATConfig(num_classes=7).num_heads
@@ -83,20 +81,13 @@ class GATConfig:
     score: str = "gat"
     alignment: AlignmentConfig | None = None
     alignment_over: str = "auto"
-    alignment_sample: int = 0
 
     def __post_init__(self) -> None:
-        smallest = {"num_classes": 1, "hidden_features": 1, "num_heads": 1, "num_output_heads": 1,
-                    "num_layers": 1, "alignment_sample": 0}  # fmt: skip
-        check_counts(self, smallest)
+        counts = ("num_classes", "hidden_features", "num_heads", "num_output_heads", "num_layers")
+        check_counts(self, dict.fromkeys(counts, 1))
         check_probabilities(self, ("input_dropout", "attention_dropout", "message_dropout"))
         for name, choices in (("score", SCORES), ("alignment_over", ALIGNMENT_OVER)):
             check_choice(f"GATConfig.{name}", getattr(self, name), choices)
-        if self.alignment_over == "edges" and self.alignment_sample:
-            raise ValueError(
-                f"GATConfig.alignment_sample is {self.alignment_sample}, but alignment over edges "
-                f"takes all nodes; set it to 0, or alignment_over to 'nodes'."
-            )
         aligned = self.alignment or AlignmentConfig(method="none")
         if self.alignment_over == "edges" and aligned.method != "none" and not self.along_edges:
             raise ValueError(
@@ -143,7 +134,7 @@ class GraphAttention(nn.Module):
         inputs = self._input_dropout(inputs, deterministic)
         messages = self._project(inputs, "kernel")
         query, key, logits = self._score(inputs, messages, senders, receivers)
-        self._align(query, key, senders, receivers, deterministic)
+        self._align(query, key, senders, receivers)
 
         weights = segment_softmax(logits, receivers, num_nodes, indices_are_sorted=True)
         self.sow("intermediates", "attention_weights", weights)
@@ -197,20 +188,13 @@ class GraphAttention(nn.Module):
         initializer = nn.initializers.glorot_uniform(in_axis=1, out_axis=2, batch_axis=0)
         return self.param(name, initializer, (self.num_heads, self.features, 1))[..., 0]
 
-    def _align(
-        self, query: Array, key: Array, senders: Array, receivers: Array, deterministic: bool
-    ) -> None:
+    def _align(self, query: Array, key: Array, senders: Array, receivers: Array) -> None:
         config = self.config.alignment or AlignmentConfig(method="none")
         module: Alignment
         if self.config.along_edges:
             module = EdgeAlignment(config, senders=senders, receivers=receivers, name="alignment")
         else:
             module = Alignment(config, name="alignment")
-        sample = 0 if self.config.along_edges else self.config.alignment_sample
-        if 0 < sample < len(query) and config.method != "none" and not deterministic:
-            rng = self.make_rng("dropout")
-            chosen = jax.random.choice(rng, len(query), (sample,), replace=False)
-            query, key = query[chosen], key[chosen]
         module(query[None], key[None])
 
 

@@ -251,8 +251,7 @@ class TestAlignment:
             alignment_loss(self.sown(self.config(method, choice))[1]) for choice in (over, "auto")
         )
         assert found == expected
-        sampled = dataclasses.replace(self.config("ct", "auto"), alignment_sample=3)
-        assert sampled.along_edges
+        assert self.config("ct", "auto", tokens=3).along_edges
 
     @pytest.mark.parametrize("over", ["nodes", "edges"])
     def test_layers_selects_by_the_module_path(self, over):
@@ -273,7 +272,8 @@ class TestAlignment:
         _, params = initialise(config)
 
         def value(sample, key):
-            model = GAT(dataclasses.replace(config, alignment_sample=sample))
+            alignment = AlignmentConfig("mmd", tokens=sample)
+            model = GAT(dataclasses.replace(config, alignment=alignment))
             rngs = {"dropout": jax.random.key(key)}
             _, collections = model.apply({"params": params}, *graph(), rngs=rngs,
                                          deterministic=False, mutable=["alignment"])  # fmt: skip
@@ -311,8 +311,6 @@ class TestAlignment:
         ({"num_classes": True}, "num_classes is True"),
         ({"input_dropout": 1.0}, "input_dropout is 1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
-        ({"alignment_sample": -1}, "alignment_sample is -1"),
-        ({"alignment_sample": 9, "alignment_over": "edges"}, "takes all nodes"),
         ({"score": "gatv3"}, "Did you mean 'gatv2'"),
         ({"alignment_over": "edge"}, "Did you mean 'edges'"),
         ({"alignment_over": "edges", "alignment": AlignmentConfig(method="gan")}, "works with.*ct"),

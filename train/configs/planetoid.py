@@ -40,7 +40,7 @@ def get_config(arg: str = "cora") -> ConfigDict:
     config.model.name = "gat"
     # Chosen for its cost: with all of Cora's nodes a step with "ot" or "mmd" takes seconds. "ct"
     # runs along the edges, which are all of them.
-    config.model.alignment_sample = 512
+    config.alignment.tokens = 512
 
     config.data = section(Planetoid, without=("seed",), dataset=dataset)
     config.data.name = "planetoid"

@@ -99,7 +99,7 @@ def test_the_common_loop_trains_a_graph(
 ) -> None:
     config.alignment.method = method
     config.model.alignment_over = over
-    config.model.alignment_sample = 0
+    config.alignment.tokens = 0
     result = loop.run(config, tmp_path / "run")
     assert result["metrics"]["test"]["accuracy"] >= 0.8
     assert (result["alignment"] is None) == (method == "none")
@@ -148,6 +148,6 @@ def test_an_unknown_data_set_is_an_error() -> None:
 def test_edges_with_another_method_is_an_error_of_the_config(config: ConfigDict) -> None:
     config.alignment.method = "gan"
     config.model.alignment_over = "edges"
-    config.model.alignment_sample = 0
+    config.alignment.tokens = 0
     with pytest.raises(ConfigError, match="works with method 'ct'"):
         build_experiment(config)
