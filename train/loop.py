@@ -115,6 +115,7 @@ class Trainer:
         evaluated: metrics by split of the parameters as they are now.
         window: metrics of the steps since the last record.
         examples: the ids of these steps' examples, None where the data have no ids.
+        input_seconds: how long batches were prepared and handed over since the last record.
     """
 
     experiment: Experiment
@@ -128,6 +129,7 @@ class Trainer:
     evaluated: dict[str, Any] = dataclasses.field(default_factory=dict)
     window: list[Any] = dataclasses.field(default_factory=list)
     examples: list[np.ndarray | None] = dataclasses.field(default_factory=list)
+    input_seconds: float = 0.0
     started: float = dataclasses.field(default_factory=time.perf_counter)
     window_started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -164,10 +166,13 @@ class Trainer:
         if self.step == 0 and config.eval.at_start:
             self._evaluate(log)
         self.window_started = time.perf_counter()
-        for batch in self.experiment.data.train_batches(self.step):
-            if self.step >= last or self.stopping.stop:
-                break
-            self.state, report = self.parallel.train_step(self.state, self.parallel.shard(batch))
+        batches = self.experiment.data.train_batches(self.step)
+        while self.step < last and not self.stopping.stop:
+            asked = time.perf_counter()
+            batch = next(batches)
+            shares = self.parallel.shard(batch)
+            self.input_seconds += time.perf_counter() - asked
+            self.state, report = self.parallel.train_step(self.state, shares)
             self.step += 1
             self.evaluated = {}
             self.window.append(report)
@@ -221,6 +226,10 @@ class Trainer:
         seconds = time.perf_counter() - self.window_started
         values = metrics.compute(metrics.merge(reports))
         values["steps_per_second"] = len(reports) / seconds
+        # While the host prepares a batch the device computes the steps before it, so it waits only
+        # as this comes near 1.
+        values["input_share"] = self.input_seconds / seconds
+        self.input_seconds = 0.0
         log.write(self.step, "train", values)
         self.window_started = time.perf_counter()
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import rich.console
 
-from train import loop
+from tests.train.tiny_glue import fake_glue, tiny_checkpoint
+from tests.train.tiny_glue import tiny_config as tiny_config_of_texts
+from train import loop, parallel
 from train.checkpoint import CheckpointError
 from train.data.digits import Digits
 from train.log import read_records
@@ -54,6 +56,7 @@ def test_a_run_leaves_its_records_and_prints_a_table(finished) -> None:
     assert train["loss"] == pytest.approx(
         train["task_loss"] + train["alignment_weight"] * train["alignment"], rel=1e-5
     )
+    assert all(0.0 < r["input_share"] < 1.0 for r in records if r["split"] == "train")
     assert list((workdir / "tensorboard").glob("events*"))
     saved = json.loads((workdir / "result.json").read_text())
     assert saved["metrics"] == result["metrics"]
@@ -206,3 +209,27 @@ def test_mmd_can_be_left_to_the_start_and_the_end(tmp_path, tiny_config) -> None
         (0, True), (3, False), (6, False), (6, True),
     ]  # fmt: skip
     assert result["mmd"] == evaluations[-1]["mmd"]
+
+
+def test_one_compilation_per_shape_of_batch(tmp_path, monkeypatch) -> None:
+    """Texts of two padded lengths, over several epochs: two programs, not one per batch."""
+    fake_glue(monkeypatch)
+    config = tiny_config_of_texts(tiny_checkpoint(tmp_path / "bert"), method="ct").unlock()
+    config.data.buckets, config.train.steps, config.eval.every = (16, 32), 20, 20
+    traced, shapes = [], []
+    step, shard = parallel.train_step, Pmap.shard
+
+    def counting(state, batch, **options):
+        traced.append(batch["input_ids"].shape)
+        return step(state, batch, **options)
+
+    def recording(self, batch):
+        shapes.append(batch["input_ids"].shape)
+        return shard(self, batch)
+
+    monkeypatch.setattr(parallel, "train_step", counting)
+    monkeypatch.setattr(Pmap, "shard", recording)
+    run(config.lock(), tmp_path / "run")
+    trained = set(shapes[:20])
+    assert len(trained) == 2
+    assert sorted(traced) == sorted(trained)
