@@ -5,9 +5,10 @@
     python -m train.sweep --config=train/configs/digits.py --methods=none,ct:1,ct:0.1,ct:0.01
 
 Interrupted and started again with the same folder, it skips the runs that are finished and resumes
-the one that is not. The folder ends up with table.md, table.json, picture.png if keys and queries
-are measured (eval.mmd_examples), reliability.png of a classification, and attention.png if the data
-have examples to show.
+the one that is not. The folder ends up with table.md and table.json, which also say of each
+difference to the plain model whether it is more than noise between seeds; picture.png if keys and
+queries are measured (eval.mmd_examples), reliability.png of a classification, and attention.png if
+the data have examples to show.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from train.report import table
 from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
 from train.report.reliability import draw_reliability
+from train.report.statistics import findings
 
 STEP_TIMES = "step_times.json"
 
@@ -89,9 +91,13 @@ def sweep(
 
     devices = jax.local_devices()
     title = f"{config.name}: seeds {list(seeds)}, {len(devices)} x {devices[0].device_kind}"
-    (workdir / "table.md").write_text(f"{title}\n\n{table.to_markdown(rows)}")
-    write_json(workdir / "table.json", {"title": title, "rows": table.to_json(rows)})
+    said = findings(table.by_seed(results, config.eval.final[-1], config.eval.report))
+    sentences = "".join(f"- {sentence}\n" for sentence in said)
+    (workdir / "table.md").write_text(f"{title}\n\n{table.to_markdown(rows)}\n{sentences}")
+    content = {"title": title, "rows": table.to_json(rows), "findings": said}
+    write_json(workdir / "table.json", content)
     console.print(table.to_rich(rows, title))
+    console.print(sentences, end="", markup=False, highlight=False)
     console.print(f"Table: {workdir / 'table.md'}")
     if measured:
         console.print(f"Picture: {workdir / 'picture.png'}")

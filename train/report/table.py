@@ -55,12 +55,9 @@ def comparison(
         no divergence).
     """
     rows: dict[str, Row] = {}
+    of_seeds = by_seed(results, split, metrics)
     for method, runs in results.items():
-        row: Row = {}
-        for name in metrics:
-            of, _, metric = name.rpartition("/")
-            values = [run["metrics"][of or split][metric] for run in runs]
-            row[f"{of or split} {metric}"] = _over_seeds(values)
+        row: Row = {column: _over_seeds(values) for column, values in of_seeds[method].items()}
         row["MMD"] = _over_seeds([run["mmd"] for run in runs])
         row["divergence"] = _over_seeds([run["alignment"] for run in runs])
         row["parameters"] = Cell(runs[0]["parameters"] / 1e6, digits=3, unit="M")
@@ -69,6 +66,22 @@ def comparison(
         row["over plain"] = Cell(time.ratio, digits=2, unit="x") if time else None
         rows[method] = row
     return rows
+
+
+def by_seed(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], split: str, metrics: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
+    """The metrics of each method, run by run: method -> "SPLIT METRIC" -> one value per seed.
+
+    Arguments as of `comparison`.
+    """
+    places = [(of or split, metric) for of, _, metric in (n.rpartition("/") for n in metrics)]
+    return {
+        method: {
+            f"{of} {metric}": [run["metrics"][of][metric] for run in runs] for of, metric in places
+        }
+        for method, runs in results.items()
+    }
 
 
 def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
