@@ -9,7 +9,10 @@ from nbclient import NotebookClient
 
 COLAB = pathlib.Path(__file__).resolve().parent.parent / "colab"
 # What replaces each notebook's cell tagged "parameters".
-SETTINGS = {"quickstart": "STEPS = 20\nBATCH = 64"}
+SETTINGS = {
+    "quickstart": "STEPS = 20\nBATCH = 64",
+    "under_the_hood": "STEPS = 30\nPOINTS = 64\nFRAMES = 2",
+}
 
 
 @pytest.mark.parametrize("path", sorted(COLAB.glob("*.ipynb")), ids=lambda path: path.stem)
