@@ -53,11 +53,7 @@ def calibration_bins(
       >>> calibration_bins(p, jnp.array([0, 0])).count.tolist()[-3:]
       [1.0, 1.0, 0.0]
     """
-    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
-        raise ValueError(
-            f"probabilities must be [B, C] and labels [B], got {probabilities.shape} and "
-            f"{labels.shape}."
-        )
+    _check_pair("probabilities", probabilities, labels)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}.")
     probabilities = probabilities.astype(jnp.float32)
@@ -214,3 +210,159 @@ def patch_accuracy_vs_uncertainty(
             f"correct and certain must be [B], got {correct.shape} and {certain.shape}."
         )
     return jnp.mean((correct == certain).astype(jnp.float32), where=where)
+
+
+def adaptive_calibration_error(
+    probabilities: Float[Array, "B C"],
+    labels: Int[Array, "B"],
+    *,
+    bins: int = 10,
+    where: Bool[Array, "B"] | None = None,
+) -> Float[Array, ""]:
+    """As the ECE, with bins that hold equally many examples (Nixon et al. 2019, arXiv 1904.01685).
+
+    Where most confidences lie close together, bins of equal width put nearly all examples into one,
+    within which too high and too low confidences cancel; bins of equal mass do not.
+
+    Args:
+      probabilities: predicted class probabilities; the largest is the confidence.
+      labels: the true classes.
+      bins: how many; where the examples do not divide evenly, the bins of the lowest confidences
+        hold one more.
+      where: True for the examples that count; None for all.
+
+    Returns:
+      A scalar in `[0, 1]`; 0 if no example counts.
+
+    Raises:
+      ValueError: for shapes that do not fit together, or fewer than 1 bin.
+
+    Example:
+      >>> p = jnp.array([[0.6, 0.4], [0.7, 0.3]])
+      >>> round(float(adaptive_calibration_error(p, jnp.array([0, 1]), bins=2)), 4)
+      0.55
+    """
+    # Checks and sums are those of the equal-width bins; only the membership differs.
+    calibration_bins(probabilities, labels, bins=bins)
+    where = jnp.ones(labels.shape, bool) if where is None else where
+    confidence = jnp.max(probabilities.astype(jnp.float32), axis=-1)
+    correct = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
+    rank = jnp.argsort(jnp.argsort(jnp.where(where, confidence, jnp.inf)))
+    count = jnp.sum(where)
+    size, larger = jnp.divmod(count, bins)
+    of_larger = larger * (size + 1)
+    index = jnp.where(
+        rank < of_larger,
+        rank // (size + 1),
+        larger + (rank - of_larger) // jnp.maximum(size, 1),
+    )
+    gaps = jnp.where(where, correct - confidence, 0.0)
+    per_bin = jnp.zeros(bins).at[jnp.clip(index, 0, bins - 1)].add(gaps)
+    return jnp.sum(jnp.abs(per_bin)) / jnp.maximum(count, 1)
+
+
+def negative_log_likelihood(
+    logits: Float[Array, "B C"], labels: Int[Array, "B"], *, where: Bool[Array, "B"] | None = None
+) -> Float[Array, ""]:
+    """The mean negative log-probability of the true classes, in nats.
+
+    Args:
+      logits: unnormalised log-probabilities.
+      labels: the true classes.
+      where: True for the examples that count; None for all.
+
+    Returns:
+      A scalar; nan if no example counts.
+
+    Raises:
+      ValueError: for shapes that do not fit together.
+
+    Example:
+      >>> round(float(negative_log_likelihood(jnp.zeros((1, 2)), jnp.array([0]))), 4)
+      0.6931
+    """
+    _check_pair("logits", logits, labels)
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    true = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+    return -jnp.mean(true, where=where)
+
+
+def brier_score(
+    probabilities: Float[Array, "B C"],
+    labels: Int[Array, "B"],
+    *,
+    where: Bool[Array, "B"] | None = None,
+) -> Float[Array, ""]:
+    """The mean squared distance between probabilities and the truth (Brier 1950).
+
+    Args:
+      probabilities: predicted class probabilities.
+      labels: the true classes.
+      where: True for the examples that count; None for all.
+
+    Returns:
+      A scalar in `[0, 2]`, summed over the classes; nan if no example counts.
+
+    Raises:
+      ValueError: for shapes that do not fit together.
+
+    Example:
+      >>> float(brier_score(jnp.array([[0.5, 0.5]]), jnp.array([1])))
+      0.5
+    """
+    _check_pair("probabilities", probabilities, labels)
+    truth = jax.nn.one_hot(labels, probabilities.shape[-1])
+    squares = jnp.sum(jnp.square(probabilities.astype(jnp.float32) - truth), axis=-1)
+    return jnp.mean(squares, where=where)
+
+
+def fit_temperature(
+    logits: Float[Array, "B C"], labels: Int[Array, "B"], *, where: Bool[Array, "B"] | None = None
+) -> Float[Array, ""]:
+    """The temperature that best calibrates held-out predictions (Guo et al. 2017, section 4.2).
+
+    Dividing logits by it minimises their negative log-likelihood and changes no prediction. That is
+    convex in the inverse temperature, so that bisection of its slope finds the one minimum.
+
+    Args:
+      logits: of held-out examples, not those that are then reported on.
+      labels: their true classes.
+      where: True for the examples that count; None for all.
+
+    Returns:
+      A scalar in `[0.01, 100]`; an end of it where every prediction is right, or none is better
+      than chance.
+
+    Raises:
+      ValueError: for shapes that do not fit together.
+
+    Example:
+      >>> logits = jnp.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
+      >>> temperature = fit_temperature(logits, jnp.array([0, 0, 0, 1]))
+      >>> round(float(jax.nn.softmax(logits / temperature)[0, 0]), 3)
+      0.75
+    """
+    _check_pair("logits", logits, labels)
+    logits = logits.astype(jnp.float32)
+    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
+    def slope(inverse: Array) -> Array:
+        expected = jnp.sum(jax.nn.softmax(logits * inverse) * logits, axis=-1)
+        return jnp.mean(expected - true, where=where)
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        too_high = slope(jnp.exp(middle)) > 0.0
+        return jnp.where(too_high, low, middle), jnp.where(too_high, middle, high)
+
+    reach = jnp.log(100.0)
+    low, high = jax.lax.fori_loop(0, 40, halve, (-reach, reach))
+    return jnp.exp(-(low + high) / 2)
+
+
+def _check_pair(name: str, predictions: Array, labels: Array) -> None:
+    if predictions.ndim != 2 or labels.shape != predictions.shape[:1]:
+        raise ValueError(
+            f"{name} must be [B, C] and labels [B], got {predictions.shape} and {labels.shape}."
+        )

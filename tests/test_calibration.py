@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
+import sklearn.metrics
 
 from align_jax import calibration
 
@@ -54,6 +56,56 @@ def test_masked_examples_do_not_count():
     np.testing.assert_allclose(value, oracle(probabilities[:120], labels[:120], 10), rtol=1e-5)
     empty = calibration.calibration_bins(probabilities, labels, where=jnp.zeros(200, bool))
     assert empty.expected_calibration_error() == 0.0
+
+
+@pytest.mark.parametrize("count", [200, 197, 7])
+def test_adaptive_bins_hold_equally_many(count):
+    probabilities, labels = predictions(count)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    parts = np.array_split(np.argsort(confidence), 10)
+    expected = sum(abs((right[part] - confidence[part]).sum()) for part in parts) / count
+    value = calibration.adaptive_calibration_error(probabilities, labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    # What does not count may hold anything.
+    more = np.concatenate([probabilities, np.full((5, 3), np.nan, np.float32)])
+    where = np.arange(count + 5) < count
+    masked = jax.jit(calibration.adaptive_calibration_error)(
+        more, np.concatenate([labels, np.zeros(5, int)]), where=where
+    )
+    np.testing.assert_allclose(masked, expected, rtol=1e-5)
+
+
+def test_likelihood_and_brier_score_are_those_of_sklearn():
+    probabilities, labels = predictions()
+    where = np.arange(200) < 120
+    exact = probabilities[:120].astype(np.float64)
+    exact /= exact.sum(axis=1, keepdims=True)
+    likelihood = sklearn.metrics.log_loss(labels[:120], exact)
+    value = calibration.negative_log_likelihood(np.log(probabilities), labels, where=where)
+    np.testing.assert_allclose(value, likelihood, rtol=1e-5)
+    brier = sklearn.metrics.brier_score_loss(labels[:120], exact, scale_by_half=False)
+    value = calibration.brier_score(probabilities, labels, where=where)
+    np.testing.assert_allclose(value, brier, rtol=1e-5)
+
+
+def test_the_temperature_minimises_the_likelihood():
+    rng = np.random.default_rng(0)
+    logits = 3.0 * rng.normal(size=(500, 4))
+    odds = np.exp(logits / 2.5)  # the truth is drawn at this temperature
+    labels = np.array([rng.choice(4, p=row / row.sum()) for row in odds])
+
+    def likelihood(temperature):
+        scaled = logits / temperature
+        return sklearn.metrics.log_loss(
+            labels, np.exp(scaled) / np.exp(scaled).sum(1, keepdims=True)
+        )
+
+    expected = scipy.optimize.minimize_scalar(likelihood, (0.5, 5.0), tol=1e-8).x
+    value = jax.jit(calibration.fit_temperature)(jnp.asarray(logits, jnp.float32), labels)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    assert 2.0 < value < 3.0
+    right = calibration.fit_temperature(jnp.asarray(logits), logits.argmax(1))
+    assert right == pytest.approx(0.01, rel=1e-3)
 
 
 def test_bad_input_is_named():

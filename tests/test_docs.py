@@ -1,5 +1,6 @@
 """The documentation's Python runs as it is written, page by page."""
 
+import functools
 import pathlib
 import re
 
@@ -12,7 +13,9 @@ DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 
 
+@functools.cache
 def run(page):
+    """The names that a page ends up with; each page runs once."""
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(compile(block, str(page), "exec"), names)
