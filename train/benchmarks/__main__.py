@@ -4,9 +4,9 @@
     python -m train.benchmarks --models=minilm --tokens=128 --methods=gan,ct --turns=20
 
 Prints a table; with --output=FOLDER also writes costs.json and, where matplotlib is installed,
-costs.png. Runs with align_jax, jax, flax and optax alone. Beside it are benchmarks of their own:
+costs.png. Runs with align_jax, jax, flax and optax alone. Beside it are benchmarks of their own
+(and a sweep times the steps of whatever config it runs):
 
-    python -m train.benchmarks.step_time    methods on any config of this project
     python -m train.benchmarks.text_step    fine-tuning beside PyTorch's transformers
     python -m train.benchmarks.gat_epoch    a graph attention network beside PyTorch Geometric's
 """
