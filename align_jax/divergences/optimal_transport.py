@@ -171,10 +171,10 @@ def _plan(
     # Tokens without mass have potentials of -inf; any finite number serves as well.
     f, g = jnp.where(rows > 0, output.f, 0.0), jnp.where(columns > 0, output.g, 0.0)
 
-    def unfinished(best: tuple[Array, ...]) -> Array:
+    def unfinished(best: Any) -> Array:
         return (best[0] < _NEWTON_STEPS) & (best[-1] > _NEWTON_RESIDUAL)
 
-    def newton(best: tuple[Array, ...]) -> tuple[Array, ...]:
+    def newton(best: Any) -> Any:
         step, f, g, plan, residual = best
         step_f, step_g = _solve_symmetric(plan, rows - plan.sum(1), columns - plan.sum(0))
         # One unit changes the plan e-fold; a longer step leaves the region where Newton's holds.

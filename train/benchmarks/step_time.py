@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.table
 from ml_collections import ConfigDict
 
 from train.data.base import Batch
@@ -74,17 +73,6 @@ def measure_step_times(
         )
         for method, times in seconds.items()
     }
-
-
-def step_time_table(times: dict[str, StepTime], title: str) -> rich.table.Table:
-    """The times as a table for the terminal."""
-    table = rich.table.Table(title=title, title_justify="left")
-    table.add_column("method")
-    table.add_column("ms per step", justify="right")
-    table.add_column("over plain", justify="right")
-    for method, value in times.items():
-        table.add_row(method, f"{value.milliseconds:.2f}", f"{value.ratio:.2f}x")
-    return table
 
 
 def _stepper(

@@ -36,4 +36,4 @@ def test_real_steps_are_timed(tiny_config) -> None:
     devices = jax.local_devices()[:1]
     times = step_time.measure_step_times(tiny_config(), ["gan"], turns=2, devices=devices)
     assert all(value.milliseconds > 0 for value in times.values())
-    assert "gan" in [str(c) for c in step_time.step_time_table(times, "t").columns[0].cells]
+    assert list(times) == ["none", "gan"]
