@@ -8,6 +8,7 @@ lengths: what a step costs does not depend on what the numbers are.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -142,7 +143,8 @@ class Step:
             mock.patch.object(blocks, "ACCELERATOR_BLOCK_SIZE", 2**60),
             mock.patch.object(networks, "CHUNK_SIZE", 2**60),
         ):
-            whole = jax.jit(step).lower(*arguments)
+            # Another function, since what `step` was traced to is remembered.
+            whole = jax.jit(functools.partial(step)).lower(*arguments)
         self.flops = (whole.cost_analysis() or {}).get("flops", float("nan"))
 
     def __call__(self) -> None:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from align_jax import networks
 from train.benchmarks import alignment_cost, cost_report
 
 TINY = {"vocab_size": 30_000, "hidden_size": 8, "layers": 1, "heads": 2, "mlp_size": 8}
@@ -34,6 +35,16 @@ def test_every_method_takes_real_steps(tiny) -> None:
         assert (cost.ratio == 1) == plain
         assert (cost.flops_ratio > 1) != plain
         assert math.isfinite(cost.memory_ratio)
+
+
+def test_operations_are_counted_without_loops(tiny, monkeypatch) -> None:
+    """XLA counts a loop's body once; however the networks are cut up, the count is of all."""
+    batch = alignment_cost.random_batch(4, 8)
+    flops = []
+    for chunk in (2**18, 16):
+        monkeypatch.setattr(networks, "CHUNK_SIZE", chunk)
+        flops.append(alignment_cost.Step("tiny", "gan", batch).flops)
+    assert flops[0] == flops[1]
 
 
 def test_a_step_trains(tiny) -> None:
