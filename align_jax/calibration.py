@@ -53,9 +53,7 @@ def calibration_bins(
       >>> calibration_bins(p, jnp.array([0, 0])).count.tolist()[-3:]
       [1.0, 1.0, 0.0]
     """
-    _check_pair("probabilities", probabilities, labels)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}.")
+    _check_bins(probabilities, labels, bins)
     probabilities = probabilities.astype(jnp.float32)
     confidence = jnp.max(probabilities, axis=-1)
     correct = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
@@ -242,8 +240,7 @@ def adaptive_calibration_error(
       >>> round(float(adaptive_calibration_error(p, jnp.array([0, 1]), bins=2)), 4)
       0.55
     """
-    # Checks and sums are those of the equal-width bins; only the membership differs.
-    calibration_bins(probabilities, labels, bins=bins)
+    _check_bins(probabilities, labels, bins)
     where = jnp.ones(labels.shape, bool) if where is None else where
     confidence = jnp.max(probabilities.astype(jnp.float32), axis=-1)
     correct = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
@@ -366,3 +363,9 @@ def _check_pair(name: str, predictions: Array, labels: Array) -> None:
         raise ValueError(
             f"{name} must be [B, C] and labels [B], got {predictions.shape} and {labels.shape}."
         )
+
+
+def _check_bins(probabilities: Array, labels: Array, bins: int) -> None:
+    _check_pair("probabilities", probabilities, labels)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}.")

@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -24,6 +23,7 @@ from align_jax import AlignmentConfig, alignment_loss, networks
 from align_jax.divergences import blocks, conditional_transport
 from align_jax.models.bert import BertConfig
 from align_jax.models.heads import SequenceClassifier
+from train.benchmarks.turns import timed_in_turns
 
 PLAIN = "none"
 WEIGHT = 0.01
@@ -199,23 +199,6 @@ def temporary_memory(compiled: Any) -> float:
     """MiB that a compiled function needs beside arguments and results; NaN if XLA does not say."""
     analysis = compiled.memory_analysis()
     return analysis.temp_size_in_bytes / MIB if analysis else float("nan")
-
-
-def timed_in_turns(steps: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each call, turn by turn; one more turn before warms up.
-
-    Another one goes first in each turn, so that none always follows the same.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for turn in range(turns + 1):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            steps[name]()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def measure_long(tokens: int, turns: int) -> LongCost:

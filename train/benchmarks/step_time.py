@@ -7,7 +7,6 @@ on all of them alike, and a ratio is taken within each turn.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from train.benchmarks.turns import timed_in_turns
 from train.data.base import Batch
 from train.experiment import build_experiment
 from train.parallel import make_parallel
@@ -58,13 +58,7 @@ def measure_step_times(
         1.4
     """
     steps = {m: _stepper(config, m, devices) for m in dict.fromkeys([PLAIN, *methods])}
-    seconds: dict[str, list[float]] = {method: [] for method in steps}
-    for turn in range(WARM_UP + turns):
-        for method in _rotated(list(steps), turn):
-            elapsed = _timed(steps[method])
-            if turn >= WARM_UP:
-                seconds[method].append(elapsed)
-
+    seconds = timed_in_turns(steps, turns, WARM_UP)
     plain = np.asarray(seconds[PLAIN])
     return {
         method: StepTime(
@@ -111,15 +105,3 @@ def stepper(
         return jax.block_until_ready((state, report))
 
     return step
-
-
-def _timed(step: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def _rotated(methods: list[str], turn: int) -> list[str]:
-    """Another method goes first in each turn, so that none always follows the same one."""
-    first = turn % len(methods)
-    return methods[first:] + methods[:first]
