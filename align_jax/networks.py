@@ -6,10 +6,11 @@ All act on the last axis alone, so one set of parameters serves every token and 
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+from align_jax import placement
 
 # Entries of the vectors that `in_chunks` takes at a time: a megabyte of float32.
 CHUNK_SIZE = 2**18
@@ -118,7 +119,7 @@ def in_chunks(
     """
     rows = x.reshape(-1, x.shape[-1])
     chunks = -(-rows.size // CHUNK_SIZE)
-    if chunks == 1 or jax.default_backend() != "cpu" or network.is_initializing():
+    if chunks == 1 or not placement.works_in_cache() or network.is_initializing():
         out = apply(network, rows)
         return out.reshape(*x.shape[:-1], *out.shape[1:])
     length = -(-len(rows) // chunks)

@@ -3,7 +3,9 @@
     python -m train --config=train/configs/digits.py
     python -m train --config=train/configs/digits.py --config.alignment.method=ct
 
-Started again with the same folder, it goes on where the last checkpoint ends.
+Started again with the same folder, it goes on where the last checkpoint ends. On many hosts the
+same command is started on each, with --distributed under SLURM or on a TPU pod slice, or with
+--coordinator=HOST:PORT --processes=N --process=0 (1, 2, ...) elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ WORKDIR = flags.DEFINE_string(
 
 def main() -> None:
     """Runs the command."""
+    cli.join_processes()
     config = cli.require_config(CONFIG)
     loop.run(config, WORKDIR.value or cli.default_workdir(config))
 

@@ -1,16 +1,23 @@
 """Checkpoints of the whole state, and the folder of a run.
 
+Orbax writes them in the background, each under another name until it is whole. Beside the arrays
+lie sums of their bits: a file that was damaged since is found out when it is read, and the
+checkpoint before it is used.
+
 A run's folder holds `config.json` (written first: it marks the folder as ours), `metrics.jsonl`,
-`tensorboard/`, `checkpoints/<step>/` and, once the run is complete, `result.json`.
+`tensorboard/`, `checkpoints/<step>/`, perhaps `damaged/<step>/` and, once the run is complete,
+`result.json`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +28,7 @@ from flax import serialization, traverse_util
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from train import hosts
 from train.early_stopping import Criterion
 from train.state import TrainState
 
@@ -32,6 +40,14 @@ FREE_SECTIONS = ("train", "eval", "name")  # may change between a run's start an
 
 class CheckpointError(RuntimeError):
     """A folder or checkpoint cannot be used; says which, why, and what to do."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint's files are not what was written."""
+
+    def __init__(self, folder: pathlib.Path, reason: object) -> None:
+        text = " ".join(str(reason).split())[:200]
+        super().__init__(f"the checkpoint {folder} is damaged ({text}).")
 
 
 @dataclasses.dataclass
@@ -63,6 +79,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep: int, monitor: Criterion) -> None:
         self.folder = workdir.resolve() / "checkpoints"
+        self.damaged = workdir.resolve() / "damaged"
         sign = -1.0 if monitor.direction == "min" else 1.0
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: sign * metrics[monitor.metric],
@@ -72,7 +89,7 @@ class Checkpoints:
         newest = preservation_policy.LatestN(max(keep, 1))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=True,
         )
         handlers = {
             "arrays": ocp.StandardCheckpointHandler(),
@@ -83,8 +100,23 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except CheckpointError:
+            if kind is None:  # else what ended the run is the news
+                raise
+        finally:
+            self._manager.close()
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
 
     @property
     def latest_step(self) -> int | None:
@@ -100,6 +132,10 @@ class Checkpoints:
             state: the state; its step names the checkpoint. A step already saved is left alone.
             progress: what else to remember.
             metrics: the latest evaluation's, by which the best checkpoint is chosen.
+
+        Raises:
+            CheckpointError: this or the last one could not be written, for instance because the
+                disk is full. Those before are as they were.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -107,50 +143,114 @@ class Checkpoints:
         arrays = {"state": _arrays(state)}
         if progress.best_params is not None:
             arrays["best_params"] = serialization.to_state_dict(progress.best_params)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays),
-                progress=ocp.args.JsonSave(progress.early_stopping),
-            ),
-            metrics=dict(metrics) if metrics else None,
-            force=True,
-        )
+        kept = {"early_stopping": progress.early_stopping, "bit_sums": bit_sums(arrays)}
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(kept)
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
 
     def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, Progress]:
-        """Reads a checkpoint.
+        """Reads a checkpoint; the newest that is whole, if no step is named.
+
+        Damaged ones are named on the terminal's error output and moved to the folder `damaged`.
 
         Args:
             state: a state of the same structure, whose arrays are replaced.
             step: which checkpoint; the newest by default.
 
         Raises:
-            CheckpointError: there is no checkpoint, or its parameters differ in name or shape
-                from the state's; names them.
+            CheckpointError: there is no checkpoint, none is whole, or its parameters differ in name
+                or shape from the state's; names them.
         """
-        step = self.latest_step if step is None else step
-        if step is None or step not in self._manager.all_steps():
+        self.wait()
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if (step is not None and step not in steps) or not steps:
             raise CheckpointError(
                 f"{self.folder} holds no checkpoint{'' if step is None else f' of step {step}'}; "
-                f"found the steps {sorted(self._manager.all_steps())}."
+                f"found the steps {steps[::-1]}."
             )
-        saved = self._manager.item_metadata(step)["arrays"]
+        if step is not None:
+            return self._read(state, step)
+        problems = []
+        for candidate in steps:
+            try:
+                found = self._read(state, candidate)
+            except DamagedCheckpoint as error:
+                problems.append(str(error))
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+                continue
+            self._set_aside([number for number in steps if number > candidate])
+            return found
+        raise CheckpointError(
+            f"No checkpoint can be read. {' '.join(problems)} Start anew in another --workdir."
+        )
+
+    def _read(self, state: TrainState, step: int) -> tuple[TrainState, Progress]:
+        folder = self.folder / str(step)
+        try:
+            saved = dict(self._manager.item_metadata(step)["arrays"])
+        except Exception as error:  # whatever Orbax and its formats raise on broken files
+            raise DamagedCheckpoint(folder, error) from error
         target = {"state": _arrays(state)}
         if "best_params" in saved:
             target["best_params"] = serialization.to_state_dict(state.params)
-        _check_same_arrays(saved, target, self.folder / str(step))
+        _check_same_arrays(saved, target, folder)
 
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-            ),
-        )
+        # As NumPy arrays, wherever they lay when they were saved: the run places them anew.
+        as_numpy = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+        try:
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(as_numpy), progress=ocp.args.JsonRestore()
+                ),
+            )
+            expected = items.progress["bit_sums"]
+        except Exception as error:
+            raise DamagedCheckpoint(folder, error) from error
+        found = bit_sums(items.arrays)
+        wrong = [name for name, number in found.items() if expected.get(name) != number]
+        if wrong:
+            raise DamagedCheckpoint(folder, f"the bits of {', '.join(wrong[:3])} have changed")
         best = items.arrays.get("best_params")
         if best is not None:
             best = serialization.from_state_dict(state.params, best)
-        return _with_arrays(state, items.arrays["state"]), Progress(items.progress, best)
+        progress = Progress(items.progress["early_stopping"], best)
+        return _with_arrays(state, items.arrays["state"]), progress
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Moves damaged checkpoints away, so that the run can save its own of these steps."""
+        if not steps:
+            return
+        if hosts.is_first():
+            self.damaged.mkdir(exist_ok=True)
+            for step in steps:
+                number = len(list(self.damaged.glob(f"{step}*")))
+                target = self.damaged / (f"{step}-{number}" if number else str(step))
+                os.replace(self.folder / str(step), target)
+        hosts.wait_for_all("set aside")
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what a write may raise, also one in the background, into an error for the user."""
+        try:
+            yield
+        except Exception as error:
+            kept = [
+                step for step in self._manager.all_steps() if (self.folder / str(step)).exists()
+            ]
+            reason = " ".join(str(error).split())[:400]
+            raise CheckpointError(
+                f"A checkpoint could not be written to {self.folder}: {reason}. Those of the steps "
+                f"{sorted(kept)} are intact. Make room on the disk, or check that it can be "
+                f"written to, and start the same command again."
+            ) from error
 
 
 def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -224,6 +324,36 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def bit_sums(tree: Any) -> dict[str, int]:
+    """The sum of each array's 32-bit words, each times its number, modulo 2**32.
+
+    The same however an array is cut over devices, and computed where it lies. Any flipped bit
+    changes it, and so do words that have changed places.
+
+    Args:
+        tree: nested dicts of arrays.
+
+    Example:
+        >>> bit_sums({"w": np.array([1, 2], np.int32)})
+        {'w': 7}
+    """
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    sums = jax.device_get(_bit_sums({name: x for name, x in flat.items() if np.size(x)}))
+    return {name: int(value) for name, value in sums.items()}
+
+
+@jax.jit
+def _bit_sums(arrays: dict[str, Any]) -> dict[str, jax.Array]:
+    def one(x: jax.Array) -> jax.Array:
+        x = x.reshape(-1)
+        if x.dtype.itemsize != 4:  # bfloat16, float16, bool: fits in float32, exactly
+            x = x.astype(jnp.float32)
+        words = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        return jnp.sum(words * (jnp.arange(len(x), dtype=jnp.uint32) * 2 + 1), dtype=jnp.uint32)
+
+    return {name: one(x) for name, x in arrays.items()}
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,12 +15,22 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from train import hosts
 from train.checkpoint import CheckpointError
+from train.interruption import Interrupted
 from train.loop import TrainingDiverged
 from train.registry import ConfigError, nearest
 
 MISSING = "--config is missing; for instance --config=train/configs/digits.py."
 CACHE_VARIABLE = "ALIGN_JAX_CACHE"
+
+
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Train with the other processes that SLURM or a TPU pod slice started."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "Address of the first process, HOST:PORT.")
+PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes train together.")
+PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
 
 
 @functools.cache  # one flag, also where several commands are imported
@@ -49,8 +60,29 @@ def run_command(main: Callable[[], None]) -> None:
             main()
         except (ConfigError, CheckpointError, TrainingDiverged) as error:
             _fail(str(error))
+        except Interrupted as error:
+            print(error, file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            _fail(
+                f"another process ended or cannot be reached ({' '.join(str(error).split())[:200]})"
+                f". Start all of them again with the same command: the run goes on from its last "
+                f"checkpoint."
+            )
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def join_processes() -> None:
+    """Joins the processes that the flags name, if they name any.
+
+    Raises:
+        ConfigError: see `train.hosts.connect`.
+    """
+    if DISTRIBUTED.value or COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
+        hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
 def require_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
@@ -120,7 +152,9 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(2)  # an orderly exit would wait for the other processes
     sys.exit(2)
 
 

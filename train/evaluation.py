@@ -11,19 +11,19 @@ from flax import traverse_util
 
 from align_jax import cloud_mmd
 from train import metrics
-from train.data.base import Batch, DataSource
-from train.parallel import Pmap
+from train.data.base import Batch, DataSource, Share
+from train.parallel import Parallel
 from train.registry import ConfigError
 from train.state import TrainState
 from train.tasks.base import Task
 
 
-def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) -> dict[str, Any]:
+def evaluate(parallel: Parallel, state: TrainState, data: DataSource, split: str) -> dict[str, Any]:
     """Metrics over a whole split, every example counted once.
 
     Args:
         parallel: runs the step.
-        state: replicated, holds the parameters.
+        state: placed on the devices, holds the parameters.
         data: where the batches come from.
         split: its name.
 
@@ -33,7 +33,7 @@ def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) ->
         sums per bin of confidence.
     """
     sums, predictions = [], []
-    for batch in data.eval_batches(split):
+    for batch in data.eval_batches(split, _share()):
         shares = parallel.shard(batch)
         report, outputs = parallel.eval_step(state, shares)
         sums.append(parallel.first(report))
@@ -50,13 +50,13 @@ def evaluate(parallel: Pmap, state: TrainState, data: DataSource, split: str) ->
 
 
 def measure_uncertainty(
-    parallel: Pmap, state: TrainState, data: DataSource, split: str, passes: int
+    parallel: Parallel, state: TrainState, data: DataSource, split: str, passes: int
 ) -> dict[str, Any]:
     """The task's stochastic metrics over a whole split, such as PAvPU.
 
     Args:
         parallel: runs the step.
-        state: replicated, holds the parameters; its step and key decide the random numbers.
+        state: placed on the devices; its step and key decide the random numbers.
         data: where the batches come from.
         split: its name.
         passes: how often each batch is evaluated, with dropout.
@@ -71,7 +71,7 @@ def measure_uncertainty(
         )
     sums = [
         parallel.first(parallel.stochastic_step(state, parallel.shard(batch), number, passes))
-        for number, batch in enumerate(data.eval_batches(split))
+        for number, batch in enumerate(data.eval_batches(split, _share()))
     ]
     return metrics.compute(metrics.merge(sums))
 
@@ -84,7 +84,7 @@ def measure_mmd(
     The same for every method, unlike the divergence a model is trained on.
 
     Args:
-        state: one copy, not replicated.
+        state: whole, on one device.
         data: where the examples come from.
         split: which of them.
         examples: how many, from the split's start; a batch that cannot be cut counts whole.
@@ -113,7 +113,7 @@ def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
     """The keys and queries that a model makes of a batch.
 
     Args:
-        state: one copy, not replicated.
+        state: whole, on one device.
         batch: arrays with a leading example axis.
 
     Returns:
@@ -156,6 +156,10 @@ def _first_examples(data: DataSource, split: str, examples: int) -> Any:
         examples -= count
         if examples <= 0:
             return
+
+
+def _share() -> Share:
+    return Share(jax.process_index(), jax.process_count())
 
 
 def _valid_rows(predictions: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:

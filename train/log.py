@@ -94,7 +94,8 @@ class RunLog:
             self._tensorboard.add_scalar(name, value, step)
         if split == "train":
             self.last_train = record
-            note = f"loss {values['loss']:.4f}  {values['steps_per_second']:.1f} steps/s"
+            loss = values.get("loss", np.nan)  # of no step, if all were skipped
+            note = f"loss {loss:.4f}  {values['steps_per_second']:.1f} steps/s"
             self._progress.update(self._task, completed=step, note=note)
         else:
             self._evaluations.append(record)
@@ -116,6 +117,30 @@ class RunLog:
             cells = [f"{record[n]:.4f}" if n in record else "" for n in names]
             table.add_row(str(record["step"]), record["split"], *cells)
         self._console.print(table)
+
+
+class SilentLog(RunLog):
+    """Writes nothing: the log of all processes but the first."""
+
+    def __init__(self, *_: Any) -> None:
+        self.last_train: dict[str, Any] = {}
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Nothing but to remember the newest record of the training split."""
+        if split == "train":
+            self.last_train = {"step": step, "split": split} | _plain(values)
+
+    def print_evaluations(self, title: str) -> None:
+        """Nothing."""
 
 
 def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -14,29 +14,33 @@ from typing import Any
 import jax
 import numpy as np
 import rich.console
+from flax import traverse_util
 from ml_collections import ConfigDict
 
-from train import metrics
+from train import hosts, metrics
 from train.checkpoint import (
     RESULT,
     CheckpointError,
     Checkpoints,
     Progress,
     claim_folder,
+    read_config,
     to_json,
     write_json,
 )
+from train.data.base import Share
 from train.early_stopping import Criterion, EarlyStopping
 from train.evaluation import evaluate, measure_mmd, measure_uncertainty
 from train.experiment import Experiment, build_experiment
-from train.log import RunLog
-from train.parallel import Pmap, make_parallel
+from train.interruption import Interrupted, Interruption
+from train.log import RunLog, SilentLog
+from train.parallel import Parallel, parallel_of
 from train.registry import ConfigError
 from train.state import TrainState
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became nan or infinite; says at which step and what to try."""
+    """The loss became nan or infinite; says where and what to try."""
 
 
 def run(
@@ -65,6 +69,7 @@ def run(
         ConfigError: the config names or combines things that do not exist or fit.
         CheckpointError: the folder is not ours, or holds another experiment's run.
         TrainingDiverged: the loss is not finite.
+        Interrupted: SIGTERM came; the state is saved, and the same call goes on from there.
 
     Example:
         >>> run(digits.get_config(), "runs/digits")["metrics"]["test"]["accuracy"]
@@ -74,16 +79,27 @@ def run(
     console = console or rich.console.Console()
     experiment = build_experiment(config)
     initial = experiment.initial_state()
+    if config.train.init_from:
+        initial = start_from(initial, pathlib.Path(config.train.init_from), console)
+    if hosts.is_first():
+        claim_folder(workdir, config)
+    hosts.wait_for_all("folder")
     claim_folder(workdir, config)
     monitor = Criterion.parse(config.train.monitor)
     with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
         trainer = Trainer.start(experiment, initial, checkpoints, devices)
-        with RunLog(workdir, config.train.steps, trainer.step, console, _title(config)) as log:
-            trainer.train(log)
+        make_log = RunLog if hosts.is_first() else SilentLog
+        with (
+            make_log(workdir, config.train.steps, trainer.step, console, _title(config)) as log,
+            Interruption() as interruption,
+        ):
+            trainer.train(log, interruption)
             result = trainer.finish(log)
-        if summary:
-            log.print_evaluations(f"{_title(config)} in {workdir}")
-    write_json(workdir / RESULT, result | {"config": to_json(config)})
+    if summary:
+        log.print_evaluations(f"{_title(config)} in {workdir}")
+    if hosts.is_first():
+        write_json(workdir / RESULT, result | {"config": to_json(config)})
+    hosts.wait_for_all("result")
     return result
 
 
@@ -97,6 +113,36 @@ def restore_run(workdir: str | pathlib.Path, config: ConfigDict) -> tuple[Experi
     if config.train.restore_best and progress.best_params is not None:
         state = state.replace(params=progress.best_params)
     return experiment, state
+
+
+def start_from(
+    state: TrainState, workdir: pathlib.Path, console: rich.console.Console
+) -> TrainState:
+    """Takes over another run's final parameters, as far as name and shape agree.
+
+    Args:
+        state: whose parameters are replaced.
+        workdir: the other run's folder.
+        console: where it is said which parameters were not taken over.
+
+    Raises:
+        CheckpointError: the folder is no run's, or nothing in it fits.
+    """
+    _, other = restore_run(workdir, ConfigDict(read_config(workdir)))
+    own, found = (traverse_util.flatten_dict(x.params, sep="/") for x in (state, other))
+    taken = {n: x for n, x in found.items() if n in own and own[n].shape == x.shape}
+    if not taken:
+        raise CheckpointError(
+            f"train.init_from is {workdir}; none of its parameters fits this model, which has "
+            f"{', '.join(list(own)[:3])}, ..."
+        )
+    fresh, unused = (sorted(names - taken.keys()) for names in (own.keys(), found.keys()))
+    console.print(
+        f"{len(taken)} parameters from {workdir}; {len(fresh)} start anew"
+        f"{': ' + ', '.join(fresh[:4]) if fresh else ''}; {len(unused)} are not used."
+    )
+    params = traverse_util.unflatten_dict(own | taken, sep="/")
+    return state.replace(params=params, opt_state=state.tx.init(params))
 
 
 @dataclasses.dataclass
@@ -116,10 +162,11 @@ class Trainer:
         window: metrics of the steps since the last record.
         examples: the ids of these steps' examples, None where the data have no ids.
         input_seconds: how long batches were prepared and handed over since the last record.
+        skipped: steps in a row whose update was left out, since their gradient was not finite.
     """
 
     experiment: Experiment
-    parallel: Pmap
+    parallel: Parallel
     checkpoints: Checkpoints
     state: TrainState
     step: int
@@ -130,6 +177,7 @@ class Trainer:
     window: list[Any] = dataclasses.field(default_factory=list)
     examples: list[np.ndarray | None] = dataclasses.field(default_factory=list)
     input_seconds: float = 0.0
+    skipped: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
     window_started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -154,19 +202,25 @@ class Trainer:
             stopping.restore(progress.early_stopping)
         if not experiment.data.metadata.splittable:
             devices = list(devices or jax.local_devices())[:1]
-        parallel = make_parallel(config.train.parallel, devices)
+        parallel = parallel_of(config, devices)
         return cls(
-            experiment, parallel, checkpoints, parallel.replicate(state), int(state.step),
+            experiment, parallel, checkpoints, parallel.place(state), int(state.step),
             stopping, progress.best_params,
         )  # fmt: skip
 
-    def train(self, log: RunLog) -> None:
-        """Steps until the last one, or until the patience is used up."""
+    def train(self, log: RunLog, interruption: Interruption) -> None:
+        """Steps until the last one, until the patience is used up, or until told to stop.
+
+        Raises:
+            TrainingDiverged: see `run`.
+            Interrupted: likewise.
+        """
         config, last = self.experiment.config, self.experiment.config.train.steps
         if self.step == 0 and config.eval.at_start:
             self._evaluate(log)
         self.window_started = time.perf_counter()
-        batches = self.experiment.data.train_batches(self.step)
+        share = Share(jax.process_index(), jax.process_count())
+        batches = self.experiment.data.train_batches(self.step, share)
         while self.step < last and not self.stopping.stop:
             asked = time.perf_counter()
             batch = next(batches)
@@ -183,8 +237,16 @@ class Trainer:
                 self._record(log)
             if self._due(config.eval.every):
                 self._evaluate(log)
-            if self._due(config.train.checkpoint_every):
+            interrupted = interruption.reached(self.step)
+            if interrupted or self._due(config.train.checkpoint_every):
                 self._save()
+            if interrupted:
+                self._record(log)
+                self.checkpoints.wait()
+                raise Interrupted(
+                    f"Told to stop (SIGTERM), the run saved its state after step {self.step} of "
+                    f"{last}. The same command goes on from there."
+                )
         self._record(log)
         self._save()
 
@@ -192,7 +254,7 @@ class Trainer:
         """Evaluates the final parameters (the best ones, if the config says so)."""
         config = self.experiment.config
         if config.train.restore_best and self.best_params is not None:
-            best = self.parallel.replicate(self.best_params)
+            best = self.parallel.place(self.best_params)
             self.state = self.state.replace(params=best)
             self.evaluated = {}
         results = dict(self.evaluated)
@@ -203,7 +265,7 @@ class Trainer:
             mmd = split == config.eval.mmd_split and config.eval.mmd_examples > 0
             if split not in results or passes or (mmd and "mmd" not in results[split]):
                 results[split] = self._evaluate_split(log, split, mmd=True, passes=passes)
-        parameters = jax.tree.leaves(self.parallel.unreplicate(self.state).params)
+        parameters = jax.tree.leaves(self.parallel.gather(self.state).params)
         return {
             "metrics": results,
             "mmd": results.get(config.eval.mmd_split, {}).get("mmd"),
@@ -221,10 +283,12 @@ class Trainer:
         if not self.window:
             return
         reports = self.parallel.first(self.window)
-        self._check_finite(reports)
+        finite = self._finite(reports)
         self.window, self.examples = [], []
         seconds = time.perf_counter() - self.window_started
-        values = metrics.compute(metrics.merge(reports))
+        values = metrics.compute(metrics.merge(finite)) if finite else {}
+        if self.experiment.config.optimizer.skip_nonfinite:
+            values["skipped_steps"] = len(reports) - len(finite)
         values["steps_per_second"] = len(reports) / seconds
         # While the host prepares a batch the device computes the steps before it, so it waits only
         # as this comes near 1.
@@ -233,19 +297,29 @@ class Trainer:
         log.write(self.step, "train", values)
         self.window_started = time.perf_counter()
 
-    def _check_finite(self, reports: Sequence[Mapping[str, Any]]) -> None:
-        first = self.step - len(reports) + 1
+    def _finite(self, reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The reports of steps with a finite loss and gradient; at most a few may be without."""
+        first, finite = self.step - len(reports) + 1, []
+        allowed = self.experiment.config.optimizer.skip_nonfinite
         for step, (report, ids) in enumerate(zip(reports, self.examples, strict=True), first):
             loss, norm = report["loss"].compute(), report["gradient_norm"].compute()
-            if not (np.isfinite(loss) and np.isfinite(norm)):
+            if np.isfinite(loss) and np.isfinite(norm):
+                finite.append(report)
+                self.skipped = 0
+                continue
+            self.skipped += 1
+            if self.skipped > allowed:
                 batch = "" if ids is None else f" on the examples with the ids {ids.tolist()}"
+                skips = f", after {allowed} steps in a row that were skipped" if allowed else ""
                 raise TrainingDiverged(
                     f"At step {step} the loss is {loss} (task {report['task_loss'].compute()}) and "
-                    f"the gradient's norm {norm}{batch}; expected finite numbers. The last good "
-                    f"checkpoint is that of step {self.checkpoints.latest_step}. Try a lower "
-                    f"optimizer.learning_rate, a longer optimizer.warmup_steps, or a smaller "
-                    f"alignment.weight."
+                    f"the gradient's norm {norm}{batch}{skips}; expected finite numbers. "
+                    f"{_not_finite_heads(report)}The last good checkpoint is that of step "
+                    f"{self.checkpoints.latest_step}. Try a lower optimizer.learning_rate, a "
+                    f"longer optimizer.warmup_steps, a smaller alignment.weight, or leave out such "
+                    f"steps with optimizer.skip_nonfinite."
                 )
+        return finite
 
     def _evaluate(self, log: RunLog) -> None:
         self._record(log)
@@ -275,7 +349,7 @@ class Trainer:
             values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
         if mmd and split == config.mmd_split and config.mmd_examples:
             values["mmd_per_head"] = measure_mmd(
-                self.parallel.unreplicate(self.state), data, split, config.mmd_examples,
+                self.parallel.gather(self.state), data, split, config.mmd_examples,
                 config.mmd_bandwidth,
             )  # fmt: skip
             values["mmd"] = float(sum(heads.sum() for heads in values["mmd_per_head"].values()))
@@ -285,10 +359,21 @@ class Trainer:
     def _save(self) -> None:
         """Saves one copy of the state, after making sure that it is worth keeping."""
         if self.window:
-            self._check_finite(self.parallel.first(self.window))
+            before = self.skipped
+            self._finite(self.parallel.first(self.window))
+            self.skipped = before  # these steps are counted when they are recorded
         progress = Progress(self.stopping.to_json(), self.best_params)
-        self.checkpoints.save(self.parallel.unreplicate(self.state), progress, self.latest)
+        self.checkpoints.save(self.parallel.to_save(self.state), progress, self.latest)
         self.window_started = time.perf_counter()
+
+
+def _not_finite_heads(report: Mapping[str, Any]) -> str:
+    """Where in the model the alignment went wrong first, in a sentence, if it did."""
+    for layer, mean in report.get("divergence", {}).items():
+        heads = np.flatnonzero(~np.isfinite(np.atleast_1d(mean.total)))
+        if heads.size:
+            return f"The divergence of {layer} is not finite in the heads {heads.tolist()}. "
+    return ""
 
 
 def _title(config: ConfigDict) -> str:

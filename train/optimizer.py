@@ -41,6 +41,8 @@ class OptimizerConfig:
         beta1, beta2, epsilon: Adam's.
         clip_norm: largest global norm of each group's gradient; 0 switches clipping off.
         alignment_rate_multiplier: the alignment networks' rate over the model's.
+        skip_nonfinite: steps in a row that may be left out because their gradient is not finite;
+            0 stops the run at the first one.
 
     Raises:
         ConfigError: an unknown name, or a number out of range.
@@ -59,6 +61,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     alignment_rate_multiplier: float = 1.0
+    skip_nonfinite: int = 0
 
     def __post_init__(self) -> None:
         for field, known in (("name", OPTIMIZERS), ("decay", DECAYS)):
@@ -78,7 +81,7 @@ class OptimizerConfig:
                 f"optimizer.decay_at is {self.decay_at}; expected rising numbers above 0."
             )
         for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm",
-                      "decay_factor", "alignment_rate_multiplier"):  # fmt: skip
+                      "decay_factor", "alignment_rate_multiplier", "skip_nonfinite"):  # fmt: skip
             if getattr(self, field) < 0:
                 raise ConfigError(
                     f"optimizer.{field} is {getattr(self, field)}; expected 0 or more."
@@ -108,7 +111,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             f"optimizer.decay_at begins at {config.decay_at[0]}, within the warm-up of "
             f"{config.warmup_steps} steps."
         )
-    return optax.multi_transform(
+    tx = optax.multi_transform(
         {
             "model": _group(config, steps, rate=1.0, decayed=True),
             "alignment": _group(
@@ -117,6 +120,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         },
         parameter_groups,
     )
+    return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
 
 def learning_rate(config: OptimizerConfig, steps: int, multiplier: float = 1.0) -> optax.Schedule:

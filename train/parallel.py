@@ -1,25 +1,60 @@
 """Running the pure steps on devices.
 
-One way so far, "pmap": the batch is cut into equal shares, one per local device, and the
-parameters are copied to all of them. A way of running is a class with the methods of `Pmap`; the
-loop knows nothing else about devices.
+Two ways, by `train.parallel`: "pmap" cuts the batch into equal shares, one per local device, and
+copies the parameters to all of them; "mesh" (`train.mesh`) leaves both to the compiler, may cut the
+parameters as well, and reaches over many hosts. The loop knows nothing else about devices.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from train.data.base import Batch, pad
+from train.mesh import MeshRunner
 from train.registry import ConfigError, nearest
 from train.state import TrainState
 from train.step import eval_step, stochastic_step, train_step
 
 AXIS = "devices"
+
+
+class Parallel(Protocol):
+    """A way of running; states, batches and reports are as it places them."""
+
+    def train_step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        """`train.step.train_step` on all devices. The given state is donated: do not reuse it."""
+
+    def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`train.step.eval_step` on all devices."""
+
+    def stochastic_step(
+        self, state: TrainState, batch: Any, number: int, passes: int
+    ) -> dict[str, Any]:
+        """`train.step.stochastic_step` on all devices."""
+
+    def place(self, tree: Any) -> Any:
+        """Puts a state, or a part of one, where the steps expect it."""
+
+    def shard(self, batch: Batch) -> Any:
+        """Spreads this process's rows of a batch; missing rows are filled in with mask False."""
+
+    def first(self, tree: Any) -> Any:
+        """What is the same on all devices (a report, parameters), as NumPy arrays."""
+
+    def join(self, tree: Any) -> Any:
+        """The rows of all devices, and of all processes, padding included, as NumPy arrays."""
+
+    def gather(self, state: TrainState) -> TrainState:
+        """The whole state on this process's first device."""
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """What a checkpoint holds: the state once, wherever its parts lie."""
 
 
 class Pmap:
@@ -30,7 +65,7 @@ class Pmap:
 
     Example:
         >>> parallel = Pmap()
-        >>> state = parallel.replicate(state)
+        >>> state = parallel.place(state)
         >>> state, metrics = parallel.train_step(state, parallel.shard(batch))
         >>> parallel.first(metrics)["loss"].compute()
         2.31
@@ -71,7 +106,7 @@ class Pmap:
         """`train.step.stochastic_step` on all devices."""
         return self._stochastic_step(state, batch, number, passes)
 
-    def replicate(self, tree: Any) -> Any:
+    def place(self, tree: Any) -> Any:
         """Copies every array of a tree to every device: [...] -> [D, ...]."""
         return jax.tree.map(self._replicate, tree)
 
@@ -99,26 +134,53 @@ class Pmap:
             lambda x: x.reshape(-1, *x.shape[2:]), jax.tree.map(np.asarray, jax.device_get(tree))
         )
 
-    def unreplicate(self, state: TrainState) -> TrainState:
+    def gather(self, state: TrainState) -> TrainState:
         """One copy of a replicated state: [D, ...] -> [...], on the first device."""
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], state)
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """One copy, as of `gather`."""
+        return self.gather(state)
 
     def _replicate(self, x: Any) -> jax.Array:
         copies = jax.numpy.broadcast_to(x, (len(self.devices), *jax.numpy.shape(x)))
         return jax.device_put(copies, self._sharding)
 
 
-PARALLEL = {"pmap": Pmap}
+PARALLEL = {"pmap": Pmap, "mesh": MeshRunner}
 
 
-def make_parallel(name: str, devices: Sequence[jax.Device] | None = None) -> Pmap:
+def make_parallel(
+    name: str, devices: Sequence[jax.Device] | None = None, *, model: int = 1, fsdp: bool = False
+) -> Parallel:
     """Builds the way of running that a config names.
 
+    Args:
+        name: "pmap" or "mesh".
+        devices: where to run; None for all.
+        model: of a mesh: over how many devices each copy of the parameters is spread.
+        fsdp: of a mesh: whether copies share what they hold.
+
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, or what only a mesh can do.
     """
     if name not in PARALLEL:
         raise ConfigError(
             f"train.parallel is {name!r}; {nearest(name, PARALLEL)}known: {', '.join(PARALLEL)}."
         )
-    return PARALLEL[name](devices)
+    if name == "mesh":
+        return MeshRunner(devices, model=model, fsdp=fsdp)
+    for wanted, what in (
+        (model > 1, f"train.mesh_model is {model}"),
+        (fsdp, "train.mesh_fsdp is True"),
+        (jax.process_count() > 1, f"there are {jax.process_count()} processes"),
+    ):
+        if wanted:
+            raise ConfigError(f"{what}, which needs --config.train.parallel=mesh, not 'pmap'.")
+    return Pmap(devices)
+
+
+def parallel_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Parallel:
+    """The way of running that an experiment's config describes; see `make_parallel`."""
+    train = config.train
+    return make_parallel(train.parallel, devices, model=train.mesh_model, fsdp=train.mesh_fsdp)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from align_jax import placement
+
 # Of a divergence between pairs of tokens: all pairs at once, or a block of rows at a time.
 IMPLEMENTATIONS = ("dense", "blockwise")
 
@@ -29,12 +31,17 @@ Tree = TypeVar("Tree")
 def block_shape(heads: int, rows: int, columns: int) -> tuple[int, int]:
     """How many heads, and how many rows of each, make a block with all the columns.
 
+    All heads where the compiler spreads the samples over devices: see `placement`.
+
     Args:
       heads: L, of all samples; the first result divides it.
       rows: N.
       columns: M.
     """
-    size = BLOCK_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_SIZE
+    if placement.spread_by_compiler():
+        size = ACCELERATOR_BLOCK_SIZE // (heads * columns)
+        return heads, rows if size >= rows else min(rows, max(LEAST_ROWS, size))
+    size = BLOCK_SIZE if placement.works_in_cache() else ACCELERATOR_BLOCK_SIZE
     whole = size // (rows * columns)
     if whole == 0:
         return 1, min(rows, max(LEAST_ROWS, size // columns))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
+import resource
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +17,7 @@ from train.checkpoint import (
     CheckpointError,
     Checkpoints,
     Progress,
+    bit_sums,
     claim_folder,
     config_differences,
     read_config,
@@ -76,6 +82,91 @@ def test_another_shape_is_named(tmp_path, state, tiny_config) -> None:
         checkpoints.save(at(state, 1), Progress())
         with pytest.raises(CheckpointError, match=r"mlp_in/bias has shape \(16,\), expected \(24"):
             checkpoints.restore(other)
+
+
+def truncated(folder: pathlib.Path) -> None:
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def with_flipped_bits(folder: pathlib.Path) -> None:
+    """One in each file of arrays; in one of them it may hit what is not in use."""
+    for path in (folder / "arrays").rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+
+
+def without_metadata(folder: pathlib.Path) -> None:
+    for path in [*folder.rglob("_METADATA"), *folder.rglob("_sharding")]:
+        path.unlink()
+
+
+def with_an_array_of_another_time(folder: pathlib.Path) -> None:
+    """Whole, readable, and not what was saved: only the sums of the bits tell."""
+    shutil.rmtree(folder / "arrays")
+    shutil.copytree(folder.parent / "1" / "arrays", folder / "arrays")
+
+
+@pytest.mark.parametrize(
+    "damage", [truncated, with_flipped_bits, without_metadata, with_an_array_of_another_time]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path, state, capsys, damage
+) -> None:
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(at(state, step), Progress())
+    damage(tmp_path / "checkpoints" / "2")
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        restored, _ = checkpoints.restore(state)
+        assert int(restored.step) == 1
+        assert "checkpoints/2 is damaged" in capsys.readouterr().err
+        assert (tmp_path / "damaged" / "2").is_dir()
+        checkpoints.save(at(state, 2), Progress())
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 2
+
+
+def test_nothing_whole_is_said(tmp_path, state) -> None:
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+    truncated(tmp_path / "checkpoints" / "1")
+    with (
+        Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints,
+        pytest.raises(CheckpointError, match="No checkpoint can be read.*checkpoints/1 is damaged"),
+    ):
+        checkpoints.restore(state)
+
+
+def test_a_full_disk_is_said_and_the_old_checkpoint_stays(tmp_path, state) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+        checkpoints.wait()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            with pytest.raises(
+                CheckpointError, match=r"could not be written.*steps \[1\] are intact"
+            ):
+                checkpoints.save(at(state, 2), Progress())
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 1
+
+
+def test_bit_sums_see_every_bit_and_every_place() -> None:
+    values = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    whole = bit_sums({"x": values})
+    assert bit_sums({"x": jnp.asarray(values)}) == whole
+    for bit in (0, 31):
+        flipped = values.copy()
+        flipped.view(np.uint32)[2, 3] ^= np.uint32(1 << bit)
+        assert bit_sums({"x": flipped}) != whole
+    assert bit_sums({"x": values[::-1].copy()}) != whole
+    assert bit_sums({"x": values.astype(jnp.bfloat16)}) != whole
 
 
 def test_no_checkpoint_is_said(tmp_path, state) -> None:

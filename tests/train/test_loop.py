@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from tests.train.tiny_glue import tiny_config as tiny_config_of_texts
 from train import loop, parallel
 from train.checkpoint import CheckpointError
 from train.data.digits import Digits
+from train.interruption import Interrupted
 from train.log import read_records
 from train.parallel import Pmap
 from train.registry import ConfigError
@@ -142,18 +145,78 @@ def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
 ) -> None:
     original = Digits.train_batches
 
-    def poisoned(self, start_step=0):
-        for step, batch in enumerate(original(self, start_step), start=start_step + 1):
+    def poisoned(self, start_step=0, *share):
+        for step, batch in enumerate(original(self, start_step, *share), start=start_step + 1):
             if step == 5:
                 batch["image"][0, 0, 0, 0] = np.nan
             yield {**batch, "id": 100 * step + np.arange(len(batch["mask"]))}
 
     monkeypatch.setattr(Digits, "train_batches", poisoned)
     with pytest.raises(
-        loop.TrainingDiverged, match=r"At step 5 the loss is nan.*ids \[500, 501.*of step 3"
+        loop.TrainingDiverged,
+        match=r"At step 5 the loss is nan.*ids \[500, 501.*layer_0/attention is not finite in the "
+        r"heads \[0, 1\].*of step 3",
     ):
         run(tiny_config("ct"), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def test_steps_with_nan_may_be_skipped_up_to_a_number_in_a_row(
+    tmp_path, tiny_config, monkeypatch
+) -> None:
+    original = Digits.train_batches
+
+    def poisoned(self, start_step=0, *share):
+        for step, batch in enumerate(original(self, start_step, *share), start=start_step + 1):
+            if step in (2, 3, 5):
+                batch["image"][0, 0, 0, 0] = np.nan
+            yield batch
+
+    monkeypatch.setattr(Digits, "train_batches", poisoned)
+    result, _ = run(tiny_config("ct", optimizer__skip_nonfinite=2), tmp_path / "two")
+    assert np.isfinite(result["metrics"]["test"]["loss"])
+    records = [r for r in read_records(tmp_path / "two") if r["split"] == "train"]
+    assert [(r["step"], r["skipped_steps"]) for r in records] == [(2, 1), (3, 1), (4, 0), (6, 1)]
+    assert np.isfinite([r["loss"] for r in records if "loss" in r]).all()
+    with pytest.raises(loop.TrainingDiverged, match=r"At step 3 .*after 1 steps in a row"):
+        run(tiny_config("ct", optimizer__skip_nonfinite=1), tmp_path / "one")
+
+
+def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_path) -> None:
+    config, source, *_ = finished
+    changed = tiny_config("gan", train__init_from=str(source), train__steps=1, eval__every=1)
+    changed.optimizer.learning_rate = 0.0
+    _, printed = run(changed, tmp_path)
+    started, given = final_params(changed, tmp_path), final_params(config, source)
+    np.testing.assert_array_equal(started["classifier"]["kernel"], given["classifier"]["kernel"])
+    assert "start anew: layer_0/attention/alignment" in " ".join(printed.split())
+    with pytest.raises(CheckpointError, match="not the folder of a run"):
+        run(tiny_config("gan", train__init_from=str(tmp_path / "none")), tmp_path / "other")
+
+
+def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, tiny_config, monkeypatch) -> None:
+    step, taken = Pmap.train_step, []
+
+    def terminated(self, *arguments):
+        taken.append(1)
+        if len(taken) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    config = tiny_config("ct", train__checkpoint_every=0)
+    monkeypatch.setattr(Pmap, "train_step", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="after step 2 of 6"):
+        run(config, tmp_path / "cut")
+    assert signal.getsignal(signal.SIGTERM) is before
+    run(config, tmp_path / "cut")
+    assert len(taken) == 6
+    run(config, tmp_path / "whole")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(config, tmp_path / "cut"),
+        final_params(config, tmp_path / "whole"),
+    )
 
 
 def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny_config) -> None:

@@ -32,10 +32,10 @@ def test_a_batch_is_cut_into_equal_shares_with_the_rest_masked(rows: int, share:
 def test_replicas_are_equal_and_come_back() -> None:
     parallel = Pmap(jax.local_devices()[:4])
     tree = {"w": np.arange(6.0).reshape(2, 3), "step": np.int32(3)}
-    copies = parallel.replicate(tree)
+    copies = parallel.place(tree)
     assert copies["w"].shape == (4, 2, 3)
     assert copies["step"].shape == (4,)
-    for back in (parallel.first(copies), parallel.unreplicate(copies)):
+    for back in (parallel.first(copies), parallel.gather(copies)):
         np.testing.assert_array_equal(back["w"], tree["w"])
         assert int(back["step"]) == 3
 

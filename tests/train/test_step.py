@@ -9,9 +9,10 @@ import optax
 import pytest
 
 from align_jax import alignment_loss
+from train import partition
 from train.data.base import ordered_batches
 from train.experiment import build_experiment
-from train.parallel import Pmap
+from train.parallel import Parallel, Pmap, make_parallel
 from train.state import AlignmentTerm
 from train.step import eval_step, train_step
 
@@ -71,9 +72,25 @@ def test_padding_rows_change_nothing(tiny_config, method: str) -> None:
         assert_close(jax.tree.leaves(sliced[1][name]), jax.tree.leaves(padded[1][name]), 1e-5)
 
 
+WAYS = {
+    "pmap": {"name": "pmap"},
+    "mesh": {"name": "mesh"},
+    "tensor parallel": {"name": "mesh", "model": 2},
+    "fsdp": {"name": "mesh", "fsdp": True},
+    "both": {"name": "mesh", "model": 2, "fsdp": True},
+}
+
+
+@pytest.fixture(params=WAYS)
+def four_way(request, monkeypatch) -> Parallel:
+    """A way of running on four devices; under FSDP even the tiny model's parameters are cut."""
+    monkeypatch.setattr(partition, "LEAST_SIZE", 16)
+    return make_parallel(devices=jax.local_devices()[:4], **WAYS[request.param])
+
+
 @four_devices
-@pytest.mark.parametrize(("method", "rows"), [("ct", 16), ("ct", 13), ("gan", 16), ("gan", 13)])
-def test_four_devices_take_the_steps_of_one(tiny_config, method: str, rows: int) -> None:
+@pytest.mark.parametrize(("method", "rows"), [("ct", 16), ("gan", 13)])
+def test_four_devices_take_the_steps_of_one(tiny_config, four_way, method: str, rows: int) -> None:
     # Adam divides by the gradient's size, so where a gradient is zero but for rounding (a softmax
     # ignores the keys' bias) its step is noise; a larger epsilon takes that out of the comparison.
     config = tiny_config(
@@ -81,9 +98,8 @@ def test_four_devices_take_the_steps_of_one(tiny_config, method: str, rows: int)
     )
     experiment = build_experiment(config)
     runs = []
-    for count in (1, 4):
-        parallel = Pmap(jax.local_devices()[:count])
-        state = parallel.replicate(experiment.initial_state())
+    for parallel in (Pmap(jax.local_devices()[:1]), four_way):
+        state = parallel.place(experiment.initial_state())
         reports = []
         for batch, _ in zip(experiment.data.train_batches(), range(10), strict=False):
             state, report = parallel.train_step(state, parallel.shard(batch))
@@ -98,26 +114,25 @@ def test_four_devices_take_the_steps_of_one(tiny_config, method: str, rows: int)
 
 @four_devices
 @pytest.mark.parametrize("method", ["ct", "gan"])
-def test_four_devices_see_the_gradient_of_one(tiny_config, method: str) -> None:
+def test_four_devices_see_the_gradient_of_one(tiny_config, four_way, method: str) -> None:
     """On 13 rows, so that the devices hold 4, 4, 4 and 1 of them."""
     state, batch = state_and_batch(
         tiny_config(method, alignment__weight=0.5), tx=optax.sgd(1.0), rows=13
     )
     after = []
-    for count in (1, 4):
-        parallel = Pmap(jax.local_devices()[:count])
-        stepped, _ = parallel.train_step(parallel.replicate(state), parallel.shard(batch))
+    for parallel in (Pmap(jax.local_devices()[:1]), four_way):
+        stepped, _ = parallel.train_step(parallel.place(state), parallel.shard(batch))
         after.append(parallel.first(stepped.params))
     assert_close(after[0], after[1], 1e-5)
 
 
 @four_devices
-@pytest.mark.parametrize("examples", [7, 8, 1])
-def test_evaluation_counts_every_example_once(tiny_config, examples: int) -> None:
+@pytest.mark.parametrize("examples", [7, 1])
+def test_evaluation_counts_every_example_once(tiny_config, four_way, examples: int) -> None:
     """For sizes that neither the batch (4) nor the devices (4) divide."""
     state, batch = state_and_batch(tiny_config("none"), rows=examples)
-    parallel = Pmap(jax.local_devices()[:4])
-    replicas = parallel.replicate(state)
+    parallel = four_way
+    replicas = parallel.place(state)
     total, count = 0.0, 0.0
     for part in ordered_batches({k: v for k, v in batch.items() if k != "mask"}, 6):
         report = parallel.first(parallel.eval_step(replicas, parallel.shard(part))[0])

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from train.benchmarks.turns import timed_in_turns
 from train.data.base import Batch
 from train.experiment import build_experiment
-from train.parallel import make_parallel
+from train.parallel import parallel_of
 
 PLAIN = "none"
 WARM_UP = 3  # turns left out: compilation, and the first use of each program
@@ -93,8 +93,8 @@ def stepper(
     experiment = build_experiment(config)
     if not experiment.data.metadata.splittable:
         devices = list(devices or jax.local_devices())[:1]
-    parallel = make_parallel(config.train.parallel, devices)
-    state = parallel.replicate(experiment.initial_state())
+    parallel = parallel_of(config, devices)
+    state = parallel.place(experiment.initial_state())
     if batch is None:
         batch = next(iter(experiment.data.train_batches()))
     shares = parallel.shard(batch)

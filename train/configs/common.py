@@ -33,7 +33,10 @@ def default_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 1000
-    config.train.parallel = "pmap"
+    config.train.parallel = "pmap"  # or "mesh": parameters cut as well, many hosts
+    config.train.mesh_model = 1  # devices that share a copy of the parameters, by heads and units
+    config.train.mesh_fsdp = False  # whether the copies, too, hold a part of each parameter
+    config.train.init_from = ""  # another run's folder, whose parameters to start from
     config.train.log_every = 50
     config.train.checkpoint_every = 500
     config.train.keep_checkpoints = 2  # the newest ones; the best one is kept beside them

@@ -39,6 +39,44 @@ class Metadata:
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rows of every batch this process reads, of the processes that train one model.
+
+    Attributes:
+        number: this process's, from 0.
+        count: how many processes there are.
+
+    Example:
+        >>> Share(1, 2).of(np.arange(6))
+        array([3, 4, 5])
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """This process's part of a batch's rows, [B] -> [B / count].
+
+        Raises:
+            ConfigError: the rows cannot be shared equally.
+        """
+        size, rest = divmod(len(rows), self.count)
+        if rest:
+            raise ConfigError(
+                f"A batch has {len(rows)} rows; expected a multiple of {self.count}, the number of "
+                f"processes. Change data.batch_size or data.eval_batch_size."
+            )
+        return rows[self.number * size : (self.number + 1) * size]
+
+    def of_batch(self, batch: Batch) -> Batch:
+        """This process's part of a whole batch; arguments and errors as of `of`."""
+        return batch if self.count == 1 else {name: self.of(x) for name, x in batch.items()}
+
+
+WHOLE = Share()
+
+
+@dataclasses.dataclass(frozen=True)
 class Illustration:
     """What people see of one example, for pictures of what a model makes of it.
 
@@ -68,15 +106,18 @@ class DataSource(Protocol):
     def examples(self) -> Mapping[str, int]:
         """Number of examples per split, {"train": 1078, ...}."""
 
-    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Endless batches from a step on.
+    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
+        """Endless batches from a step on, of which each holds the share's rows.
 
         The batch of a step depends on the seed and the step alone, so that a resumed run sees what
         an uninterrupted one would.
         """
 
-    def eval_batches(self, split: str) -> Iterator[Batch]:
-        """Every example of `split` exactly once, in order, in batches of few different shapes."""
+    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
+        """Every example of `split` exactly once, in order, in batches of few different shapes.
+
+        Of each batch the share's rows.
+        """
 
     def example_batch(self) -> Batch:
         """A batch to initialise the model with; only its shapes and dtypes count."""
@@ -106,7 +147,11 @@ def check_least(source: Any, least: Mapping[str, int]) -> None:
 
 
 def shuffled_batches(
-    arrays: Mapping[str, np.ndarray], batch_size: int, seed: int, start_step: int = 0
+    arrays: Mapping[str, np.ndarray],
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """Endless batches in an order that depends on (seed, epoch) alone.
 
@@ -118,9 +163,10 @@ def shuffled_batches(
         batch_size: examples per batch, at most n.
         seed: of the order.
         start_step: the number of batches to skip, at no cost.
+        share: which of each batch's rows.
 
     Yields:
-        Batches of `batch_size` examples, all with mask True.
+        Batches of `batch_size` examples (or the share of it), all with mask True.
 
     Raises:
         ValueError: there are no examples, or fewer than a batch holds.
@@ -136,20 +182,23 @@ def shuffled_batches(
         epoch, position = divmod(step, steps_per_epoch)
         order = np.random.default_rng((seed, epoch)).permutation(examples)
         for index in range(position, steps_per_epoch):
-            rows = order[index * batch_size : (index + 1) * batch_size]
+            rows = share.of(order[index * batch_size : (index + 1) * batch_size])
             yield _with_mask({name: array[rows] for name, array in arrays.items()}, len(rows))
             step += 1
 
 
-def ordered_batches(arrays: Mapping[str, np.ndarray], batch_size: int) -> Iterator[Batch]:
+def ordered_batches(
+    arrays: Mapping[str, np.ndarray], batch_size: int, share: Share = WHOLE
+) -> Iterator[Batch]:
     """Every example once, in order, in batches of one shape: the last one is padded.
 
     Args:
         arrays: arrays with a common leading axis.
         batch_size: rows per batch, padding included.
+        share: which of each batch's rows.
 
     Yields:
-        Batches of `batch_size` rows; mask is False in the padding.
+        Batches of `batch_size` rows (or the share of it); mask is False in the padding.
 
     Raises:
         ValueError: there are no examples, or the batch size is below one.
@@ -159,7 +208,8 @@ def ordered_batches(arrays: Mapping[str, np.ndarray], batch_size: int) -> Iterat
         raise ValueError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
     for start in range(0, examples, batch_size):
         chunk = {name: array[start : start + batch_size] for name, array in arrays.items()}
-        yield pad(_with_mask(chunk, len(next(iter(chunk.values())))), batch_size)
+        whole = pad(_with_mask(chunk, len(next(iter(chunk.values())))), batch_size)
+        yield share.of_batch(whole)
 
 
 def pad(batch: Batch, rows: int) -> Batch:

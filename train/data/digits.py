@@ -14,7 +14,15 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from train.data.base import Batch, DataSource, Metadata, ordered_batches, shuffled_batches
+from train.data.base import (
+    WHOLE,
+    Batch,
+    DataSource,
+    Metadata,
+    Share,
+    ordered_batches,
+    shuffled_batches,
+)
 
 SPLITS = ("train", "validation", "test")
 
@@ -70,15 +78,17 @@ class Digits(DataSource):
         """Sizes of the splits."""
         return {split: len(self._splits[split]["label"]) for split in SPLITS}
 
-    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
-        return shuffled_batches(self._splits["train"], self.batch_size, self.seed, start_step)
+        return shuffled_batches(
+            self._splits["train"], self.batch_size, self.seed, start_step, share
+        )
 
-    def eval_batches(self, split: str) -> Iterator[Batch]:
+    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
         """One pass over a split, in order."""
         if split not in SPLITS:
             raise ValueError(f"Digits has no split {split!r}; expected one of {SPLITS}.")
-        return ordered_batches(self._splits[split], self.eval_batch_size)
+        return ordered_batches(self._splits[split], self.eval_batch_size, share)
 
     def example_batch(self) -> Batch:
         """The first training batch."""

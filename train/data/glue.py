@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.pretrained import BUCKETS, Tokenizer
-from train.data.base import Batch, DataSource, Metadata
+from train.data.base import WHOLE, Batch, DataSource, Metadata, Share
 from train.data.prepared import prepared_builder
 from train.data.text import (
     TokenizedTexts,
@@ -162,21 +162,22 @@ class Glue(DataSource):
         }
         return sizes | {"train": len(self._train_rows) * (2 if self.both_orders else 1)}
 
-    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
         return shuffled_text_batches(
             self._split("train"), self.text_tokenizer, self.buckets,
-            batch_size=self.batch_size, window=self.window, seed=self.seed, start_step=start_step,
+            batch_size=self.batch_size, window=self.window, seed=self.seed,
+            start_step=start_step, share=share,
         )  # fmt: skip
 
-    def eval_batches(self, split: str) -> Iterator[Batch]:
+    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
         """One pass over a split, in order.
 
         Raises:
             ConfigError: there is no such split, or it has no labels.
         """
         return ordered_text_batches(
-            self._split(split), self.text_tokenizer, self.buckets, self.eval_batch_size
+            self._split(split), self.text_tokenizer, self.buckets, self.eval_batch_size, share
         )
 
     def inputs(self, texts: Sequence[tuple[str, ...]]) -> Batch:

@@ -29,7 +29,7 @@ import numpy as np
 
 from align_jax.models.graph import SparseFeatures, validate_graph
 from train.data import planetoid_download, safe_pickle
-from train.data.base import DataSource, Metadata
+from train.data.base import WHOLE, DataSource, Metadata, Share
 
 SPLITS = ("train", "validation", "test")
 
@@ -80,12 +80,12 @@ class Planetoid(DataSource):
         """Sizes of the splits."""
         return {split: int(self.graph.masks[split].sum()) for split in SPLITS}
 
-    def train_batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
+    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[dict[str, Any]]:
         """The same batch for ever: the whole graph, with the training nodes' mask."""
-        del start_step
+        del start_step, share  # a graph is not cut
         return itertools.repeat(self._batch("train"))
 
-    def eval_batches(self, split: str) -> Iterator[dict[str, Any]]:
+    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[dict[str, Any]]:
         """One batch: the whole graph, with the mask of `split`."""
         if split not in SPLITS:
             raise ValueError(f"Planetoid has no split {split!r}; expected one of {SPLITS}.")

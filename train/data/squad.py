@@ -16,7 +16,7 @@ import numpy as np
 
 from align_jax.pretrained import BUCKETS, Tokenizer, encode_windows
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import Batch, DataSource, Metadata
+from train.data.base import WHOLE, Batch, DataSource, Metadata, Share
 from train.data.prepared import prepared_builder
 from train.data.squad_files import Question, check_questions, read_json, read_prepared
 from train.data.text import (
@@ -128,20 +128,21 @@ class Squad(DataSource):
         """Number of questions per split."""
         return {split: len(self._questions(split)) for split in FILES}
 
-    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless shuffled batches of the training split's windows."""
         return shuffled_text_batches(
             self._split("train").texts, self.text_tokenizer, self.buckets,
-            batch_size=self.batch_size, window=self.window, seed=self.seed, start_step=start_step,
+            batch_size=self.batch_size, window=self.window, seed=self.seed,
+            start_step=start_step, share=share,
         )  # fmt: skip
 
-    def eval_batches(self, split: str) -> Iterator[Batch]:
+    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
         """One pass over a split's windows, in order.
 
         Raises:
             ConfigError: there is no such split.
         """
-        return self.batches(self._split(split))
+        return self.batches(self._split(split), share)
 
     def references(self, split: str) -> SquadWindows:
         """The questions with their answers, and where the windows' tokens lie in the context."""
@@ -152,10 +153,10 @@ class Squad(DataSource):
         question = Question("0", "text", "text")
         return next(self.batches(self.windows([question] * self.batch_size)))
 
-    def batches(self, windows: SquadWindows) -> Iterator[Batch]:
+    def batches(self, windows: SquadWindows, share: Share = WHOLE) -> Iterator[Batch]:
         """Windows in batches of `eval_batch_size`, the last one padded."""
         return ordered_text_batches(
-            windows.texts, self.text_tokenizer, self.buckets, self.eval_batch_size
+            windows.texts, self.text_tokenizer, self.buckets, self.eval_batch_size, share
         )
 
     def windows(self, questions: Sequence[Question]) -> SquadWindows:

@@ -14,7 +14,7 @@ from align_jax.pretrained import PretrainedError, Tokenizer, load_tokenizer
 from align_jax.pretrained.config import from_json
 from align_jax.pretrained.files import find_folder, read_json
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import Batch, check_least, pad
+from train.data.base import WHOLE, Batch, Share, check_least, pad
 from train.registry import ConfigError
 
 PACKAGE = "package:"
@@ -41,9 +41,21 @@ class TokenizedTexts:
         """Number of tokens of each example, int [n]."""
         return np.array([len(one.input_ids) for one in self.tokens])
 
-    def batch(self, rows: np.ndarray, tokenizer: Tokenizer, buckets: Sequence[int]) -> Batch:
-        """Some of the examples, padded to the smallest bucket that holds the longest of them."""
-        padded = tokenizer.pad([self.tokens[row] for row in rows], buckets=buckets)
+    def batch(
+        self,
+        rows: np.ndarray,
+        tokenizer: Tokenizer,
+        buckets: Sequence[int],
+        share: Share = WHOLE,
+    ) -> Batch:
+        """Some of the examples, padded to the smallest bucket that holds the longest of them.
+
+        Of a batch that processes share, each pads its rows to the length of all.
+        """
+        longest = max(len(self.tokens[row].input_ids) for row in rows)
+        rows = share.of(rows)
+        enough = [bucket for bucket in buckets if bucket >= longest] or [longest]
+        padded = tokenizer.pad([self.tokens[row] for row in rows], buckets=enough)
         chosen = {name: array[rows] for name, array in self.arrays.items()}
         return {**padded, **chosen, "mask": np.ones(len(rows), bool)}
 
@@ -57,6 +69,7 @@ def shuffled_text_batches(
     window: int,
     seed: int,
     start_step: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """Endless batches in an order that depends on (seed, epoch) alone.
 
@@ -68,9 +81,10 @@ def shuffled_text_batches(
         window: see `epoch_order`.
         seed: of the order.
         start_step: the number of batches to skip, at no cost.
+        share: which of each batch's rows.
 
     Yields:
-        Batches of `batch_size` examples, all with mask True.
+        Batches of `batch_size` examples (or the share of it), all with mask True.
 
     Raises:
         ValueError: there are fewer examples than a batch holds.
@@ -83,7 +97,7 @@ def shuffled_text_batches(
     epoch, position = divmod(start_step, steps_per_epoch)
     while True:
         for rows in epoch_order(lengths, batch_size, window, (seed, epoch))[position:]:
-            yield texts.batch(rows, tokenizer, buckets)
+            yield texts.batch(rows, tokenizer, buckets, share)
         epoch, position = epoch + 1, 0
 
 
@@ -120,7 +134,11 @@ def epoch_order(
 
 
 def ordered_text_batches(
-    texts: TokenizedTexts, tokenizer: Tokenizer, buckets: Sequence[int], batch_size: int
+    texts: TokenizedTexts,
+    tokenizer: Tokenizer,
+    buckets: Sequence[int],
+    batch_size: int,
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """Every example once, in order, `batch_size` rows each: the last batch is padded.
 
@@ -131,7 +149,7 @@ def ordered_text_batches(
         raise ValueError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
     for start in range(0, len(texts), batch_size):
         rows = np.arange(start, min(start + batch_size, len(texts)))
-        yield pad(texts.batch(rows, tokenizer, buckets), batch_size)
+        yield share.of_batch(pad(texts.batch(rows, tokenizer, buckets), batch_size))
 
 
 def check_sizes(source: Any) -> None:

@@ -15,10 +15,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from train.data.base import (
+    WHOLE,
     Batch,
     DataSource,
     Illustration,
     Metadata,
+    Share,
     check_least,
     ordered_batches,
     shuffled_batches,
@@ -148,21 +150,21 @@ class VisualQuestions(DataSource):
         """Of `words`, float32 [V, 300], zeros for words without one; None without `glove`."""
         return read_glove(Path(self.glove).expanduser(), self.words) if self.glove else None
 
-    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
         rows = {"row": np.arange(len(self._table("train").ids))}
         return self._batches(
-            "train", shuffled_batches(rows, self.batch_size, self.seed, start_step)
+            "train", shuffled_batches(rows, self.batch_size, self.seed, start_step, share)
         )
 
-    def eval_batches(self, split: str) -> Iterator[Batch]:
+    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
         """One pass over a split, in order.
 
         Raises:
             ConfigError: there is no such split, or its files cannot be read.
         """
         rows = {"row": np.arange(len(self._table(self._clean(split)).ids))}
-        return self._batches(split, ordered_batches(rows, self.eval_batch_size))
+        return self._batches(split, ordered_batches(rows, self.eval_batch_size, share))
 
     @property
     def label_names(self) -> tuple[str, ...]:

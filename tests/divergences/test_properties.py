@@ -1,0 +1,142 @@
+"""Whatever the clouds hold, as long as it is finite, values and gradients are finite."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align_jax import AlignmentConfig, alignment_loss
+from align_jax.alignment import Alignment
+from align_jax.divergences import maximum_mean_discrepancy
+
+# B, N, M, H, D: few, because each is compiled once per method and dtype.
+SHAPES = [(2, 1, 1, 2, 4), (2, 5, 7, 1, 8)]
+CONTENTS = ("normal", "equal tokens", "zeros", "one outlier", "same clouds", "large mean")
+MASKS = ("all", "random", "one token", "none")
+
+clouds = st.fixed_dictionaries(
+    {
+        "shape": st.sampled_from(SHAPES),
+        "dtype": st.sampled_from(["float32", "bfloat16"]),
+        "content": st.sampled_from(CONTENTS),
+        "masks": st.tuples(st.sampled_from(MASKS), st.sampled_from(MASKS)),
+        "exponent": st.integers(-30, 30),
+        "seed": st.integers(0, 2**32 - 1),
+    }
+)
+
+
+def make(shape, dtype, content, masks, exponent, seed):
+    """Queries, keys and their masks."""
+    rng = np.random.default_rng(seed)
+    batch, queries, keys, heads, features = shape
+    made = []
+    for tokens, mask in zip((queries, keys), masks, strict=True):
+        x = rng.normal(size=(batch, tokens, heads, features))
+        if content == "equal tokens":
+            x[:] = x[:1, :1]
+        elif content == "zeros":
+            x[:] = 0.0
+        elif content == "one outlier":
+            x[0, 0] *= 1e6
+        elif content == "large mean":
+            x = 1.0 + 1e-6 * x
+        elif content == "same clouds" and made:
+            x = np.resize(made[0][0], x.shape)
+        valid = np.ones((batch, tokens), bool)
+        if mask == "random":
+            valid = rng.random((batch, tokens)) < 0.5
+        elif mask == "one token":
+            valid[:, 1:] = False
+        elif mask == "none":
+            valid[:] = False
+        made.append((x, valid))
+    scaled = [np.clip(x * 10.0**exponent, -3e38, 3e38) for x, _ in made]
+    return [jnp.asarray(x, dtype) for x in scaled], [jnp.asarray(valid) for _, valid in made]
+
+
+@functools.cache
+def compiled(method: str, cost: str, shape: tuple[int, ...], dtype: str):
+    """The parameters of the method's networks, and the loss with all its gradients."""
+    batch, queries, keys, heads, features = shape
+    module = Alignment(AlignmentConfig(method, cost=cost) if cost else AlignmentConfig(method))
+    arguments = [jnp.ones((batch, n, heads, features), dtype) for n in (queries, keys)]
+    params = module.init(jax.random.key(0), *arguments).get("params", {})
+
+    @jax.jit
+    def measure(params, query, key, query_mask, key_mask):
+        def loss(params, query, key):
+            _, sown = module.apply(
+                {"params": params},
+                query,
+                key,
+                query_mask=query_mask,
+                key_mask=key_mask,
+                mutable=["alignment"],
+            )
+            return alignment_loss(sown), sown["alignment"]["divergence"]
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, query, key)
+
+    return params, measure
+
+
+@pytest.mark.parametrize(
+    ("method", "cost"),
+    [("gan", ""), ("ct", "cosine"), ("ct", "squared_euclidean"), ("ot", "cosine")],
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(case=clouds)
+def test_the_regulariser_stays_finite(method, cost, case) -> None:
+    if cost == "squared_euclidean":
+        # Its gradient for the networks grows with the fourth power of their inputs: beyond some
+        # 1e8 its true value does not fit float32.
+        case["exponent"] = min(case["exponent"], 6)
+    arrays, masks = make(**case)
+    params, measure = compiled(method, cost, case["shape"], case["dtype"])
+    (loss, (heads,)), gradients = measure(params, *arrays, *masks)
+    assert np.isfinite(loss)
+    assert np.isfinite(heads).all()
+    if method != "gan" and (cost == "cosine" or case["exponent"] <= 0):  # never a negative cost
+        assert (np.asarray(heads) >= -1e-3 * (1.0 + np.abs(heads).max())).all()
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(np.asarray(leaf, np.float32)).all()
+    # A sample without queries or without keys has nothing to align, and moves nothing.
+    empty = ~(np.asarray(masks[0]).any(1) & np.asarray(masks[1]).any(1))
+    assert (np.asarray(heads)[empty] == 0.0).all()
+    for gradient in gradients[1:]:
+        assert (np.asarray(gradient, np.float32)[empty] == 0.0).all()
+
+
+@functools.cache
+def compiled_mmd(shape: tuple[int, ...], dtype: str):
+    """The discrepancy's sum with its gradients."""
+    del shape, dtype  # one program each
+
+    @jax.jit
+    def measure(query, key, query_mask, key_mask):
+        def total(query, key):
+            return maximum_mean_discrepancy(
+                query, key, query_mask=query_mask, key_mask=key_mask, bandwidth=1.0
+            ).sum()
+
+        return jax.value_and_grad(total, argnums=(0, 1))(query, key)
+
+    return measure
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(case=clouds)
+def test_mmd_stays_finite(case) -> None:
+    arrays, masks = make(**case)
+    value, gradients = compiled_mmd(case["shape"], case["dtype"])(*arrays, *masks)
+    assert np.isfinite(value)
+    assert value >= -1e-4
+    for leaf in gradients:
+        assert np.isfinite(np.asarray(leaf, np.float32)).all()

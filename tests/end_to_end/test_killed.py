@@ -1,0 +1,62 @@
+"""Runs that are killed at any moment, started again, end like one that never was."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.end_to_end.processes import final_params, finish, start
+from train.log import read_records
+
+KILLS = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_run_killed_at_random_ends_like_one_that_was_not(tmp_path, devices) -> None:
+    """Half of the kills come while a checkpoint is being written, the others at any time."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(start(whole, devices=devices))
+
+    rng = random.Random(devices)
+    kills = during_saves = 0
+    while kills < KILLS // 2:
+        process = start(cut, devices=devices)
+        marked = _wait_for_a_sign(process, cut, save=kills % 2 == 0)
+        time.sleep(rng.uniform(0.0, 0.02 if kills % 2 == 0 else 0.5))
+        if process.poll() is not None:
+            assert process.returncode == 0  # it was faster
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        during_saves += marked and bool(list((cut / "checkpoints").glob("*tmp*")))
+    finish(start(cut, devices=devices))
+
+    assert kills >= 5
+    assert during_saves >= 1
+    jax.tree.map(np.testing.assert_array_equal, final_params(cut), final_params(whole))
+    records = [
+        [(r["step"], r["split"], r["loss"]) for r in read_records(folder)]
+        for folder in (cut, whole)
+    ]
+    assert records[0] == records[1]
+
+
+def _wait_for_a_sign(process, folder: pathlib.Path, save: bool) -> bool:
+    """Returns when a checkpoint is being written, or when the run has begun to train."""
+    saves = folder / "checkpoints"
+    known = {path.name for path in saves.glob("*")} if saves.exists() else set()
+    while process.poll() is None:
+        names = {path.name for path in saves.glob("*")} if saves.exists() else set()
+        new = names - known
+        if any("tmp" in name for name in new) if save else new:
+            return True
+        time.sleep(0.002)
+    return False

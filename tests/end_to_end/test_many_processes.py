@@ -1,0 +1,99 @@
+"""Several processes on this machine train one model over loopback."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.end_to_end.processes import final_params, finish, start, start_together
+from train.hosts import HEARTBEAT_SECONDS
+from train.log import read_records
+
+SHORT = {"train__steps": 8, "eval__every": 4, "optimizer__epsilon": 1e-3}
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+        final_params(one),
+        final_params(other),
+    )
+    losses = [
+        [(r["step"], r["split"], r["loss"]) for r in read_records(folder)]
+        for folder in (one, other)
+    ]
+    assert [x[:2] for x in losses[0]] == [x[:2] for x in losses[1]]
+    np.testing.assert_allclose([x[2] for x in losses[0]], [x[2] for x in losses[1]], rtol=1e-4)
+
+
+CUT = {"train__mesh_fsdp": True, "train__mesh_model": 2}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> pathlib.Path:
+    """The same run in one process on one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    finish(start(workdir, **SHORT))
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "options"),
+    [
+        (2, 1, {}),
+        pytest.param(2, 2, CUT, marks=pytest.mark.slow),
+        pytest.param(4, 1, {}, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_many_processes_train_the_model_of_one(
+    tmp_path, alone, processes, devices, options
+) -> None:
+    workdir = tmp_path / "run"
+    for process in start_together(workdir, processes, devices, **SHORT, **options):
+        finish(process)
+    assert_same_run(workdir, alone)
+    result = json.loads((workdir / "result.json").read_text())
+    whole = json.loads((alone / "result.json").read_text())
+    assert result["metrics"]["validation"] == pytest.approx(
+        whole["metrics"]["validation"], rel=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_one_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, alone) -> None:
+    workdir = tmp_path / "run"
+    processes = start_together(workdir, 2, **SHORT | {"train__steps": 100_000})
+    while not (workdir / "checkpoints" / "8").exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[1].kill()
+    killed = time.monotonic()
+    _, errors = processes[0].communicate(timeout=3 * HEARTBEAT_SECONDS)
+    assert processes[0].returncode != 0
+    assert time.monotonic() - killed < 2 * HEARTBEAT_SECONDS
+    assert "another process ended or cannot be reached" in errors, errors
+    assert "Start all of them again" in errors
+
+    saved = (workdir / "checkpoints").iterdir()
+    reached = max(int(path.name) for path in saved if path.name.isdigit())
+    for process in start_together(workdir, 2, **SHORT | {"train__steps": reached + 4}):
+        finish(process)
+    steps = [r["step"] for r in read_records(workdir) if r["split"] == "validation"]
+    assert steps[-1] == reached + 4
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path) -> None:
+    processes = start_together(tmp_path / "run", 2, **SHORT, data__batch_size=15)
+    messages = []
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2
+        messages.append(errors)
+    assert any("expected a multiple of 2" in text for text in messages), messages

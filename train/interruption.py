@@ -1,0 +1,56 @@
+"""Being told to stop: SIGTERM, which schedulers send before they take a machine away."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Interrupted(RuntimeError):
+    """A run was told to stop, saved its state and ended before its last step."""
+
+
+class Interruption:
+    """Notices SIGTERM while it is open, instead of dying of it.
+
+    With many processes JAX's own service takes the signal, whichever of them gets it, and names a
+    step at which all of them stop.
+
+    Example:
+        >>> with Interruption() as interruption:
+        ...     interruption.reached(step=1)
+        False
+    """
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._previous: object = None
+
+    def __enter__(self) -> Interruption:
+        # Python allows handlers in the main thread alone; elsewhere a run just cannot be asked.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop after this step; every process must ask after each step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked.is_set()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._asked.set()

@@ -1,0 +1,82 @@
+"""Which axis of which parameter is cut along which axis of a mesh.
+
+A parameter's path says what its axes mean ("heads", "mlp", ...), and a mesh's rules say which of
+these meanings are spread over which of its axes. A parameter of another model, whose path says
+nothing, stays whole, or is cut along its longest axis under FSDP.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+DATA, MODEL = "data", "model"
+
+# Smaller parameters (norms, biases, the alignment's networks) are not worth cutting under FSDP.
+LEAST_SIZE = 2**12
+
+# The end of a parameter's path -> what its axes mean. Optimisers' moments end in the same path.
+LOGICAL_AXES = (
+    (r"(query|key|value)/kernel", ("embed", "heads", "head")),
+    (r"(query|key|value)/bias", ("heads", "head")),
+    (r"(attention|out)/out/kernel|out/kernel", ("heads", "head", "embed")),
+    (r"mlp_in/kernel", ("embed", "mlp")),
+    (r"mlp_in/bias", ("mlp",)),
+    (r"mlp_out/kernel", ("mlp", "embed")),
+    (r"word_embeddings/embedding|words/embedding", ("vocabulary", "embed")),
+)
+# Megatron's way (Shoeybi et al. 2019): heads and the hidden layer are computed apart, and their
+# contributions added once per block.
+TENSOR_RULES = (("heads", MODEL), ("mlp", MODEL), ("vocabulary", MODEL))
+
+
+def shardings(tree: Any, mesh: Mesh, fsdp: bool) -> Any:
+    """Where each array of a state lies.
+
+    Args:
+        tree: the state, or shapes of its arrays.
+        mesh: with the axes "data" and "model".
+        fsdp: whether parameters are cut along "data" as well (Zhao et al. 2023).
+
+    Returns:
+        The same tree with a `NamedSharding` for each array.
+
+    Example:
+        >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
+        >>> shardings({"mlp_in": {"bias": np.zeros(8)}}, mesh, fsdp=False)["mlp_in"]["bias"].spec
+        PartitionSpec('model',)
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, _spec(_name(path), np.shape(x), mesh, fsdp)), tree
+    )
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
+    axes: list[str | None] = [None] * len(shape)
+    for pattern, meanings in LOGICAL_AXES:
+        if len(meanings) == len(shape) and re.search(rf"(^|/)({pattern})$", name):
+            axes = list(nn.logical_to_mesh_axes(meanings, TENSOR_RULES) or axes)
+            break
+    # What cannot be cut into equal parts stays whole: 12 heads over 8 devices, 30,522 words over 4.
+    axes = [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=True)
+    ]
+    if fsdp and np.prod(shape) >= LEAST_SIZE:
+        free = [
+            number
+            for number, size in enumerate(shape)
+            if axes[number] is None and size % mesh.shape[DATA] == 0
+        ]
+        if free:
+            axes[max(free, key=lambda number: shape[number])] = DATA
+    return PartitionSpec(*axes)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
