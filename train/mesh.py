@@ -84,7 +84,7 @@ class MeshRunner:
 
     def place(self, tree: Any) -> Any:
         """Cuts or copies every array of a tree, as `train.partition` says."""
-        return jax.tree.map(jax.device_put, tree, shardings(tree, self._mesh, self._fsdp))
+        return jax.tree.map(_put, tree, shardings(tree, self._mesh, self._fsdp))
 
     def shard(self, batch: Batch) -> Any:
         """Cuts this process's rows into equal shares: [B, ...] -> [B of all processes, ...].
@@ -133,3 +133,14 @@ class MeshRunner:
         copies = iter(self._replicate(cut)) if cut else iter(())
         whole = [x if x.is_fully_replicated else next(copies) for x in leaves]
         return jax.tree.unflatten(structure, whole)
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has, as one whose parts lie where they belong."""
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = _put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    values = np.asarray(x)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
