@@ -293,9 +293,12 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             f"--workdir when training (the one above checkpoints/)."
         )
     try:
-        return json.loads(marker.read_text())
-    except json.JSONDecodeError as error:
+        found = json.loads(marker.read_text())
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
         raise CheckpointError(f"{marker} is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{marker} is damaged: it holds {found!r:.40}, not a config.")
+    return found
 
 
 def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -144,20 +145,29 @@ class SilentLog(RunLog):
 
 
 def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a run's JSON-lines file, in order; a last line cut short is left out."""
+    """The records of a run's JSON-lines file, in order, up to a line that is none.
+
+    That is the last one, where a run was killed while it wrote.
+    """
     path = workdir / METRICS
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+            break
+        records.append(record)
     return records
 
 
 def _drop_after(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
     kept = [record for record in read_records(path.parent) if record["step"] <= step]
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    # In one go: killed in between, the run would lose what it had recorded.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(temporary, path)
     return kept
 
 
