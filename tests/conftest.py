@@ -18,6 +18,8 @@ os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
 import pytest  # noqa: E402
 
+from tests import faults  # noqa: E402
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -28,3 +30,20 @@ def real_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set ALIGN_JAX_DATA to a folder that has it")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option of `tests.faults`."""
+    parser.addoption("--faults", help="write the table of faults tried to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collects the table where it is asked for: in the process that sees all tests."""
+    path = config.getoption("--faults")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(faults.FaultTable(pathlib.Path(path)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Prepares the tests that are rows of the table."""
+    faults.mark(items)

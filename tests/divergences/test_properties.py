@@ -87,6 +87,10 @@ def compiled(method: str, cost: str, shape: tuple[int, ...], dtype: str):
     return params, measure
 
 
+@pytest.mark.fault(
+    "Equal, zero, huge, tiny or masked tokens (60 random clouds per method)",
+    "Values and gradients are finite; empty samples move nothing",
+)
 @pytest.mark.parametrize(
     ("method", "cost"),
     [("gan", ""), ("ct", "cosine"), ("ct", "squared_euclidean"), ("ot", "cosine")],

@@ -17,6 +17,10 @@ from train.log import read_records
 KILLS = 20
 
 
+@pytest.mark.fault(
+    "SIGKILL at a random moment, half of them during a save (1 and 4 devices)",
+    "The same command goes on; the final parameters are bitwise those of a run never killed",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_run_killed_at_random_ends_like_one_that_was_not(tmp_path, devices) -> None:

@@ -64,6 +64,10 @@ def test_many_processes_train_the_model_of_one(
     )
 
 
+@pytest.mark.fault(
+    "One of several processes is killed",
+    "The others end with a message; started again, all go on",
+)
 @pytest.mark.slow
 def test_one_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, alone) -> None:
     workdir = tmp_path / "run"
@@ -88,6 +92,10 @@ def test_one_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, alon
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.fault(
+    "A batch that the processes cannot share equally",
+    "Refused, with the number that would do",
+)
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path) -> None:
     processes = start_together(tmp_path / "run", 2, **SHORT, data__batch_size=15)

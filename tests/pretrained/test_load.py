@@ -210,6 +210,10 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault(
+    "A damaged or hostile checkpoint of another library",
+    "An error that names file and fault",
+)
 @pytest.mark.parametrize("case", sorted(DAMAGE))
 def test_damage_is_named(case, folder) -> None:
     damage, message = DAMAGE[case]
@@ -225,6 +229,10 @@ class Hostile:
         return (os.mkdir, ("pickle-was-run",))
 
 
+@pytest.mark.fault(
+    "A pickle that runs a command when it is read",
+    "Refused; nothing is run",
+)
 def test_a_pickle_is_never_run(folder, monkeypatch) -> None:
     pytest.importorskip("torch")
     monkeypatch.chdir(folder)

@@ -68,6 +68,10 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path, state, direction
     assert kept == {best, 4, 5}
 
 
+@pytest.mark.fault(
+    "A checkpoint holds other parameters",
+    "Refused, with their names",
+)
 def test_other_parameters_are_named(tmp_path, state, tiny_config) -> None:
     other = build_experiment(tiny_config("gan", model__hidden_size=32)).initial_state()
     with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints:
@@ -108,6 +112,10 @@ def with_an_array_of_another_time(folder: pathlib.Path) -> None:
     shutil.copytree(folder.parent / "1" / "arrays", folder / "arrays")
 
 
+@pytest.mark.fault(
+    "The newest checkpoint is cut short, has flipped bits, no metadata or other arrays",
+    "It is named, moved to `damaged/`, and the one before is used",
+)
 @pytest.mark.parametrize(
     "damage", [truncated, with_flipped_bits, without_metadata, with_an_array_of_another_time]
 )
@@ -128,6 +136,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         assert int(checkpoints.restore(state)[0].step) == 2
 
 
+@pytest.mark.fault(
+    "No checkpoint is whole",
+    "An error that says so and names each",
+)
 def test_nothing_whole_is_said(tmp_path, state) -> None:
     with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
         checkpoints.save(at(state, 1), Progress())
@@ -139,6 +151,10 @@ def test_nothing_whole_is_said(tmp_path, state) -> None:
         checkpoints.restore(state)
 
 
+@pytest.mark.fault(
+    "A checkpoint cannot be written (no room)",
+    "An error that says so; the checkpoints before are intact",
+)
 def test_a_full_disk_is_said_and_the_old_checkpoint_stays(tmp_path, state) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
@@ -177,6 +193,10 @@ def test_no_checkpoint_is_said(tmp_path, state) -> None:
         checkpoints.restore(state)
 
 
+@pytest.mark.fault(
+    "`--workdir` is a folder with other things in it",
+    "Refused; nothing is written",
+)
 def test_a_foreign_folder_is_left_alone(tmp_path, tiny_config) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not empty and was not made by this program"):
@@ -199,6 +219,10 @@ def test_a_folder_that_is_no_runs_is_named(tmp_path) -> None:
         read_config(tmp_path)
 
 
+@pytest.mark.fault(
+    "A run is resumed with another model or alignment",
+    "Refused, with the keys that differ",
+)
 def test_a_changed_model_or_alignment_is_refused_by_key(tmp_path, tiny_config) -> None:
     claim_folder(tmp_path, tiny_config("ct"))
     claim_folder(tmp_path, tiny_config("ct"))

@@ -140,6 +140,10 @@ def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
     assert steps == sorted(steps)
 
 
+@pytest.mark.fault(
+    "NaN in an example",
+    "Stops with step, layer, heads and ids; the last good checkpoint stays",
+)
 def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
     tmp_path, tiny_config, monkeypatch
 ) -> None:
@@ -161,6 +165,10 @@ def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
+@pytest.mark.fault(
+    "NaN with `optimizer.skip_nonfinite`",
+    "So many steps in a row are left out and counted; one more stops the run",
+)
 def test_steps_with_nan_may_be_skipped_up_to_a_number_in_a_row(
     tmp_path, tiny_config, monkeypatch
 ) -> None:
@@ -194,6 +202,10 @@ def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_pat
         run(tiny_config("gan", train__init_from=str(tmp_path / "none")), tmp_path / "other")
 
 
+@pytest.mark.fault(
+    "SIGTERM",
+    "Saves and exits; the same command goes on, bitwise",
+)
 def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, tiny_config, monkeypatch) -> None:
     step, taken = Pmap.train_step, []
 
@@ -258,6 +270,10 @@ def test_bad_values_are_config_errors_that_name_them(
         run(tiny_config("none", **changes), tmp_path / "run")
 
 
+@pytest.mark.fault(
+    "A misspelt name in the config",
+    "An error with the nearest known name",
+)
 def test_an_unknown_method_is_a_config_error_that_names_the_nearest(tmp_path, tiny_config) -> None:
     with pytest.raises(ConfigError, match="gann.*gan"):
         run(tiny_config("gann"), tmp_path / "run")

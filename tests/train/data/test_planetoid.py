@@ -126,6 +126,10 @@ class Hostile:
         return self.call
 
 
+@pytest.mark.fault(
+    "A Planetoid file that names a function to call",
+    "Refused by name; nothing is run",
+)
 @pytest.mark.parametrize(
     ("function", "name"),
     [(os.system, "posix.system"), (eval, "builtins.eval"), (os.mkdir, "posix.mkdir")],

@@ -504,6 +504,10 @@ class _Trap:
         return pathlib.Path.touch, (self.trace,)
 
 
+@pytest.mark.fault(
+    "Pickled image features",
+    "Refused; nothing is run",
+)
 def test_pickled_features_are_refused(vqa, tmp_path) -> None:
     path, trace = tiny_vqa.features_path(tmp_path, "train", 1), tmp_path / "trace"
     np.savez(path, x=np.array([_Trap(trace)], object))
