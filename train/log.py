@@ -48,6 +48,7 @@ class RunLog:
     ) -> None:
         self._path = workdir / METRICS
         kept = _drop_after(self._path, start)
+        self._kept = {(r["step"], r["split"]): r for r in kept}
         self.last_train: dict[str, Any] = next(
             (r for r in reversed(kept) if r["split"] == "train"), {}
         )
@@ -88,8 +89,10 @@ class RunLog:
             values: numbers, or nested dicts of numbers and arrays.
         """
         record = {"step": step, "split": split} | _plain(values)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        # A run that was killed after its last evaluation evaluates again, with the same result.
+        if not record.keys() <= self._kept.get((step, split), {}).keys():
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         curves = {name: value for name, value in values.items() if name not in NOT_CURVES}
         for name, value in _scalars(curves, split):
             self._tensorboard.add_scalar(name, value, step)
@@ -163,7 +166,8 @@ def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _drop_after(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
-    kept = [record for record in read_records(path.parent) if record["step"] <= step]
+    # At step 0 there is no checkpoint: the run starts anew, and evaluates again.
+    kept = [record for record in read_records(path.parent) if 0 < step >= record["step"]]
     # In one go: killed in between, the run would lose what it had recorded.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))

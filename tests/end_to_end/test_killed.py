@@ -46,11 +46,11 @@ def test_a_run_killed_at_random_ends_like_one_that_was_not(tmp_path, devices) ->
     assert kills >= 5
     assert during_saves >= 1
     jax.tree.map(np.testing.assert_array_equal, final_params(cut), final_params(whole))
-    records = [
-        [(r["step"], r["split"], r["loss"]) for r in read_records(folder)]
+    evaluations = [
+        [(r["step"], r["loss"]) for r in read_records(folder) if r["split"] == "validation"]
         for folder in (cut, whole)
     ]
-    assert records[0] == records[1]
+    assert evaluations[0] == evaluations[1]
 
 
 def _wait_for_a_sign(process, folder: pathlib.Path, save: bool) -> bool:

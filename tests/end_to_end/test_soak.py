@@ -1,0 +1,58 @@
+"""A long run with many checkpoints: memory, threads and open files stay as they are."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.processes import finish, start
+
+STEPS, EVERY = 2000, 50
+MOST_GROWTH = 10.0  # MiB per 1,000 steps; noise between checkpoints is of some MiB
+
+
+def measured(process: pathlib.Path) -> tuple[float, int, int]:
+    """Resident memory in MiB, number of threads, number of open files."""
+    status = dict(
+        line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line
+    )
+    memory = float(status["VmRSS"].split()[0]) / 1024
+    return memory, int(status["Threads"]), len(list((process / "fd").iterdir()))
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    f"{STEPS:,} steps with a checkpoint every {EVERY}",
+    f"Memory grows by less than {MOST_GROWTH:.0f} MiB per 1,000 steps; no threads or files leak",
+)
+def test_a_long_run_leaks_nothing(tmp_path, record_property) -> None:
+    workdir = tmp_path / "run"
+    process = start(
+        workdir, train__steps=STEPS, train__checkpoint_every=EVERY, train__log_every=EVERY,
+        eval__every=STEPS, train__keep_checkpoints=2,
+    )  # fmt: skip
+    samples: dict[int, tuple[float, int, int]] = {}
+    while process.poll() is None:
+        saves = (workdir / "checkpoints").glob("*") if workdir.exists() else []
+        step = max((int(path.name) for path in saves if path.name.isdigit()), default=0)
+        if step and step not in samples and step < STEPS:
+            samples[step] = measured(pathlib.Path("/proc") / str(process.pid))
+        time.sleep(0.05)
+    finish(process)
+
+    steps = np.array([step for step in samples if step > STEPS // 4])
+    memory, threads, files = np.array([samples[step] for step in steps]).T
+    slope = float(np.polyfit(steps, memory, 1)[0] * 1000)
+    record_property("MiB per 1,000 steps", slope)
+    print(
+        f"{slope:.2f} MiB per 1,000 steps at {memory.mean():.0f} MiB; threads {threads.max():.0f}"
+    )
+    assert len(steps) > 10
+    assert slope < MOST_GROWTH
+    # Orbax starts and ends threads and files with each save.
+    half = len(steps) // 2
+    assert np.median(threads[half:]) <= np.median(threads[:half]) + 1
+    assert np.median(files[half:]) <= np.median(files[:half]) + 2
