@@ -108,7 +108,8 @@ def planetoid_reader(folder: pathlib.Path) -> Callable[[], Any]:
         try:
             planetoid.read(folder, "toy", num_validation=2)
         except (ValueError, FileNotFoundError) as error:  # the config's builder names the section
-            assert str(folder) in str(error)
+            if str(folder) not in str(error):
+                raise
             raise ConfigError(str(error)) from error
 
     return read
@@ -152,8 +153,7 @@ def test_a_spoilt_file_is_an_error_that_is_ours(reader, tmp_path) -> None:
             path.write_bytes(spoilt(everything[path], rng))
             try:
                 read()
-            except EXPECTED as error:
-                assert str(error)
+            except EXPECTED:
                 refused += 1
             assert set(files(tmp_path)) == set(everything)  # nothing was written
         path.write_bytes(everything[path])

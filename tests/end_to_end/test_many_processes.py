@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
+import signal
 import time
 
 import jax
@@ -90,6 +92,29 @@ def test_one_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, alon
     steps = [r["step"] for r in read_records(workdir) if r["split"] == "validation"]
     assert steps[-1] == reached + 4
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    "SIGTERM for one process or for one of two",
+    "All save after the same step and exit with status 143; started again, they go on",
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_and_exits(tmp_path, processes) -> None:
+    workdir, endless = tmp_path / "run", SHORT | {"train__steps": 100_000}
+    if processes == 1:
+        running = [start(workdir, **endless)]
+    else:
+        running = start_together(workdir, processes, **endless)
+    while not (workdir / "checkpoints" / "4").exists():
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.1)
+    running[-1].terminate()
+    messages = [process.communicate(timeout=60)[1] for process in running]
+    assert [process.returncode for process in running] == [128 + signal.SIGTERM] * processes
+    stopped = {re.search(r"saved its state after step (\d+)", text)[1] for text in messages}
+    assert len(stopped) == 1, messages
+    assert (workdir / "checkpoints" / stopped.pop()).is_dir()
 
 
 @pytest.mark.fault(

@@ -162,10 +162,10 @@ def test_a_full_disk_is_said_and_the_old_checkpoint_stays(tmp_path, state) -> No
         checkpoints.wait()
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            checkpoints.save(at(state, 2), Progress())  # in the background: the next call tells
             with pytest.raises(
                 CheckpointError, match=r"could not be written.*steps \[1\] are intact"
             ):
-                checkpoints.save(at(state, 2), Progress())
                 checkpoints.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -203,6 +203,25 @@ def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_pat
 
 
 @pytest.mark.fault(
+    "A run is resumed on another number of devices, cut another way",
+    "It goes on with the numbers of one that stayed",
+)
+@pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
+def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config) -> None:
+    settings = {"optimizer__epsilon": 1e-3, "optimizer__decay": "constant"}
+    cut = tiny_config(train__steps=3, train__parallel="mesh", train__mesh_fsdp=True, **settings)
+    loop.run(cut, tmp_path / "moved", devices=jax.local_devices()[:4], summary=False)
+    config = tiny_config(**settings)
+    loop.run(config, tmp_path / "moved", devices=DEVICES, summary=False)
+    loop.run(config, tmp_path / "stayed", devices=DEVICES, summary=False)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+        final_params(config, tmp_path / "moved"),
+        final_params(config, tmp_path / "stayed"),
+    )
+
+
+@pytest.mark.fault(
     "SIGTERM",
     "Saves and exits; the same command goes on, bitwise",
 )

@@ -81,15 +81,22 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture
 def four_way(request, monkeypatch) -> Parallel:
     """A way of running on four devices; under FSDP even the tiny model's parameters are cut."""
     monkeypatch.setattr(partition, "LEAST_SIZE", 16)
     return make_parallel(devices=jax.local_devices()[:4], **WAYS[request.param])
 
 
+in_two_ways = pytest.mark.parametrize("four_way", ["pmap", "both"], indirect=True)
+
+
 @four_devices
-@pytest.mark.parametrize(("method", "rows"), [("ct", 16), ("gan", 13)])
+@pytest.mark.parametrize(
+    ("four_way", "method", "rows"),
+    [*((way, "ct", 13) for way in WAYS), ("pmap", "gan", 16), ("both", "gan", 16)],
+    indirect=["four_way"],
+)
 def test_four_devices_take_the_steps_of_one(tiny_config, four_way, method: str, rows: int) -> None:
     # Adam divides by the gradient's size, so where a gradient is zero but for rounding (a softmax
     # ignores the keys' bias) its step is noise; a larger epsilon takes that out of the comparison.
@@ -113,11 +120,11 @@ def test_four_devices_take_the_steps_of_one(tiny_config, four_way, method: str, 
 
 
 @four_devices
-@pytest.mark.parametrize("method", ["ct", "gan"])
-def test_four_devices_see_the_gradient_of_one(tiny_config, four_way, method: str) -> None:
+@in_two_ways
+def test_four_devices_see_the_gradient_of_one(tiny_config, four_way) -> None:
     """On 13 rows, so that the devices hold 4, 4, 4 and 1 of them."""
     state, batch = state_and_batch(
-        tiny_config(method, alignment__weight=0.5), tx=optax.sgd(1.0), rows=13
+        tiny_config("ct", alignment__weight=0.5), tx=optax.sgd(1.0), rows=13
     )
     after = []
     for parallel in (Pmap(jax.local_devices()[:1]), four_way):
@@ -127,6 +134,7 @@ def test_four_devices_see_the_gradient_of_one(tiny_config, four_way, method: str
 
 
 @four_devices
+@in_two_ways
 @pytest.mark.parametrize("examples", [7, 1])
 def test_evaluation_counts_every_example_once(tiny_config, four_way, examples: int) -> None:
     """For sizes that neither the batch (4) nor the devices (4) divide."""
