@@ -6,10 +6,11 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from align_jax import cloud_mmd
+from align_jax import calibration, cloud_mmd
 from train import metrics
 from train.data.base import Batch, DataSource, Share
 from train.parallel import Parallel
@@ -18,7 +19,13 @@ from train.state import TrainState
 from train.tasks.base import Task
 
 
-def evaluate(parallel: Parallel, state: TrainState, data: DataSource, split: str) -> dict[str, Any]:
+def evaluate(
+    parallel: Parallel,
+    state: TrainState,
+    data: DataSource,
+    split: str,
+    temperature: float | None = None,
+) -> dict[str, Any]:
     """Metrics over a whole split, every example counted once.
 
     Args:
@@ -26,27 +33,87 @@ def evaluate(parallel: Parallel, state: TrainState, data: DataSource, split: str
         state: placed on the devices, holds the parameters.
         data: where the batches come from.
         split: its name.
+        temperature: of `held_out_temperature`; None measures no calibration with one.
 
     Returns:
         {"loss": float, "accuracy": float, ...}, with the task's corpus metrics if it has any; for
         a task that measures calibration also "reliability": {"count", "confidence", "correct"},
-        sums per bin of confidence.
+        sums per bin of confidence; for one whose predictions hold logits what `calibration_metrics`
+        returns.
     """
-    sums, predictions = [], []
-    for batch in data.eval_batches(split, _share()):
-        shares = parallel.shard(batch)
-        report, outputs = parallel.eval_step(state, shares)
-        sums.append(parallel.first(report))
-        predictions.append(_valid_rows(parallel.join(outputs), parallel.join(shares["mask"])))
-    joined = {
-        name: np.concatenate([batch[name] for batch in predictions]) for name in predictions[0]
-    }
-    merged = metrics.merge(sums)
+    merged, joined = _pass(parallel, state, data, split)
     values = metrics.compute(merged)
     for metric in merged.values():
         if isinstance(metric, metrics.Calibration):
             values["reliability"] = dict(vars(metric.bins))
+    if "logits" in joined:
+        values |= calibration_metrics(joined["logits"], joined["label"], temperature)
     return values | state.task.corpus_metrics(joined, data.references(split))
+
+
+def held_out_temperature(
+    parallel: Parallel, state: TrainState, data: DataSource, split: str
+) -> float:
+    """The temperature that calibrates a split best, to be used on others.
+
+    Args:
+        parallel: runs the step.
+        state: placed on the devices, holds the parameters.
+        data: where the batches come from.
+        split: held out: neither trained on nor reported.
+
+    Raises:
+        ConfigError: the task's predictions hold no logits.
+    """
+    _, joined = _pass(parallel, state, data, split)
+    if "logits" not in joined:
+        raise ConfigError(
+            f"config.eval.temperature_split is {split!r}, but {type(state.task).__name__} is no "
+            f"classification of texts, whose logits a temperature could scale. Set it to ''."
+        )
+    logits, labels = (jnp.asarray(joined[name]) for name in ("logits", "label"))
+    return float(calibration.fit_temperature(logits, labels))
+
+
+def calibration_metrics(
+    logits: np.ndarray, labels: np.ndarray, temperature: float | None = None, bins: int = 10
+) -> dict[str, float]:
+    """How well confidence fits accuracy, beside the ECE, which the steps sum up.
+
+    Args:
+        logits: [n, C].
+        labels: int [n].
+        temperature: what the logits are divided by, from held-out examples.
+        bins: of both kinds of ECE.
+
+    Returns:
+        "adaptive_ece" (bins of equal mass), "nll" (nats) and "brier"; with a temperature also
+        "temperature", and those three and the ECE after it: "ece_scaled" and so on.
+
+    Example:
+        >>> found = calibration_metrics(np.array([[0.0, 0.0]]), np.array([1]))
+        >>> round(found["nll"], 4)
+        0.6931
+    """
+    true = jnp.asarray(labels)
+
+    def measured(logits: jax.Array) -> dict[str, float]:
+        probabilities = jax.nn.softmax(logits)
+        found = {
+            "ece": calibration.expected_calibration_error(probabilities, true, bins=bins),
+            "adaptive_ece": calibration.adaptive_calibration_error(probabilities, true, bins=bins),
+            "nll": calibration.negative_log_likelihood(logits, true),
+            "brier": calibration.brier_score(probabilities, true),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+    values = measured(jnp.asarray(logits))
+    del values["ece"]
+    if temperature is None:
+        return values
+    scaled = measured(jnp.asarray(logits) / temperature)
+    values["temperature"] = temperature
+    return values | {f"{name}_scaled": value for name, value in scaled.items()}
 
 
 def measure_uncertainty(
@@ -144,6 +211,22 @@ def _clouds(state: TrainState, batch: Batch) -> Any:
 def _cloud_mmd(state: TrainState, batch: Batch, bandwidth: float) -> dict[str, jax.Array]:
     mask = state.task.sample_mask(batch)
     return cloud_mmd(_clouds(state, batch), bandwidth=bandwidth, sample_mask=mask)
+
+
+def _pass(
+    parallel: Parallel, state: TrainState, data: DataSource, split: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """One pass over a split: the sums of its metrics, and the predictions of all its examples."""
+    sums, predictions = [], []
+    for batch in data.eval_batches(split, _share()):
+        shares = parallel.shard(batch)
+        report, outputs = parallel.eval_step(state, shares)
+        sums.append(parallel.first(report))
+        predictions.append(_valid_rows(parallel.join(outputs), parallel.join(shares["mask"])))
+    joined = {
+        name: np.concatenate([batch[name] for batch in predictions]) for name in predictions[0]
+    }
+    return metrics.merge(sums), joined
 
 
 def _first_examples(data: DataSource, split: str, examples: int) -> Any:

@@ -18,7 +18,7 @@ from train.checkpoint import METRICS
 
 NOT_CURVES = ("reliability",)  # a whole diagram, no number over the steps
 SHOWN_EVALUATIONS = 24
-SHOWN = ("loss", "task_loss", "alignment", "accuracy", "ece", "mmd")
+SHOWN = ("loss", "task_loss", "alignment", "accuracy", "ece", "ece_scaled", "mmd")
 
 
 class RunLog:

@@ -30,7 +30,12 @@ from train.checkpoint import (
 )
 from train.data.base import Share
 from train.early_stopping import Criterion, EarlyStopping
-from train.evaluation import evaluate, measure_mmd, measure_uncertainty
+from train.evaluation import (
+    evaluate,
+    held_out_temperature,
+    measure_mmd,
+    measure_uncertainty,
+)
 from train.experiment import Experiment, build_experiment
 from train.interruption import Interrupted, Interruption
 from train.log import RunLog, SilentLog
@@ -261,10 +266,18 @@ class Trainer:
         splits = dict.fromkeys(config.eval.final, config.eval.stochastic_passes)
         if config.eval.mmd_examples:
             splits.setdefault(config.eval.mmd_split, 0)
+        held_out, temperature = config.eval.temperature_split, None
+        if held_out:
+            data = self.experiment.data
+            temperature = held_out_temperature(self.parallel, self.state, data, held_out)
         for split, passes in splits.items():
             mmd = split == config.eval.mmd_split and config.eval.mmd_examples > 0
-            if split not in results or passes or (mmd and "mmd" not in results[split]):
-                results[split] = self._evaluate_split(log, split, mmd=True, passes=passes)
+            scaled = None if split == held_out else temperature
+            missing = split not in results or (mmd and "mmd" not in results[split])
+            if missing or passes or scaled is not None:
+                results[split] = self._evaluate_split(
+                    log, split, mmd=True, passes=passes, temperature=scaled
+                )
         parameters = jax.tree.leaves(self.parallel.gather(self.state).params)
         return {
             "metrics": results,
@@ -336,7 +349,13 @@ class Trainer:
         self.window_started = time.perf_counter()
 
     def _evaluate_split(
-        self, log: RunLog, split: str, *, mmd: bool, passes: int = 0
+        self,
+        log: RunLog,
+        split: str,
+        *,
+        mmd: bool,
+        passes: int = 0,
+        temperature: float | None = None,
     ) -> dict[str, float]:
         """Evaluates and logs, the distance of keys and queries too if told; returns scalars."""
         config, data = self.experiment.config.eval, self.experiment.data
@@ -344,7 +363,7 @@ class Trainer:
             raise ConfigError(
                 f"config.eval names the split {split!r}; the data have {', '.join(data.examples)}."
             )
-        values = evaluate(self.parallel, self.state, data, split)
+        values = evaluate(self.parallel, self.state, data, split, temperature)
         if passes:
             values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
         if mmd and split == config.mmd_split and config.mmd_examples:

@@ -50,8 +50,13 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts labelled at once.", l
 class PredictSource(DataSource, Protocol):
     """What predicting needs of a data source."""
 
-    fields: tuple[str, ...]
-    label_names: tuple[str, ...]
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of an example's texts."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the classes in order; none for what is no classification."""
 
     def inputs(self, texts: Sequence[tuple[str, ...]]) -> Batch:
         """The model's inputs for new examples, one tuple of `fields` each."""
@@ -140,10 +145,26 @@ def predict(
         if isinstance(state.task, SpanExtraction):
             yield from _answered(data, state, state.task, chunk, batch_size)
             continue
-        padded = pad({**data.inputs(chunk), "mask": np.ones(len(chunk), bool)}, batch_size)
-        outputs = np.asarray(_outputs(state, padded))[: len(chunk)]
-        for row in outputs.astype(np.float64):
+        for row in batch_outputs(data, state, chunk, batch_size):
             yield _labelled(row, data.label_names)
+
+
+def batch_outputs(
+    data: PredictSource, state: TrainState, texts: Sequence[tuple[str, ...]], rows: int
+) -> np.ndarray:
+    """What the model makes of one batch: each number of rows, and each length, is compiled once.
+
+    Args:
+        data: the run's.
+        state: the run's.
+        texts: one tuple per example, at most `rows`.
+        rows: the batch is filled up to.
+
+    Returns:
+        Float64: probabilities [n, C], or for a regression numbers [n, 1].
+    """
+    padded = pad({**data.inputs(texts), "mask": np.ones(len(texts), bool)}, rows)
+    return np.asarray(_outputs(state, padded))[: len(texts)].astype(np.float64)
 
 
 @jax.jit

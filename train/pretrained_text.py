@@ -12,7 +12,7 @@ from align_jax import AlignmentConfig
 from align_jax.pretrained import Pretrained, Tokenizer, load
 from train.data.text import checkpoint_folder
 
-HEADS = ("classification", "regression", "span")
+HEADS = ("classification", "regression", "multiple_choice", "span")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PretrainedTextConfig:
         dtype: of the computation, "float32" or "bfloat16".
         remat: recompute activations in the backward pass, for less memory.
         alignment: what to align.
-        head: "classification", "regression" or "span"; from the data.
+        head: "classification", "regression", "multiple_choice" or "span"; from the data.
         num_labels: number of classes; from the data.
         tokenizer: the data's, which must be the checkpoint's; None is not checked.
 

@@ -35,7 +35,7 @@ def test_a_run_killed_at_random_ends_like_one_that_was_not(tmp_path, devices) ->
         marked = _wait_for_a_sign(process, cut, save=kills % 2 == 0)
         time.sleep(rng.uniform(0.0, 0.02 if kills % 2 == 0 else 0.5))
         if process.poll() is not None:
-            assert process.returncode == 0  # it was faster
+            assert process.returncode == 0, process.communicate()[1]  # it was faster
             break
         process.send_signal(signal.SIGKILL)
         process.communicate()

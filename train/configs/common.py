@@ -55,6 +55,8 @@ def default_config() -> ConfigDict:
         "ece",
     )  # a sweep's columns: of the last of final, or SPLIT/METRIC
     config.eval.stochastic_passes = 0  # with dropout, at the end, for PAvPU; the paper has 20
+    # Held out: at the end, a temperature fitted on it scales the other splits' logits; "": none.
+    config.eval.temperature_split = ""
     config.eval.mmd_split = "validation"
     config.eval.mmd_examples = 128  # examples whose keys and queries are compared; 0: none
     config.eval.mmd_bandwidth = 1.0

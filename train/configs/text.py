@@ -47,3 +47,27 @@ def text_config(
     config.data.revision = config.model.get_ref("revision")
     config.data.offline = config.model.get_ref("offline")
     return config
+
+
+def use_minilm(config: ConfigDict, examples: int, epochs: int) -> None:
+    """Settings that suit a small model: a higher rate, no dropout in the encoder.
+
+    Args:
+        config: of a classification or regression of texts.
+        examples: that it trains on.
+        epochs: how often.
+    """
+    config.model.pretrained = MINILM
+    config.model.pooling = "mean"
+    # With 0.1 instead, this model learns far more slowly: after an epoch of MRPC 74 against 79 %.
+    config.model.dropout = config.model.attention_dropout = 0.0
+    config.data.max_length = 128
+    config.data.buckets = (16, 32, 48, 64, 80, 96, 128)  # most texts are short
+    config.data.batch_size = 32
+    epoch = examples // 32
+    config.optimizer.learning_rate = 1e-4
+    config.train.steps = epochs * epoch
+    config.optimizer.warmup_steps = config.train.steps // 10
+    config.train.checkpoint_every = config.eval.every = epoch
+    config.train.log_every = 20
+    config.eval.mmd_bandwidth = 5.7

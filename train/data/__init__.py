@@ -6,5 +6,6 @@ DATA = {
     "glue": "train.data.glue:Glue",
     "planetoid": "train.data.planetoid:Planetoid",
     "squad": "train.data.squad:Squad",
+    "transfer": "train.data.transfer:Transfer",
     "vqa_v2": "train.data.vqa:VQAv2",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,20 +27,23 @@ class TokenizedTexts:
     """The examples of one split, tokenised and not yet padded.
 
     Attributes:
-        tokens: of each example.
+        tokens: of each example, or of each of its choices in turn.
         arrays: what else a batch holds, by name, with a leading example axis ("label", "id").
+        choices: sequences per example, C: between so many it is chosen.
     """
 
     tokens: Sequence[Tokens]
     arrays: dict[str, np.ndarray]
+    choices: int = 1
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tokens) // self.choices
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """Number of tokens of each example, int [n]."""
-        return np.array([len(one.input_ids) for one in self.tokens])
+        """Number of tokens of each example, of several choices the longest one's, int [n]."""
+        lengths = np.array([len(one.input_ids) for one in self.tokens])
+        return lengths.reshape(-1, self.choices).max(axis=1)
 
     def batch(
         self,
@@ -50,12 +54,18 @@ class TokenizedTexts:
     ) -> Batch:
         """Some of the examples, padded to the smallest bucket that holds the longest of them.
 
-        Of a batch that processes share, each pads its rows to the length of all.
+        Their arrays of tokens are [B, N]; with choices [B, C, N]. Of a batch that processes share,
+        each pads its rows to the length of all.
         """
-        longest = max(len(self.tokens[row].input_ids) for row in rows)
+        longest = self.lengths[rows].max()
+        enough = [bucket for bucket in buckets if bucket >= longest] or [int(longest)]
         rows = share.of(rows)
-        enough = [bucket for bucket in buckets if bucket >= longest] or [longest]
-        padded = tokenizer.pad([self.tokens[row] for row in rows], buckets=enough)
+        sequences = (rows[:, None] * self.choices + np.arange(self.choices)).reshape(-1)
+        tokens = [self.tokens[number] for number in sequences.tolist()]
+        padded = tokenizer.pad(tokens, buckets=enough)
+        if self.choices > 1:
+            shape = (len(rows), self.choices, -1)
+            padded = {name: array.reshape(shape) for name, array in padded.items()}
         chosen = {name: array[rows] for name, array in self.arrays.items()}
         return {**padded, **chosen, "mask": np.ones(len(rows), bool)}
 

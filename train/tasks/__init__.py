@@ -2,6 +2,7 @@
 
 TASKS = {
     "classification": "train.tasks.classification:Classification",
+    "multiple_choice": "train.tasks.text:MultipleChoice",
     "node_classification": "train.tasks.node_classification:NodeClassification",
     "question_answering": "train.tasks.vqa:QuestionAnswering",
     "span_extraction": "train.tasks.span:SpanExtraction",

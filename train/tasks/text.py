@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 import sklearn.metrics
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from train.metrics import Mean
 from train.registry import ConfigError, nearest
@@ -53,6 +53,10 @@ class TextClassification(Classification):
                     f"{', '.join(CORPUS_METRICS)}."
                 )
 
+    def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
+        """The most probable class of each example; and its logits, which calibration reads."""
+        return super().predictions(outputs, batch) | {"logits": outputs.astype(jnp.float32)}
+
     def corpus_metrics(
         self, predictions: Mapping[str, np.ndarray], references: Any = None
     ) -> dict[str, float]:
@@ -61,6 +65,18 @@ class TextClassification(Classification):
             name: float(CORPUS_METRICS[name](predictions["label"], predictions["prediction"]))
             for name in self.corpus
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipleChoice(TextClassification):
+    """Which of C texts goes on? The batch's texts are [B, C, N]; the model returns logits [B, C].
+
+    Each of the B x C texts is a sample of the alignment.
+    """
+
+    def sample_mask(self, batch: Batch) -> Bool[Array, "B*C"]:
+        """Whether each text counts in the alignment loss."""
+        return jnp.repeat(batch["mask"], batch["input_ids"].shape[1])
 
 
 @dataclasses.dataclass(frozen=True)

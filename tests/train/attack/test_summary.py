@@ -1,0 +1,70 @@
+"""The table of attacks: means over seeds, and what can be said of the difference."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import rich.console
+
+from train.attack.summary import METRIC, print_tables, summarise
+from train.registry import ConfigError
+
+
+def write(folder, method="none", seed=0, failed=1, recipe="pwws", weight=0.01) -> None:
+    """Four attacks, of which some failed, and one example that was wrong already."""
+    outcomes = ["failed"] * failed + ["successful"] * (4 - failed) + ["skipped"]
+    content = {
+        "recipe": recipe, "experiment": "mrpc", "method": method, "weight": weight,
+        "run_seed": seed, "split": "validation",
+        "examples": [{"outcome": name, "queries": 8} for name in outcomes],
+    }  # fmt: skip
+    path = folder / f"{method}-{weight}-seed{seed}"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / f"attack-{recipe}.json").write_text(json.dumps(content))
+
+
+def test_seeds_are_averaged_and_paired(tmp_path) -> None:
+    for seed, (plain, aligned) in enumerate([(1, 2), (2, 3), (1, 2)]):
+        write(tmp_path, "none", seed, plain)
+        write(tmp_path, "ct", seed, aligned)
+    write(tmp_path, "gan", 0, 4)
+    (found,) = summarise([tmp_path])
+    assert found.title == "mrpc, validation: pwws"
+    assert list(found.rows) == ["none", "ct", "gan"]
+    plain = found.rows["none"]
+    assert plain[METRIC].mean == pytest.approx(100 / 3)
+    assert plain[METRIC].std == pytest.approx(np.std([25, 50, 25], ddof=1))
+    assert plain["accuracy under attack, %"].mean == pytest.approx(80 / 3)
+    assert (plain["seeds"].mean, plain["attacks"].mean) == (3, 12)
+    assert plain["queries per attack"].mean == 8
+    assert len(found.files) == 7
+    ct, gan = found.findings
+    assert ct.startswith(f"ct, {METRIC}: +25.0000 over plain")
+    assert "more than noise" in ct
+    assert "one seed, which tells nothing" in gan
+
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    print_tables([found], console)
+    assert "50.0" not in console.file.getvalue().split("ct")[0]
+    assert "58.3 ± 14.4" in console.file.getvalue()
+
+
+def test_recipes_and_weights_are_kept_apart(tmp_path) -> None:
+    write(tmp_path, "none")
+    write(tmp_path, "none", recipe="pruthi")
+    write(tmp_path, "ct", weight=0.1)
+    tables = {table.title: table for table in summarise([tmp_path])}
+    assert list(tables["mrpc, validation: pwws"].rows) == ["none", "ct:0.1"]
+    assert list(tables["mrpc, validation: pruthi"].rows) == ["none"]
+
+
+def test_nothing_and_the_same_twice_are_refused(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="no attack-.*json under"):
+        summarise([tmp_path])
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    with pytest.raises(ConfigError, match="attack the same method and seed"):
+        summarise([tmp_path])

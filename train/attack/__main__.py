@@ -1,0 +1,114 @@
+"""Attacks a trained run's texts, and counts how many attacks fail: the paper's Table 3.
+
+    python -m train.attack --checkpoint=runs/glue-mrpc-minilm-sweep/ct-seed0 --recipe=deepwordbug
+    python -m train.attack --summarise=runs/glue-mrpc-minilm-sweep
+
+An attack changes the words of an example that the model has right, by TextAttack's recipe, until
+the model has it wrong (a success) or the recipe has nothing left to try (a failure). What the model
+has wrong from the start is skipped. The examples are drawn from the split in an order that is the
+same for all runs. One JSON file, RUN_DIR/attack-RECIPE.json, holds each example, what the recipe
+made of it, the probabilities before and after, and the number of queries; it is written after each
+example, and the same command goes on where it stopped.
+
+The second command puts the files under some folders into a table, means over seeds, and says of
+each difference to the plain model whether it is more than noise between seeds.
+
+TextAttack needs a virtual environment of its own (`train.attack.resources`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pathlib
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+from absl import flags
+
+from train import cli
+from train.attack import summary
+from train.attack.recipes import RECIPES, make_attack
+from train.attack.records import AttackFile, run_attacks, targets_of
+from train.attack.victim import Victim, restore_victim
+from train.checkpoint import read_config
+from train.registry import ConfigError, nearest
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.")
+RECIPE = flags.DEFINE_string("recipe", None, f"How to attack: {', '.join(RECIPES)}.")
+EXAMPLES = flags.DEFINE_integer(
+    "examples", 0, "Attacks, skipped examples not counted; 0 for the whole split.", lower_bound=0
+)
+SPLIT = flags.DEFINE_string("split", None, "Whose examples; by default what training evaluated.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the examples' order, and of what the recipe draws.")
+OUTPUT = flags.DEFINE_string("output", None, "The JSON file; by default in the run's folder.")
+SUMMARISE = flags.DEFINE_list("summarise", [], "Folders whose attacks to put into a table.")
+
+
+def header(
+    folder: pathlib.Path, victim: Victim, recipe: str, split: str, seed: int
+) -> dict[str, Any]:
+    """What determines the outcomes of an attack, for its file."""
+    config = read_config(folder)
+    return {
+        "recipe": recipe,
+        "experiment": config["name"],
+        "method": config["alignment"]["method"],
+        "weight": config["alignment"]["weight"],
+        "run_seed": config["seed"],
+        "step": int(victim.state.step),
+        "split": split,
+        "seed": seed,
+        "textattack": importlib.metadata.version("textattack"),
+    }
+
+
+def attack_run(folder: pathlib.Path, recipe: str, console: rich.console.Console) -> None:
+    """Attacks one run.
+
+    Args:
+        folder: the run's.
+        recipe: one of `RECIPES`.
+        console: where to print.
+
+    Raises:
+        ConfigError: the run cannot be attacked, or something is missing.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError(
+            f"--recipe is {recipe!r}; {nearest(recipe, RECIPES)}known: {', '.join(RECIPES)}."
+        )
+    victim = restore_victim(folder)
+    attack = make_attack(recipe, victim, SEED.value)
+    split = SPLIT.value or read_config(folder)["eval"]["mmd_split"]
+    path = pathlib.Path(OUTPUT.value or folder / f"attack-{recipe}.json")
+    file = AttackFile(path, header(folder, victim, recipe, split, SEED.value))
+
+    examples = victim.data.read(split)
+    order = np.random.default_rng(SEED.value).permutation(len(examples)).tolist()
+    targets = targets_of(examples, order)
+    with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:
+        total = EXAMPLES.value or len(targets)
+        task = progress.add_task(f"{recipe} on {folder}", total=total)
+        progress.update(task, completed=file.attacks)
+        for _ in run_attacks(targets, attack, file, EXAMPLES.value):
+            progress.update(task, completed=file.attacks)
+    console.print(summary.sentence(file.header, file.examples), highlight=False)
+    console.print(f"Examples: {path}", highlight=False)
+
+
+def main() -> None:
+    """Runs the command."""
+    console = rich.console.Console()
+    if SUMMARISE.value:
+        folders = [pathlib.Path(folder) for folder in SUMMARISE.value]
+        summary.print_tables(summary.summarise(folders), console)
+        return
+    if not CHECKPOINT.value or not RECIPE.value:
+        raise ConfigError("give --checkpoint=RUN_DIR and --recipe=NAME, or --summarise=DIR,DIR.")
+    attack_run(pathlib.Path(CHECKPOINT.value), RECIPE.value, console)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

@@ -1,0 +1,151 @@
+"""The file of an attack: who was attacked and how, and what became of each example."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from train.checkpoint import write_json
+from train.data.labelled import Examples
+from train.registry import ConfigError
+
+FAILED, SUCCESSFUL, SKIPPED = "failed", "successful", "skipped"
+OUTCOMES = (FAILED, SUCCESSFUL, SKIPPED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """An example to attack.
+
+    Attributes:
+        row: its place in the split.
+        identity: what the data call it.
+        texts: its texts, in the order of the data's fields.
+        label: its class.
+    """
+
+    row: int
+    identity: int
+    texts: tuple[str, ...]
+    label: int
+
+
+class AttackFile:
+    """A JSON file that is whole after every example, so that an attack goes on where it stopped.
+
+    Args:
+        path: of the file; one of an earlier start is read.
+        header: what determines the outcomes: the run, the recipe, the split, the seed.
+
+    Attributes:
+        examples: a record each.
+
+    Raises:
+        ConfigError: the file is damaged, or holds another attack.
+    """
+
+    def __init__(self, path: pathlib.Path, header: dict[str, Any]) -> None:
+        self.path = path
+        self.header = header
+        self.examples: list[dict[str, Any]] = []
+        if not path.exists():
+            return
+        content = read_attack(path)
+        differing = [name for name in header if content.get(name) != header[name]]
+        if differing:
+            name = differing[0]
+            raise ConfigError(
+                f"{path} holds another attack: {name} was {content.get(name)!r}, now "
+                f"{header[name]!r}. Name another file with --output, or remove it."
+            )
+        self.examples = content["examples"]
+
+    @property
+    def attacks(self) -> int:
+        """The number of examples that were attacked, skipped ones not counted."""
+        return sum(record["outcome"] != SKIPPED for record in self.examples)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Adds an example and writes the file."""
+        self.examples.append(record)
+        content = self.header | summary(self.examples) | {"examples": self.examples}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, content)
+
+
+def read_attack(path: pathlib.Path) -> dict[str, Any]:
+    """The content of an attack's file.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Remove it to start anew.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("examples"), list):
+        raise ConfigError(f"{path} is no file of train.attack. Name another one with --output.")
+    return content
+
+
+def summary(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts, and the percentage of failed attacks.
+
+    Args:
+        examples: records.
+
+    Returns:
+        "attacks" (examples that the model had right), "failed", "successful", "skipped";
+        "failed_percent" of the attacks, "accuracy_under_attack" in percent of all examples and
+        "queries_per_attack", each None where there is nothing to divide by.
+
+    Example:
+        >>> summary([{"outcome": "failed", "queries": 9}])["failed_percent"]
+        100.0
+    """
+    counts = {name: sum(x["outcome"] == name for x in examples) for name in OUTCOMES}
+    attacks = counts[FAILED] + counts[SUCCESSFUL]
+    queries = sum(x["queries"] for x in examples if x["outcome"] != SKIPPED)
+    failed = counts[FAILED]
+    return {
+        "attacks": attacks,
+        **counts,
+        "failed_percent": 100.0 * failed / attacks if attacks else None,
+        "accuracy_under_attack": 100.0 * failed / len(examples) if examples else None,
+        "queries_per_attack": queries / attacks if attacks else None,
+    }
+
+
+def run_attacks(
+    targets: Sequence[Target],
+    attack: Callable[[Target], dict[str, Any]],
+    file: AttackFile,
+    count: int,
+) -> Iterator[dict[str, Any]]:
+    """Attacks one example after the other, those that the file holds left out.
+
+    Args:
+        targets: in the order of the attack.
+        attack: makes a record of an example: "outcome", "queries" and what else there is to say.
+        file: where the records go.
+        count: of attacks to come to; skipped examples are none. 0 for all examples.
+
+    Yields:
+        Each new record, after it is written.
+    """
+    for target in targets[len(file.examples) :]:
+        if count and file.attacks >= count:
+            return
+        file.add({"row": target.row, "id": target.identity, "label": target.label} | attack(target))
+        yield file.examples[-1]
+
+
+def targets_of(examples: Examples, order: Sequence[int]) -> list[Target]:
+    """The examples of a split, in an order."""
+    return [
+        Target(row, int(examples.ids[row]), examples.texts(row), int(examples.labels[row]))
+        for row in order
+    ]

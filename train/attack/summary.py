@@ -1,0 +1,128 @@
+"""The table of attacks: the percentage that failed, by method, as a mean over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+
+from train.attack.records import read_attack, summary
+from train.registry import ConfigError
+from train.report import table
+from train.report.statistics import PLAIN, paired_difference
+
+WEIGHT = 0.01  # the paper's; another one is named beside the method
+METRIC = "failed attacks, %"
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackTable:
+    """One recipe's attacks on the runs of one experiment.
+
+    Attributes:
+        title: both, and the split.
+        rows: per method: seeds, attacks, the percentage that failed, accuracy under attack in
+            percent, queries per attack.
+        findings: a sentence per method, against the plain model.
+        files: where the numbers come from.
+    """
+
+    title: str
+    rows: dict[str, table.Row]
+    findings: list[str]
+    files: list[str]
+
+
+def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
+    """Puts the attacks on runs side by side, per experiment, split and recipe.
+
+    Args:
+        folders: of runs or sweeps, searched for attack-*.json at any depth.
+
+    Returns:
+        One table each.
+
+    Raises:
+        ConfigError: there are none, a file is damaged, or a seed was attacked twice.
+
+    Example:
+        >>> summarise([pathlib.Path("runs/mrpc-sweep")])[0].title  # doctest: +SKIP
+        'glue-mrpc-minilm, validation: pwws'
+    """
+    paths = sorted({path for folder in folders for path in folder.rglob("attack-*.json")})
+    if not paths:
+        listed = ", ".join(map(str, folders))
+        raise ConfigError(f"There is no attack-*.json under {listed}; make one with --checkpoint.")
+    groups: dict[str, dict[str, dict[int, tuple[pathlib.Path, dict[str, Any]]]]] = {}
+    for path in paths:
+        content = read_attack(path)
+        group = f"{content['experiment']}, {content['split']}: {content['recipe']}"
+        runs = groups.setdefault(group, {}).setdefault(_method(content), {})
+        if content["run_seed"] in runs:
+            raise ConfigError(
+                f"{path} and {runs[content['run_seed']][0]} attack the same method and seed; give "
+                f"folders that hold one of them."
+            )
+        runs[content["run_seed"]] = (path, summary(content["examples"]))
+    return [_table(title, methods) for title, methods in groups.items()]
+
+
+def _method(content: dict[str, Any]) -> str:
+    method, weight = content["method"], content["weight"]
+    return method if method == PLAIN or weight == WEIGHT else f"{method}:{weight:g}"
+
+
+def _table(
+    title: str, methods: dict[str, dict[int, tuple[pathlib.Path, dict[str, Any]]]]
+) -> AttackTable:
+    rows, findings = {}, []
+    order = sorted(methods, key=lambda method: (method != PLAIN, method))
+    plain = methods.get(PLAIN, {})
+    for method in order:
+        runs = methods[method]
+        counts = [counted for _, counted in runs.values()]
+        rows[method] = {
+            "seeds": table.Cell(len(runs), digits=0),
+            "attacks": table.Cell(sum(x["attacks"] for x in counts), digits=0),
+            METRIC: _over_seeds(counts, "failed_percent"),
+            "accuracy under attack, %": _over_seeds(counts, "accuracy_under_attack"),
+            "queries per attack": _over_seeds(counts, "queries_per_attack"),
+        }
+        shared = [seed for seed in runs if seed in plain]
+        pairs = [[of[seed][1]["failed_percent"] for seed in shared] for of in (runs, plain)]
+        if method != PLAIN and shared and None not in pairs[0] + pairs[1]:
+            findings.append(paired_difference(*pairs).sentence(method, METRIC))
+    files = [str(path) for method in order for path, _ in methods[method].values()]
+    return AttackTable(title, rows, findings, files)
+
+
+def _over_seeds(counts: Sequence[dict[str, Any]], name: str) -> table.Cell | None:
+    values = [counted[name] for counted in counts if counted[name] is not None]
+    if not values:
+        return None
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return table.Cell(float(np.mean(values)), std, digits=1)
+
+
+def print_tables(tables: Sequence[AttackTable], console: rich.console.Console) -> None:
+    """Prints each table with its findings."""
+    for one in tables:
+        console.print(table.to_rich(one.rows, one.title))
+        for sentence in one.findings:
+            console.print(f"- {sentence}", markup=False, highlight=False)
+
+
+def sentence(header: dict[str, Any], examples: Sequence[dict[str, Any]]) -> str:
+    """What became of an attack, in words."""
+    counted = summary(examples)
+    if not counted["attacks"]:
+        return f"{header['recipe']}: no attacks; {counted['skipped']} examples were wrong already."
+    return (
+        f"{header['recipe']}: {counted['failed_percent']:.1f} % of {counted['attacks']} attacks "
+        f"failed, after {counted['queries_per_attack']:.0f} queries each; {counted['skipped']} "
+        f"examples were wrong already."
+    )

@@ -1,0 +1,77 @@
+"""A trained run as an attack sees it: texts in, probabilities out."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from train.data.labelled import LabelledTexts
+from train.predict import batch_outputs, restore_predictor
+from train.registry import ConfigError
+from train.state import TrainState
+
+
+class Victim:
+    """Classifies texts in batches of few different shapes.
+
+    An attack asks about few texts at a time and about many, so that a batch is filled up to the
+    next power of two; the lengths are those of the data's buckets.
+
+    Args:
+        data: the run's, for its tokenizer.
+        state: the run's.
+        batch_size: texts at once, at most.
+
+    Attributes:
+        queries: texts that it was asked about.
+
+    Example:
+        >>> victim = restore_victim(pathlib.Path("runs/sst2"))  # doctest: +SKIP
+        >>> victim(["A fine film."]).round(2).tolist()  # doctest: +SKIP
+        [[0.01, 0.99]]
+    """
+
+    def __init__(self, data: LabelledTexts, state: TrainState, batch_size: int = 32) -> None:
+        self.data = data
+        self.state = state
+        self.batch_size = batch_size
+        self.queries = 0
+
+    def __call__(self, texts: Sequence[str | tuple[str, ...]]) -> np.ndarray:
+        """Probabilities of the classes.
+
+        Args:
+            texts: of each example one text, or a tuple of the data's fields.
+
+        Returns:
+            Float64 [n, C]; each row adds up to 1 as far as a float64 can, for TextAttack takes what
+            is off by 1e-6 for logits.
+        """
+        examples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        self.queries += len(examples)
+        found = [np.zeros((0, len(self.data.label_names)))]
+        for start in range(0, len(examples), self.batch_size):
+            chunk = examples[start : start + self.batch_size]
+            rows = min(1 << (len(chunk) - 1).bit_length(), self.batch_size)
+            found.append(batch_outputs(self.data, self.state, chunk, rows))
+        probabilities = np.concatenate(found)
+        return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+def restore_victim(folder: pathlib.Path, batch_size: int = 32) -> Victim:
+    """The model that a run ended with.
+
+    Raises:
+        CheckpointError: the folder is no run's, or it has no checkpoint yet.
+        ConfigError: it was no run on classes of texts.
+    """
+    data, state = restore_predictor(folder)
+    source: Any = data
+    if not isinstance(source, LabelledTexts) or not source.label_names:
+        raise ConfigError(
+            f"{folder} is no classification of texts; attacks change words until the class changes."
+        )
+    return Victim(source, state, batch_size)

@@ -1,0 +1,249 @@
+"""From one domain to others: trained on one corpus, evaluated on others of the same task.
+
+The pairs of corpora are those of the paper's Table 2, and sentiment beside them. The sets that are
+evaluated are cut into halves: one to develop and to calibrate on, the other to report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from align_jax.pretrained.tokenizer import Tokens
+from train.data.labelled import Examples, LabelledTexts, checked_examples
+from train.data.prepared import prepared_builder
+from train.data.text import subset_rows
+from train.data.transfer_files import READERS, read_labelled
+from train.registry import ConfigError, nearest
+
+SOURCES = ("tfds", "files")
+_GLUE = "tensorflow_datasets.text.glue"
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A set of labelled texts.
+
+    Attributes:
+        name: of its local files, and of the splits made of it.
+        builder: what tensorflow-datasets calls it; "" where it does not have it.
+        module: the Python module that defines it there.
+        dev: its split there that is evaluated.
+        fields: what its texts are called there, if not as in the local files.
+    """
+
+    name: str
+    builder: str = ""
+    module: str = ""
+    dev: str = "validation"
+    fields: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Domains:
+    """A task with the corpora that it is learnt and tried on.
+
+    Attributes:
+        fields: the names of an example's texts.
+        labels: the names of its classes in order.
+        source: what is trained on.
+        targets: what is evaluated besides.
+        choices: of how many texts one is chosen; they are the last fields.
+    """
+
+    fields: tuple[str, ...]
+    labels: tuple[str, ...]
+    source: Corpus
+    targets: tuple[Corpus, ...]
+    choices: int = 1
+
+
+_ENDINGS = ("ending0", "ending1", "ending2", "ending3")
+DOMAINS = {
+    "nli": Domains(
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        Corpus("snli", "snli", "tensorflow_datasets.datasets.snli.snli_dataset_builder"),
+        (Corpus("mnli", "glue/mnli", _GLUE, "validation_matched"),),
+    ),
+    "paraphrase": Domains(
+        ("sentence1", "sentence2"),
+        ("no_paraphrase", "paraphrase"),
+        Corpus("qqp", "glue/qqp", _GLUE, fields=("question1", "question2")),
+        (Corpus("twitterppdb"),),
+    ),
+    "commonsense": Domains(
+        ("context", *_ENDINGS),
+        _ENDINGS,
+        Corpus("swag"),
+        (Corpus("hellaswag", "hellaswag", "tensorflow_datasets.text.hellaswag"),),
+        choices=4,
+    ),
+    "sentiment": Domains(
+        ("sentence",),
+        ("negative", "positive"),
+        Corpus("sst2", "glue/sst2", _GLUE),
+        (Corpus("books"), Corpus("dvd"), Corpus("airline")),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer(LabelledTexts):
+    """A training corpus, and development sets of its own and of other domains cut into halves.
+
+    The splits are "train"; "validation" and "test", the halves of the training corpus' development
+    set; and for each other corpus, such as "mnli", its second half under its name and its first
+    half as "mnli_validation". Batches and other settings are those of `LabelledTexts`.
+
+    Attributes:
+        domains: one of `DOMAINS`.
+        source: "tfds" reads from tensorflow-datasets what it has, and the rest from local files;
+            "files" reads all from these.
+        files: the folder of the local files: snli-train, snli-validation (the training corpus),
+            mnli (another one), each with an ending of `transfer_files`. "" means
+            $ALIGN_JAX_DATA/{domains} or, without that variable, the current folder.
+        half_seed: of the cut into halves.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> Transfer("sentiment").splits[:4]
+        ('train', 'validation', 'test', 'books')
+    """
+
+    domains: str = "sentiment"
+    source: str = "tfds"
+    files: str = ""
+    half_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("domains", tuple(DOMAINS)), ("source", SOURCES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(
+                    f"data.{name} is {value!r}; {nearest(value, known)}known: {', '.join(known)}."
+                )
+        super().__post_init__()
+
+    @property
+    def title(self) -> str:
+        """What messages call the data."""
+        return f"The transfer of {self.domains}"
+
+    @functools.cached_property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return ("train", *self._halves)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of an example's texts."""
+        return DOMAINS[self.domains].fields
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the classes in order."""
+        return DOMAINS[self.domains].labels
+
+    @property
+    def choices(self) -> int:
+        """Texts that an example is a choice between; 1 where it is no such choice."""
+        return DOMAINS[self.domains].choices
+
+    @functools.cached_property
+    def examples(self) -> dict[str, int]:
+        """Sizes of the splits.
+
+        Raises:
+            ConfigError: a corpus cannot be read; says how to get it.
+        """
+        return {split: len(self.read(split)) for split in self.splits}
+
+    def read(self, split: str) -> Examples:
+        """The examples of a split, in order; their ids are their places in the corpus.
+
+        Raises:
+            ConfigError: the corpus cannot be read, or it has wrong labels.
+        """
+        self.check_split(split)
+        if split == "train":
+            whole = self._corpus(DOMAINS[self.domains].source, "train")
+            return whole.take(subset_rows(len(whole), self.train_examples))
+        corpus, half = self._halves[split]
+        whole = self._corpus(corpus, "validation")
+        order = np.random.default_rng(self.half_seed).permutation(len(whole))
+        return whole.take(np.sort(np.array_split(order, 2)[half]))
+
+    def tokenize(self, columns: Sequence[Sequence[str]]) -> list[Tokens]:
+        """One entry for each example; of a choice, one for each ending, paired with the context."""
+        if self.choices == 1:
+            return super().tokenize(columns)
+        contexts = [context for context in columns[0] for _ in range(self.choices)]
+        endings = [ending for row in zip(*columns[1:], strict=True) for ending in row]
+        return self.text_tokenizer.tokenize(contexts, endings, max_length=self.max_length)
+
+    @functools.cached_property
+    def _halves(self) -> dict[str, tuple[Corpus, int]]:
+        """Evaluated split -> its corpus, and which half of it."""
+        domains = DOMAINS[self.domains]
+        halves = {"validation": (domains.source, 0), "test": (domains.source, 1)}
+        for corpus in domains.targets:
+            halves |= {corpus.name: (corpus, 1), f"{corpus.name}_validation": (corpus, 0)}
+        return halves
+
+    @functools.cached_property
+    def _read_before(self) -> dict[tuple[str, str], Examples]:
+        return {}
+
+    def _corpus(self, corpus: Corpus, split: str) -> Examples:
+        """A corpus' examples that have a label; SNLI has some on which people did not agree."""
+        if (corpus.name, split) not in self._read_before:
+            if self.source == "tfds" and corpus.builder:
+                columns, labels, where = self._prepared(corpus, split)
+            else:
+                columns, labels, where = self._local(corpus, split)
+            ids = np.arange(len(labels))
+            examples = Examples(columns, labels, ids)
+            if (labels != -1).any():
+                examples = examples.take(np.flatnonzero(labels != -1))
+            self._read_before[corpus.name, split] = checked_examples(
+                examples.columns, examples.labels, examples.ids, len(self.label_names), where
+            )
+        return self._read_before[corpus.name, split]
+
+    def _prepared(self, corpus: Corpus, split: str) -> tuple[list[list[str]], np.ndarray, str]:
+        split = corpus.dev if split == "validation" else split
+        builder = prepared_builder(corpus.builder, corpus.module, self.folder)
+        source = builder.as_data_source(split=split)
+        examples = source.__getitems__(list(range(len(source))))
+        labels = np.array([int(example["label"]) for example in examples])
+        where = f"{corpus.builder}, split {split!r}"
+        if self.choices > 1:  # HellaSWAG
+            endings = zip(*(example["endings"] for example in examples), strict=True)
+            texts = [[example["context"] for example in examples], *endings]
+        else:
+            texts = [[x[field] for x in examples] for field in corpus.fields or self.fields]
+        return [[text.decode("utf-8") for text in column] for column in texts], labels, where
+
+    def _local(self, corpus: Corpus, split: str) -> tuple[list[list[str]], np.ndarray, str]:
+        data = os.environ.get("ALIGN_JAX_DATA")
+        default = Path(data) / self.domains if data else Path()
+        folder = Path(self.files).expanduser() if self.files else default
+        domains = DOMAINS[self.domains]
+        name = f"{corpus.name}-{split}" if corpus == domains.source else corpus.name
+        found = [path for end in READERS if (path := folder / f"{name}{end}").is_file()]
+        if not found:
+            raise ConfigError(
+                f"{corpus.name}: there is no {folder / name}.jsonl. Put it there (a line is an "
+                f"object with {', '.join(domains.fields)} and label; train/data/transfer_files.py "
+                f"says more), or set data.files to the folder that holds it."
+            )
+        columns, labels = read_labelled(found[0], domains.fields, domains.labels)
+        return columns, np.array(labels), str(found[0])

@@ -1,0 +1,139 @@
+"""Labelled texts in local files: JSON lines, and two corpora's own formats.
+
+A line of a .jsonl file is an object with the texts by name and "label", a class's number or name:
+
+    {"sentence": "A fine film.", "label": 1}
+    {"premise": "A man sleeps.", "hypothesis": "A man runs.", "label": "contradiction"}
+    {"context": "She opens the", "endings": ["door.", "sky.", "sea.", "tea."], "label": 0}
+
+HellaSWAG's hellaswag_val.jsonl is such a file (its context is called "ctx"). SWAG's train.csv and
+val.csv, and the files of TwitterPPDB (Twitter_URL_Corpus_test.txt) are read as published.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from train.registry import ConfigError
+
+Record = tuple[tuple[str, ...], int]  # an example's texts, and its label
+
+
+def read_labelled(
+    path: Path, fields: tuple[str, ...], labels: tuple[str, ...]
+) -> tuple[list[list[str]], list[int]]:
+    """Reads a file of labelled texts; its ending says in which format.
+
+    Args:
+        path: *.jsonl, SWAG's *.csv, or TwitterPPDB's *.txt.
+        fields: the names of an example's texts; "ending0", "ending1", ... are a file's "endings".
+        labels: the names of the classes.
+
+    Returns:
+        For each field the texts of all examples, and the labels.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is not in its format; names the line.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    try:
+        records = list(READERS[path.suffix](content, fields, labels))
+    except _FormatError as error:
+        raise ConfigError(f"{path}, {error}.") from error
+    if not records:
+        raise ConfigError(f"{path} holds no examples.")
+    columns = [list(column) for column in zip(*(texts for texts, _ in records), strict=True)]
+    return columns, [label for _, label in records]
+
+
+class _FormatError(ValueError):
+    """A line is not as it should be."""
+
+
+def _json_lines(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Record]:
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise _FormatError(f"{where} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise _FormatError(f"{where} is no JSON object: {line.strip()[:80]}")
+        yield _texts(_flat(values), fields, where), _label(values.get("label"), labels, where)
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With the endings of a choice as fields of their own."""
+    found = {"context": values.get("ctx"), **values}
+    endings = values.get("endings")
+    if isinstance(endings, list):
+        found |= {f"ending{number}": ending for number, ending in enumerate(endings)}
+    return found
+
+
+def _swag(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Record]:
+    """SWAG's columns are many; "startphrase" is the context up to where the endings go on."""
+    rows = csv.DictReader(io.StringIO(content, newline=""))
+    for row in rows:
+        where = f"line {rows.line_num}"
+        texts = _texts({**row, "context": row.get("startphrase")}, fields, where)
+        yield texts, _label(row.get("label"), labels, where)
+
+
+def _twitter(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Record]:
+    """Both sentences, and how many of 6 people found them to be paraphrases: "(4, 6)".
+
+    As its authors do, 4 or more make a paraphrase, 2 or fewer none, and 3 are left out (Lan et al.,
+    2017, arXiv 1708.00391).
+    """
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        first, second, votes, *_ = [*line.split("\t"), "", "", ""]
+        found = re.fullmatch(r"\(([0-6]), 6\)", votes.strip())
+        if found is None:
+            raise _FormatError(
+                f"line {number}: expected two sentences and votes such as (4, 6), separated by "
+                f"tabs, got {line[:80]!r}"
+            )
+        if found[1] != "3":
+            yield (first, second), int(int(found[1]) > 3)
+
+
+def _texts(values: Mapping[str, Any], fields: tuple[str, ...], where: str) -> tuple[str, ...]:
+    missing = [name for name in fields if not isinstance(values.get(name), str)]
+    if missing:
+        raise _FormatError(f"{where}: expected the texts {', '.join(fields)}; {missing[0]} is none")
+    return tuple(values[name] for name in fields)
+
+
+def _label(value: Any, labels: tuple[str, ...], where: str) -> int:
+    """The number of a class, given its number or its name."""
+    if value in labels:
+        return labels.index(value)
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(labels):
+        raise _FormatError(
+            f"{where} has the label {value!r}; expected 0 to {len(labels) - 1}, or one of "
+            f"{', '.join(labels)}"
+        )
+    return value
+
+
+READERS: dict[str, Callable[[str, tuple[str, ...], tuple[str, ...]], Iterator[Record]]] = {
+    ".jsonl": _json_lines,
+    ".csv": _swag,
+    ".txt": _twitter,
+}
