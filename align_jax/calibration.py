@@ -6,6 +6,19 @@ import jax.numpy as jnp
 from jax.scipy.special import betainc
 from jaxtyping import Array, Bool, Float, Int
 
+__all__ = [
+    "CalibrationBins",
+    "adaptive_calibration_error",
+    "brier_score",
+    "calibration_bins",
+    "certain_predictions",
+    "equal_means_p_value",
+    "expected_calibration_error",
+    "fit_temperature",
+    "negative_log_likelihood",
+    "patch_accuracy_vs_uncertainty",
+]
+
 
 @flax.struct.dataclass
 class CalibrationBins:
@@ -15,6 +28,11 @@ class CalibrationBins:
       count: examples in the bin.
       confidence: sum of their confidences.
       correct: how many of them were right.
+
+    Example:
+      >>> bins = CalibrationBins(jnp.array([0.0, 4.0]), jnp.array([0.0, 3.2]), jnp.array([0.0, 3.0]))
+      >>> round(bins.expected_calibration_error().item(), 4)
+      0.05
     """
 
     count: Float[Array, "bins"]
