@@ -30,7 +30,8 @@ class CalibrationBins:
       correct: how many of them were right.
 
     Example:
-      >>> bins = CalibrationBins(jnp.array([0.0, 4.0]), jnp.array([0.0, 3.2]), jnp.array([0.0, 3.0]))
+      >>> count, confidence, correct = (jnp.array([0.0, x]) for x in (4.0, 3.2, 3.0))
+      >>> bins = CalibrationBins(count, confidence, correct)
       >>> round(bins.expected_calibration_error().item(), 4)
       0.05
     """

@@ -3,8 +3,9 @@
 import importlib
 import re
 
-import align_jax
 from sphinx.util import logging
+
+import align_jax
 
 project = "align_jax"
 author = "The align_jax authors"
@@ -37,7 +38,8 @@ def _shorten(app, what, name, value, options, signature, returns):
     """Leaves out the arguments that every Linen module has, and where jax keeps its Array."""
     if signature:
         signature = re.sub(r", parent: .*?, name: str \| None = None", "", signature)
-    return tuple(text and text.replace("jaxlib._jax.Array", "Array") for text in (signature, returns))
+    texts = (signature, returns)
+    return tuple(text and text.replace("jaxlib._jax.Array", "Array") for text in texts)
 
 
 def _skip(app, what, name, value, skip, options):
