@@ -6,6 +6,19 @@ import jax.numpy as jnp
 from jax.scipy.special import betainc
 from jaxtyping import Array, Bool, Float, Int
 
+__all__ = [
+    "CalibrationBins",
+    "adaptive_calibration_error",
+    "brier_score",
+    "calibration_bins",
+    "certain_predictions",
+    "equal_means_p_value",
+    "expected_calibration_error",
+    "fit_temperature",
+    "negative_log_likelihood",
+    "patch_accuracy_vs_uncertainty",
+]
+
 
 @flax.struct.dataclass
 class CalibrationBins:
@@ -15,6 +28,12 @@ class CalibrationBins:
       count: examples in the bin.
       confidence: sum of their confidences.
       correct: how many of them were right.
+
+    Example:
+      >>> count, confidence, correct = (jnp.array([0.0, x]) for x in (4.0, 3.2, 3.0))
+      >>> bins = CalibrationBins(count, confidence, correct)
+      >>> round(bins.expected_calibration_error().item(), 4)
+      0.05
     """
 
     count: Float[Array, "bins"]

@@ -20,6 +20,10 @@ class AlignmentSums:
     Attributes:
       total: per attention, the sum over samples of the mean divergence of its heads.
       count: per attention, the number of samples in that sum.
+
+    Example:
+      >>> AlignmentSums(total=jnp.array([6.0, 0.0]), count=jnp.array([3.0, 0.0])).mean().item()
+      2.0
     """
 
     total: Float[Array, "L"]
@@ -48,6 +52,15 @@ def alignment_sums(
 
     Raises:
       ValueError: when nothing was sown, or the mask's shape is not `[B]`.
+
+    Example:
+      >>> sown = {"alignment": {"layer_0": {
+      ...     "divergence": (jnp.array([[0.5, 1.5], [2.0, 4.0]]),),
+      ...     "valid": (jnp.array([True, True]),),
+      ... }}}  # as a model of one layer and two heads sows it for two samples
+      >>> sums = alignment_sums(sown, sample_mask=jnp.array([True, False]))
+      >>> sums.total.tolist(), sums.count.tolist()
+      ([1.0], [1.0])
     """
     totals, counts = [], []
     for _, divergence, valid in _sown(variables, sample_mask):
@@ -75,8 +88,15 @@ def alignment_loss(
       ValueError: when nothing was sown, or the mask's shape is not `[B]`.
 
     Example:
-      >>> outputs, sown = model.apply(params, x, mutable=["alignment"])  # doctest: +SKIP
-      >>> loss = task_loss(outputs) + 0.01 * alignment_loss(sown)  # doctest: +SKIP
+      >>> import jax
+      >>> from align_jax import AlignmentConfig, MultiHeadDotProductAttention
+      >>> model = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig("mmd"))
+      >>> x = jnp.ones((3, 5, 8))
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> outputs, sown = model.apply(variables, x, mutable=["alignment"])
+      >>> loss = jnp.mean(outputs**2) + 0.01 * alignment_loss(sown)
+      >>> loss.shape
+      ()
     """
     return alignment_sums(variables, sample_mask).mean()
 
@@ -96,6 +116,14 @@ def alignment_table(
 
     Raises:
       ValueError: when nothing was sown, or the mask's shape is not `[B]`.
+
+    Example:
+      >>> sown = {"alignment": {"layer_0": {
+      ...     "divergence": (jnp.array([[0.5, 1.5], [2.0, 4.0]]),),
+      ...     "valid": (jnp.array([True, True]),),
+      ... }}}  # as a model of one layer and two heads sows it for two samples
+      >>> {name: heads.tolist() for name, heads in alignment_table(sown).items()}
+      {'layer_0': [1.25, 2.75]}
     """
     return {
         name: per_head
@@ -127,6 +155,16 @@ def cloud_mmd(
 
     Raises:
       ValueError: when nothing was sown, or the mask's shape is not `[B]`.
+
+    Example:
+      >>> import jax, flax.linen as nn
+      >>> from align_jax import AlignmentConfig, aligned
+      >>> model = aligned(nn.SelfAttention(num_heads=2), AlignmentConfig(method="none"))
+      >>> x = jnp.ones((3, 5, 8))
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> _, sown = model.apply(variables, x, mutable=["alignment_clouds"])
+      >>> {name: heads.shape for name, heads in cloud_mmd(sown).items()}
+      {'': (2,)}
     """
     result: dict[str, Array] = {}
     for path, calls in _leaves(variables, CLOUDS, "query"):

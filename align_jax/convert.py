@@ -59,6 +59,10 @@ class AlignedModel(nn.Module):
     Attributes:
       model: the original.
       config: what to align, and how.
+
+    Example:
+      >>> AlignedModel(nn.SelfAttention(num_heads=2), AlignmentConfig("ot")).config.method
+      'ot'
     """
 
     model: nn.Module
@@ -69,7 +73,12 @@ class AlignedModel(nn.Module):
         nn.share_scope(self, self.model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the model."""
+        """Calls the model, with its own arguments.
+
+        Raises:
+          ValueError: at `init`, if the model contains no flax attention; and for an attention that
+            has an alignment of its own.
+        """
         return self._observed(self.model)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

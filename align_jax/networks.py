@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 
 from align_jax import placement
 
+__all__ = ["Critic", "Discriminator", "Highway", "Navigator"]
+
 # Entries of the vectors that `in_chunks` takes at a time: a megabyte of float32.
 CHUNK_SIZE = 2**18
 
@@ -21,8 +23,10 @@ class Highway(nn.Module):
 
     The gate `t = sigmoid(gate(x))` and the transform have a Dense layer each.
 
+    Attributes:
+      dtype: of the computation; None takes it from inputs and parameters.
+
     Example:
-      >>> import jax
       >>> x = jnp.ones((2, 5))
       >>> Highway().init_with_output(jax.random.key(0), x)[0].shape
       (2, 5)
@@ -46,6 +50,11 @@ class Critic(nn.Module):
       features: width of the output.
       hidden_features: width of the hidden layer.
       highway: False leaves the highway layer out and uses a plain ReLU (the paper's ablation).
+      dtype: of the computation; None takes it from inputs and parameters.
+
+    Example:
+      >>> Critic(features=4).init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
+      (2, 4)
     """
 
     features: int
@@ -69,6 +78,10 @@ class Discriminator(Critic):
     Attributes:
       hidden_features: width of the hidden layer.
       highway: False leaves the highway layer out and uses a plain ReLU (the paper's ablation).
+
+    Example:
+      >>> Discriminator().init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
+      (2,)
     """
 
     features: int = 1
@@ -85,6 +98,11 @@ class Navigator(nn.Module):
     Attributes:
       features: width of the output.
       hidden_features: width of the hidden layer.
+      dtype: of the computation; None takes it from inputs and parameters.
+
+    Example:
+      >>> Navigator(features=4).init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
+      (2, 4)
     """
 
     features: int

@@ -32,6 +32,12 @@ class SinkhornReport(NamedTuple):
       residual: L1 distance between the plan's marginals and the wanted ones; at most the
         threshold where the iterations converged.
       converged: whether they did.
+
+    Example:
+      >>> cloud = jnp.eye(3).reshape(1, 3, 1, 3)
+      >>> _, report = optimal_transport(cloud, cloud, with_report=True)
+      >>> report.converged.tolist()
+      [[True]]
     """
 
     iterations: Int[Array, "B H"]

@@ -107,6 +107,13 @@ class MultipleChoice(nn.Module):
     Attributes:
         config: the encoder's.
         pooling: see `SequenceClassifier`.
+
+    Example:
+        >>> import jax
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2)
+        >>> model, tokens = MultipleChoice(config), jnp.ones((2, 4, 3), jnp.int32)
+        >>> model.apply(model.init(jax.random.key(0), tokens), tokens).shape
+        (2, 4)
     """
 
     config: EncoderConfig
@@ -121,7 +128,11 @@ class MultipleChoice(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "B C"]:
-        """Logits of the choices; arguments as the encoder's, with an axis for the choices."""
+        """Logits of the choices; arguments as the encoder's, with an axis for the choices.
+
+        Raises:
+            ValueError: tokens that are not [B, C, N].
+        """
         if input_ids.ndim != 3:
             raise ValueError(f"input_ids must be [B, C, N], got shape {input_ids.shape}.")
         tokens = input_ids.reshape(-1, input_ids.shape[-1])
@@ -136,7 +147,16 @@ class MultipleChoice(nn.Module):
 
 
 class SpanLogits(NamedTuple):
-    """Logits of a span's first and last token, padding included: mask before a softmax."""
+    """Logits of a span's first and last token, padding included: mask before a softmax.
+
+    Attributes:
+        start: of each token to be the first one, [B, N].
+        end: of each token to be the last one, [B, N].
+
+    Example:
+        >>> SpanLogits(start=jnp.zeros((1, 5)), end=jnp.zeros((1, 5))).end.shape
+        (1, 5)
+    """
 
     start: Float[Array, "B N"]
     end: Float[Array, "B N"]
@@ -147,6 +167,13 @@ class SpanExtractor(nn.Module):
 
     Attributes:
         config: the encoder's.
+
+    Example:
+        >>> import jax
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2)
+        >>> model, tokens = SpanExtractor(config), jnp.ones((2, 3), jnp.int32)
+        >>> model.apply(model.init(jax.random.key(0), tokens), tokens).start.shape
+        (2, 3)
     """
 
     config: EncoderConfig

@@ -29,7 +29,7 @@ from align_jax.models.settings import check_counts, check_probabilities, check_t
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes and options that every text encoder has.
+    """Sizes and options that every text encoder has; `BertConfig` and `AlbertConfig` are made of.
 
     Attributes:
         vocab_size: number of tokens in the vocabulary.
@@ -54,6 +54,11 @@ class EncoderConfig:
 
     Raises:
         ValueError: a value is out of range; the message names it.
+
+    Example:
+        >>> from align_jax.models import BertConfig
+        >>> isinstance(BertConfig(heads=4), EncoderConfig)
+        True
     """
 
     vocab_size: int

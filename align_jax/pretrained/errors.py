@@ -7,7 +7,16 @@ from types import ModuleType
 
 
 class PretrainedError(ValueError):
-    """A checkpoint cannot be found, read, or turned into a model; the message says what to do."""
+    """A checkpoint cannot be found, read, or turned into a model; the message says what to do.
+
+    Example:
+        >>> from align_jax import pretrained
+        >>> try:
+        ...     pretrained.load("./no-such-folder")
+        ... except pretrained.PretrainedError as error:
+        ...     print(error)
+        There is no folder './no-such-folder'. Give an existing folder, or a name on the hub ...
+    """
 
 
 def require(module: str, purpose: str, package: str = "align_jax[pretrained]") -> ModuleType:

@@ -49,6 +49,10 @@ class LoadReport:
         folder: where the files were.
         unused: tensors of the checkpoint that the model has no place for.
         fresh: parameters that the checkpoint does not hold, freshly initialised.
+
+    Example:
+        >>> print(LoadReport("minilm", unused=(), fresh=("classifier/bias",)))
+        minilm: tensors not used: none; parameters freshly made: classifier/bias
     """
 
     folder: str
@@ -70,6 +74,9 @@ class Pretrained:
         params: its "params" collection, float32.
         tokenizer: None if the checkpoint has none, or none was asked for.
         report: which tensors were not used, which parameters are new.
+
+    Example:
+        See `load`.
     """
 
     model: nn.Module
@@ -129,10 +136,30 @@ def load(
         ImportError: a package is needed that is not installed.
 
     Example:
+        From the hub:
+
         >>> loaded = load("albert/albert-base-v2", num_labels=2)  # doctest: +SKIP
         >>> batch = loaded.tokenizer.encode(["A sentence."])  # doctest: +SKIP
         >>> loaded.model.apply({"params": loaded.params}, **batch).shape  # doctest: +SKIP
         (1, 2)
+
+        From a folder that `save` wrote, now with alignment, whose networks are new:
+
+        >>> import tempfile
+        >>> import jax
+        >>> from align_jax import AlignmentConfig
+        >>> from align_jax.models import BertConfig
+        >>> from align_jax.pretrained import save
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2, mlp_size=8)
+        >>> model, tokens = build(config, "classification", labels=3), jnp.ones((2, 5), jnp.int32)
+        >>> params = model.init(jax.random.key(0), tokens)["params"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, model, params)
+        ...     loaded = load(folder, alignment=AlignmentConfig("ct"))
+        >>> loaded.model.apply({"params": loaded.params}, tokens).shape
+        (2, 3)
+        >>> all("/alignment/" in name for name in loaded.report.fresh)
+        True
     """
     check_choice("head", head, HEADS)
     if num_labels is not None and head != "classification":
@@ -170,8 +197,17 @@ def build(
         labels: number of classes, for classification.
         pooling: see `load`.
 
+    Returns:
+        A Linen module; call it as `load`'s.
+
     Raises:
         ValueError: for an unknown head or pooling.
+
+    Example:
+        >>> from align_jax.models import BertConfig
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2)
+        >>> build(config, "classification", labels=3).labels
+        3
     """
     check_choice("head", head, HEADS)
     if pooling is not None:

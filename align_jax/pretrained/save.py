@@ -58,7 +58,18 @@ def save(
         ImportError: safetensors is not installed.
 
     Example:
-        >>> save("exported", loaded.model, state.params, loaded.tokenizer)  # doctest: +SKIP
+        >>> import os, tempfile
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from align_jax.models import BertConfig
+        >>> from align_jax.pretrained import build
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2, mlp_size=8)
+        >>> model = build(config, "classification", labels=2)
+        >>> params = model.init(jax.random.key(0), jnp.ones((2, 5), jnp.int32))["params"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, model, params, label_names=["no", "yes"])
+        ...     sorted(os.listdir(folder))
+        ['config.json', 'model.safetensors']
     """
     safetensors = require("safetensors.numpy", "Writing a checkpoint")
     config = getattr(model, "config", None)

@@ -43,6 +43,20 @@ class Tokenizer:
 
     Raises:
         PretrainedError: it has tokens that the model does not, or adds no special tokens.
+
+    Example:
+        >>> import os, pathlib, tempfile
+        >>> from align_jax.models import BertConfig
+        >>> from align_jax.pretrained import load_tokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "who", "ann", "sings", ".", "?"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "vocab.txt").write_text(os.linesep.join(words))
+        ...     tokenizer = load_tokenizer(folder, BertConfig(vocab_size=len(words)))
+        >>> batch = tokenizer.encode(["Who sings?"], ["Ann."], length=10)
+        >>> batch["input_ids"].tolist()
+        [[2, 4, 6, 8, 3, 5, 7, 3, 0, 0]]
+        >>> batch["token_type_ids"].tolist()
+        [[0, 0, 0, 0, 0, 1, 1, 1, 0, 0]]
     """
 
     def __init__(
@@ -153,12 +167,7 @@ class Tokenizer:
         length: int | None = None,
         buckets: Sequence[int] = BUCKETS,
     ) -> dict[str, np.ndarray]:
-        """`tokenize`, then `pad`.
-
-        Example:
-            >>> tokenizer.encode(["One."], ["Two."])["input_ids"].shape  # doctest: +SKIP
-            (1, 32)
-        """
+        """`tokenize`, then `pad`; arguments, result and errors as theirs."""
         max_length = length if max_length is None else max_length
         tokens = self.tokenize(texts, pairs, max_length=max_length)
         return self.pad(tokens, length=length, buckets=buckets)

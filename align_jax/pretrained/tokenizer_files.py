@@ -36,9 +36,22 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
             BERT, RoBERTa and ALBERT and those in tokenizer_config.json.
         config: the model's.
 
+    Returns:
+        A `Tokenizer`, which pads and truncates as the model expects.
+
     Raises:
         PretrainedError: no files, damaged ones, or a vocabulary larger than the model's.
         ImportError: the package `tokenizers` is not installed.
+
+    Example:
+        >>> import os, pathlib, tempfile
+        >>> from align_jax.models import BertConfig
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "who", "ann", "sings", ".", "?"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "vocab.txt").write_text(os.linesep.join(words))
+        ...     tokenizer = load_tokenizer(folder, BertConfig(vocab_size=len(words)))
+        >>> tokenizer.encode(["Ann sings."], length=8)["input_ids"].tolist()
+        [[2, 5, 6, 7, 3, 0, 0, 0]]
     """
     folder = Path(folder)
     require("tokenizers", "Reading a tokenizer")

@@ -19,6 +19,9 @@ class Windows(NamedTuple):
             to, counted in the context; (0, 0) for every other token.
         in_context: bool [W, N], which tokens are the context's.
         example: int32 [W], which question the window belongs to.
+
+    Example:
+        See `encode_windows`.
     """
 
     batch: dict[str, np.ndarray]
@@ -57,9 +60,22 @@ def encode_windows(
         ValueError: a text is no string, or the settings leave no room for the context to move on.
 
     Example:
-        >>> windows = encode_windows(tokenizer, ["Who?"], ["Ann."])  # doctest: +SKIP
-        >>> windows.example.tolist()  # doctest: +SKIP
-        [0]
+        >>> import os, pathlib, tempfile
+        >>> from align_jax.models import BertConfig
+        >>> from align_jax.pretrained import load_tokenizer
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "who", "ann", "sings", ".", "?"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "vocab.txt").write_text(os.linesep.join(words))
+        ...     tokenizer = load_tokenizer(folder, BertConfig(vocab_size=len(words)))
+        >>> text = "Ann sings. Who sings?"
+        >>> windows = encode_windows(
+        ...     tokenizer, ["Who?"], [text], max_length=8, stride=1, max_question=2
+        ... )
+        >>> windows.example.tolist()  # three windows, of the one question
+        [0, 0, 0]
+        >>> first, last = windows.offsets[0, windows.in_context[0]][[0, -1]]
+        >>> text[first[0] : last[1]]
+        'Ann sings.'
     """
     inputs = checked_texts(questions, contexts)
     max_length = tokenizer.checked_length(max_length, pair=True)

@@ -96,13 +96,19 @@ EASY_TRAIN = [
 EASY_TEST = [["is there a mauve shape?", "no", 0], ["what shape is it?", "circle", 1]]
 
 
-def write_easy_vqa(folder: pathlib.Path) -> None:
-    """Writes answers.txt, questions.json and pictures of random pixels; needs Pillow."""
+def write_easy_vqa(folder: pathlib.Path, copies: int = 1) -> None:
+    """Writes answers.txt, questions.json and pictures of random pixels; needs Pillow.
+
+    Args:
+        folder: where to; must exist.
+        copies: how often the questions for training are asked, of other pictures each time.
+    """
     from PIL import Image
 
     (folder / "answers.txt").write_text("\n".join(EASY_ANSWERS) + "\n")
     rng = np.random.default_rng(0)
-    for part, questions in (("train", EASY_TRAIN), ("test", EASY_TEST)):
+    train = [[*asked, image + 5 * n] for n in range(copies) for *asked, image in EASY_TRAIN]
+    for part, questions in (("train", train), ("test", EASY_TEST)):
         (folder / part / "images").mkdir(parents=True)
         (folder / part / "questions.json").write_text(json.dumps(questions))
         for number in {number for *_, number in questions}:

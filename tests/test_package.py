@@ -1,0 +1,57 @@
+"""The wheel and the sdist: what is in them, and what they bring along."""
+
+import email
+import pathlib
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+from align_jax import __version__
+
+pytestmark = pytest.mark.slow  # building fetches setuptools
+ROOT = pathlib.Path(__file__).parents[1]
+LIGHT = ["jax", "flax", "jaxtyping", "numpy"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    run = [sys.executable, "-m"]
+    subprocess.run([*run, "build", "--outdir", folder, ROOT], check=True, capture_output=True)
+    found = sorted(folder.iterdir())
+    subprocess.run([*run, "twine", "check", "--strict", *found], check=True)
+    return found
+
+
+def library():
+    """The files that belong to the library."""
+    found = [p for p in (ROOT / "align_jax").rglob("*") if p.suffix in (".py", ".typed")]
+    return {p.relative_to(ROOT).as_posix() for p in found}
+
+
+def test_wheel(built):
+    wheel = next(path for path in built if path.suffix == ".whl")
+    assert wheel.name == f"align_jax-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        info = f"align_jax-{__version__}.dist-info"
+        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+        licence = archive.read(f"{info}/licenses/LICENSE")
+    assert names == library()
+    assert "align_jax/py.typed" in names
+    assert licence == (ROOT / "LICENSE").read_bytes()
+    needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert [line.partition(">")[0] for line in needed] == LIGHT
+
+
+def test_sdist(built):
+    sdist = next(path for path in built if path.name.endswith(".tar.gz"))
+    with tarfile.open(sdist) as archive:
+        names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    about = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    assert {name for name in names if not name.startswith("align_jax.egg-info/")} == (
+        library() | about
+    )
