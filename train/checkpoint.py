@@ -27,6 +27,8 @@ from train.state import TrainState
 CONFIG = "config.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
+COMMAND = "command.txt"  # of a sweep: what it was started with
+STEP_TIMES = "step_times.json"  # of a sweep
 FREE_SECTIONS = ("train", "eval", "name")  # may change between a run's start and its resumption
 
 

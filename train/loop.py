@@ -29,10 +29,15 @@ from train.checkpoint import (
 from train.early_stopping import Criterion, EarlyStopping
 from train.evaluation import evaluate, measure_mmd, measure_uncertainty
 from train.experiment import Experiment, build_experiment
+from train.hardware import hardware
 from train.log import RunLog
 from train.parallel import Pmap, make_parallel
 from train.registry import ConfigError
 from train.state import TrainState
+
+
+class OutOfTime(RuntimeError):
+    """The time that a run was given is over; its state is saved, and the same call goes on."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -46,6 +51,7 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     console: rich.console.Console | None = None,
     summary: bool = True,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Trains what a config describes, or goes on where the folder's last checkpoint ends.
 
@@ -55,16 +61,18 @@ def run(
         devices: where to run; all local devices by default.
         console: where to print; the terminal by default.
         summary: whether to print the table of evaluations at the end.
+        deadline: when to stop training, by `time.monotonic`.
 
     Returns:
         What `result.json` holds: "metrics" per split, "mmd" (summed over layers and heads),
         "alignment" (mean divergence over the last logged steps), "parameters" (their number),
-        "steps" and "seconds".
+        "steps", "seconds" and "hardware", both of the last start.
 
     Raises:
         ConfigError: the config names or combines things that do not exist or fit.
         CheckpointError: the folder is not ours, or holds another experiment's run.
         TrainingDiverged: the loss is not finite.
+        OutOfTime: the deadline has passed and there are steps left to take.
 
     Example:
         >>> run(digits.get_config(), "runs/digits")["metrics"]["test"]["accuracy"]
@@ -79,7 +87,7 @@ def run(
     with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
         trainer = Trainer.start(experiment, initial, checkpoints, devices)
         with RunLog(workdir, config.train.steps, trainer.step, console, _title(config)) as log:
-            trainer.train(log)
+            trainer.train(log, deadline)
             result = trainer.finish(log)
         if summary:
             log.print_evaluations(f"{_title(config)} in {workdir}")
@@ -160,8 +168,12 @@ class Trainer:
             stopping, progress.best_params,
         )  # fmt: skip
 
-    def train(self, log: RunLog) -> None:
-        """Steps until the last one, or until the patience is used up."""
+    def train(self, log: RunLog, deadline: float | None = None) -> None:
+        """Steps until the last one, or until the patience is used up.
+
+        Raises:
+            OutOfTime: before that the deadline has passed; the steps taken are saved.
+        """
         config, last = self.experiment.config, self.experiment.config.train.steps
         if self.step == 0 and config.eval.at_start:
             self._evaluate(log)
@@ -185,6 +197,9 @@ class Trainer:
                 self._evaluate(log)
             if self._due(config.train.checkpoint_every):
                 self._save()
+            if deadline is not None and time.monotonic() >= deadline and self.step < last:
+                self._save()
+                raise OutOfTime(f"The time is over after {self.step} of {last} steps.")
         self._record(log)
         self._save()
 
@@ -211,6 +226,7 @@ class Trainer:
             "parameters": sum(x.size for x in parameters),
             "steps": self.step,
             "seconds": time.perf_counter() - self.started,
+            "hardware": hardware(),
         }
 
     def _due(self, every: int) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from train.data.base import Batch, DataSource, Metadata, ordered_batches, shuffled_batches
+from train.data.base import Batch, DataSource, Illustration, Metadata
+from train.data.base import ordered_batches, shuffled_batches
 
 SPLITS = ("train", "validation", "test")
 
@@ -83,6 +84,12 @@ class Digits(DataSource):
     def example_batch(self) -> Batch:
         """The first training batch."""
         return next(self.train_batches())
+
+    def illustration(self, batch: Batch) -> Illustration:
+        """The batch's first image."""
+        image = np.repeat((255 * batch["image"][0]).astype(np.uint8), 3, axis=-1)
+        names = tuple(str(digit) for digit in range(10))
+        return Illustration(f"a {names[batch['label'][0]]}", (), names, image)
 
     @functools.cached_property
     def _splits(self) -> dict[str, dict[str, np.ndarray]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.pretrained import BUCKETS, Tokenizer
-from train.data.base import Batch, DataSource, Metadata
+from train.data.base import Batch, DataSource, Illustration, Metadata
 from train.data.prepared import prepared_builder
 from train.data.text import (
     TokenizedTexts,
@@ -24,6 +24,7 @@ from train.data.text import (
     ordered_text_batches,
     shuffled_text_batches,
     subset_rows,
+    text_illustration,
 )
 from train.registry import ConfigError, nearest
 
@@ -196,6 +197,10 @@ class Glue(DataSource):
             "id": np.zeros(self.batch_size, np.int32),
             "mask": np.ones(self.batch_size, bool),
         }
+
+    def illustration(self, batch: Batch) -> Illustration:
+        """The batch's first example, token by token."""
+        return text_illustration(batch, self.text_tokenizer, self.label_names)
 
     @functools.cached_property
     def _builder(self) -> Any:
