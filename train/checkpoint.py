@@ -29,6 +29,7 @@ RESULT = "result.json"
 METRICS = "metrics.jsonl"
 COMMAND = "command.txt"  # of a sweep: what it was started with
 STEP_TIMES = "step_times.json"  # of a sweep
+TABLE = "table.json"  # of a sweep that is done
 FREE_SECTIONS = ("train", "eval", "name")  # may change between a run's start and its resumption
 
 

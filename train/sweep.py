@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from train import cli, loop
 from train.benchmarks.step_time import StepTime, measure_step_times
-from train.checkpoint import COMMAND, RESULT, STEP_TIMES, claim_folder, to_json, write_json
+from train.checkpoint import COMMAND, RESULT, STEP_TIMES, TABLE, claim_folder, to_json, write_json
 from train.registry import ConfigError
 from train.report import table
 from train.report.attention import draw_attention
@@ -105,7 +105,7 @@ def sweep(
     sentences = "".join(f"- {sentence}\n" for sentence in said)
     (workdir / "table.md").write_text(f"{title}\n\n{table.to_markdown(rows)}\n{sentences}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
-    write_json(workdir / "table.json", content)
+    write_json(workdir / TABLE, content)
     console.print(table.to_rich(rows, title))
     console.print(sentences, end="", markup=False, highlight=False)
     console.print(f"Table: {workdir / 'table.md'}")
@@ -148,17 +148,28 @@ def run_folder(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
     return workdir / f"{method.replace(':', '-')}-seed{seed}"
 
 
+def finished_result(
+    config: ConfigDict, method: str, seed: int, workdir: pathlib.Path
+) -> dict[str, Any] | None:
+    """What one of a sweep's runs came to; None if it is not finished, or was another config's."""
+    path = run_folder(workdir, method, seed) / RESULT
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["config"] == to_json(variant(config, method, seed)) else None
+
+
 def _finished(
     config: ConfigDict, method: str, seed: int, workdir: pathlib.Path,
     console: rich.console.Console, deadline: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The result of one run, from its folder if it is finished."""
-    config, folder = variant(config, method, seed), run_folder(workdir, method, seed)
-    if (folder / RESULT).exists():
-        result = json.loads((folder / RESULT).read_text())
-        if result["config"] == to_json(config):
-            console.print(f"{folder}: finished before")
-            return result
+    folder = run_folder(workdir, method, seed)
+    result = finished_result(config, method, seed, workdir)
+    if result is not None:
+        console.print(f"{folder}: finished before")
+        return result
+    config = variant(config, method, seed)
     _check_time(deadline)  # before the compilation
     result = loop.run(config, folder, console=console, summary=False, deadline=deadline)
     console.print(f"{folder}: {result['steps']} steps in {result['seconds']:.1f} s")

@@ -14,8 +14,14 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from train.data.base import Batch, DataSource, Illustration, Metadata
-from train.data.base import ordered_batches, shuffled_batches
+from train.data.base import (
+    Batch,
+    DataSource,
+    Illustration,
+    Metadata,
+    ordered_batches,
+    shuffled_batches,
+)
 
 SPLITS = ("train", "validation", "test")
 

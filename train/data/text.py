@@ -146,7 +146,7 @@ def text_illustration(batch: Batch, tokenizer: Tokenizer, labels: Sequence[str])
     words = [tokenizer.backend.decode([x], skip_special_tokens=False) for x in ids.tolist()]
     label = batch["label"][0]
     answer = labels[int(label)] if labels else f"{float(label):.2f}"
-    return Illustration(f"example {batch['id'][0]} ({answer})", tuple(words), tuple(labels))
+    return Illustration(f"id {batch['id'][0]} ({answer})", tuple(words), tuple(labels))
 
 
 def check_sizes(source: Any) -> None:

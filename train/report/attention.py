@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -149,7 +149,10 @@ def draw_attention(runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pa
         drawn = {method: getattr(pair[1], name) for method, pair in found.items() if pair}
         low, high = min(x.min() for x in drawn.values()), max(x.max() for x in drawn.values())
         for (method, values), ax in zip(drawn.items(), line, strict=True):
-            mappable = draw_map(ax, name, values, shown)
+            if name == "words":
+                mappable = draw_words(ax, values, shown.words)
+            else:
+                mappable = draw_patches(ax, values, shown.image)
             mappable.set_clim(low, high)
             pair = found[method]
             if name == rows[0] and pair:
@@ -163,39 +166,34 @@ def draw_attention(runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pa
     return True
 
 
-def draw_map(
-    axes: plt.Axes, name: str, values: np.ndarray, shown: Illustration
-) -> plt.cm.ScalarMappable:
-    """Draws one of `Maps`' arrays; returns what a colour bar belongs to.
-
-    Args:
-        axes: where.
-        name: "words" or "patches".
-        values: the array.
-        shown: the example.
-    """
-    draw = _draw_words if name == "words" else _draw_patches
-    return draw(axes, values, shown)
-
-
-def _draw_words(axes: plt.Axes, weights: np.ndarray, shown: Illustration) -> plt.cm.ScalarMappable:
+def draw_words(axes: plt.Axes, weights: np.ndarray, words: Sequence[str]) -> plt.cm.ScalarMappable:
+    """Draws weights between words [N, N]; returns what a colour bar belongs to."""
     mappable = axes.imshow(weights, cmap=MAP)
-    places = range(len(shown.words))
-    axes.set_xticks(places, shown.words, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, shown.words)
+    places = range(len(words))
+    axes.set_xticks(places, words, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, words)
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     return mappable
 
 
-def _draw_patches(
-    axes: plt.Axes, weights: np.ndarray, shown: Illustration
+def draw_patches(
+    axes: plt.Axes, values: np.ndarray, image: np.ndarray | None = None
 ) -> plt.cm.ScalarMappable:
-    height, width = (1, 1) if shown.image is None else shown.image.shape[:2]
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    if shown.image is not None:
-        axes.imshow(shown.image, extent=extent)
-    mappable = axes.imshow(weights, cmap=MAP, extent=extent, alpha=0.6)
+    """Draws what patches receive [rows, columns]; returns what a colour bar belongs to.
+
+    Args:
+        axes: where.
+        values: of `Maps.patches`.
+        image: shines through, if there is one; without, the values can be read off the colours.
+    """
+    if image is None:
+        mappable = axes.imshow(values, cmap=MAP)
+    else:
+        height, width = image.shape[:2]
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        axes.imshow(image, extent=extent)
+        mappable = axes.imshow(values, cmap=MAP, extent=extent, alpha=0.6)
     axes.set_xticks([])
     axes.set_yticks([])
     return mappable

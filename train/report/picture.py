@@ -11,13 +11,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 from ml_collections import ConfigDict
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from train.evaluation import collect_clouds
 from train.experiment import Experiment
 from train.log import read_records
 from train.loop import restore_run
-from train.report.style import COLORS, KEY_STYLE, MARKERS, QUERY_STYLE, UNITS
-from train.report.style import line_style, method_name
+from train.report.style import (
+    COLORS,
+    KEY_STYLE,
+    MARKERS,
+    QUERY_STYLE,
+    UNITS,
+    line_style,
+    method_name,
+)
 from train.state import TrainState
 
 EXAMPLES = 20  # whose tokens are drawn
@@ -107,7 +115,10 @@ def draw_classes(axes: plt.Axes, points: np.ndarray, labels: np.ndarray) -> None
 def _plane(points: np.ndarray) -> np.ndarray:
     """t-SNE of points [P, E] in two dimensions."""
     perplexity = min(30, len(points) // 4)
-    return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
+    # Its threads wait for each other by spinning: where the cores are busy, two take twice the time
+    # of one, and many times the work.
+    with threadpool_limits(1):
+        return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
 
 
 def draw_heads(axes: plt.Axes, series: Series, label: str) -> None:

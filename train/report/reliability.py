@@ -76,7 +76,7 @@ def draw_bins(top: plt.Axes, bottom: plt.Axes, bins: Mapping[str, list[float]]) 
     )  # fmt: skip
     top.scatter(
         confidence[filled] / count[filled], correct[filled] / count[filled],
-        color=COLORS[1], marker="x", s=24, zorder=3, label="at mean confidence",
+        color=COLORS[1], marker="x", s=24, zorder=3, clip_on=False, label="at mean confidence",
     )  # fmt: skip
     top.set_xlim(0, 1)
     top.set_ylim(0, 1)
