@@ -35,6 +35,9 @@ from train.state import TrainState
 CONFIG = "config.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
+COMMAND = "command.txt"  # of a sweep: what it was started with
+STEP_TIMES = "step_times.json"  # of a sweep
+TABLE = "table.json"  # of a sweep that is done
 FREE_SECTIONS = ("train", "eval", "name")  # may change between a run's start and its resumption
 
 

@@ -23,6 +23,7 @@ from train.registry import ConfigError, nearest
 
 MISSING = "--config is missing; for instance --config=train/configs/digits.py."
 CACHE_VARIABLE = "ALIGN_JAX_CACHE"
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 DISTRIBUTED = flags.DEFINE_bool(
@@ -98,6 +99,23 @@ def require_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
     except OSError as error:
         raise ConfigError(f"--config: {' '.join(str(error).split())}") from error
     return flag.value
+
+
+def load_config(name: str) -> ConfigDict:
+    """The config that a file and its argument describe, as the flag --config takes them.
+
+    Args:
+        name: "FILE.py" or "FILE.py:ARGUMENT"; a relative file is one of this checkout.
+
+    Raises:
+        OSError: there is no such file.
+
+    Example:
+        >>> load_config("train/configs/planetoid.py:cora").name
+        'planetoid-cora'
+    """
+    file, _, argument = name.partition(":")
+    return runpy.run_path(str(ROOT / file))["get_config"](argument)
 
 
 def use_compilation_cache() -> None:

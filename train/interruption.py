@@ -14,6 +14,10 @@ class Interrupted(RuntimeError):
     """A run was told to stop, saved its state and ended before its last step."""
 
 
+class OutOfTime(Interrupted):
+    """A run's deadline has passed."""
+
+
 class Interruption:
     """Notices SIGTERM while it is open, instead of dying of it.
 

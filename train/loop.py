@@ -37,7 +37,8 @@ from train.evaluation import (
     measure_uncertainty,
 )
 from train.experiment import Experiment, build_experiment
-from train.interruption import Interrupted, Interruption
+from train.hardware import hardware
+from train.interruption import Interrupted, Interruption, OutOfTime
 from train.log import RunLog, SilentLog
 from train.parallel import Parallel, parallel_of
 from train.registry import ConfigError
@@ -55,6 +56,7 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     console: rich.console.Console | None = None,
     summary: bool = True,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Trains what a config describes, or goes on where the folder's last checkpoint ends.
 
@@ -64,17 +66,19 @@ def run(
         devices: where to run; all local devices by default.
         console: where to print; the terminal by default.
         summary: whether to print the table of evaluations at the end.
+        deadline: when to stop training, by `time.monotonic`.
 
     Returns:
         What `result.json` holds: "metrics" per split, "mmd" (summed over layers and heads),
         "alignment" (mean divergence over the last logged steps), "parameters" (their number),
-        "steps" and "seconds".
+        "steps", "seconds" and "hardware", both of the last start.
 
     Raises:
         ConfigError: the config names or combines things that do not exist or fit.
         CheckpointError: the folder is not ours, or holds another experiment's run.
         TrainingDiverged: the loss is not finite.
         Interrupted: SIGTERM came; the state is saved, and the same call goes on from there.
+        OutOfTime: likewise, because the deadline has passed.
 
     Example:
         >>> run(digits.get_config(), "runs/digits")["metrics"]["test"]["accuracy"]
@@ -98,7 +102,7 @@ def run(
             make_log(workdir, config.train.steps, trainer.step, console, _title(config)) as log,
             Interruption() as interruption,
         ):
-            trainer.train(log, interruption)
+            trainer.train(log, interruption, deadline)
             result = trainer.finish(log)
     if summary:
         log.print_evaluations(f"{_title(config)} in {workdir}")
@@ -213,12 +217,13 @@ class Trainer:
             stopping, progress.best_params,
         )  # fmt: skip
 
-    def train(self, log: RunLog, interruption: Interruption) -> None:
+    def train(self, log: RunLog, interruption: Interruption, deadline: float | None = None) -> None:
         """Steps until the last one, until the patience is used up, or until told to stop.
 
         Raises:
             TrainingDiverged: see `run`.
             Interrupted: likewise.
+            OutOfTime: likewise.
         """
         config, last = self.experiment.config, self.experiment.config.train.steps
         if self.step == 0 and config.eval.at_start:
@@ -243,14 +248,20 @@ class Trainer:
             if self._due(config.eval.every):
                 self._evaluate(log)
             interrupted = interruption.reached(self.step)
-            if interrupted or self._due(config.train.checkpoint_every):
+            late = deadline is not None and time.monotonic() >= deadline and self.step < last
+            if interrupted or late or self._due(config.train.checkpoint_every):
                 self._save()
-            if interrupted:
+            if interrupted or late:
                 self._record(log)
                 self.checkpoints.wait()
-                raise Interrupted(
-                    f"Told to stop (SIGTERM), the run saved its state after step {self.step} of "
-                    f"{last}. The same command goes on from there."
+                why, error = (
+                    ("Told to stop (SIGTERM)", Interrupted)
+                    if interrupted
+                    else ("Out of time", OutOfTime)
+                )
+                raise error(
+                    f"{why}, the run saved its state after step {self.step} of {last}. The same "
+                    f"command goes on from there."
                 )
         self._record(log)
         self._save()
@@ -286,6 +297,7 @@ class Trainer:
             "parameters": sum(x.size for x in parameters),
             "steps": self.step,
             "seconds": time.perf_counter() - self.started,
+            "hardware": hardware(),
         }
 
     def _due(self, every: int) -> bool:

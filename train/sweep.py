@@ -16,6 +16,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shlex
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,15 +29,14 @@ from ml_collections import ConfigDict
 
 from train import cli, loop
 from train.benchmarks.step_time import StepTime, measure_step_times
-from train.checkpoint import RESULT, claim_folder, to_json, write_json
+from train.checkpoint import COMMAND, RESULT, STEP_TIMES, TABLE, claim_folder, to_json, write_json
+from train.interruption import OutOfTime
 from train.registry import ConfigError
 from train.report import table
 from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
 from train.report.reliability import draw_reliability
 from train.report.statistics import findings
-
-STEP_TIMES = "step_times.json"
 
 CONFIG = cli.define_config_flag()
 METHODS = flags.DEFINE_list(
@@ -52,6 +54,9 @@ def sweep(
     seeds: Sequence[int],
     workdir: pathlib.Path,
     console: rich.console.Console,
+    *,
+    command: str = "",
+    deadline: float | None = None,
 ) -> dict[str, table.Row]:
     """Runs what is missing, times the steps, writes and prints the comparison.
 
@@ -61,19 +66,25 @@ def sweep(
         seeds: the seeds of each method.
         workdir: holds a folder per run, and the comparison.
         console: where to print.
+        command: that does the same, kept for the report.
+        deadline: when to stop, by `time.monotonic`; the same call goes on from there.
 
     Returns:
         The rows of the table.
 
     Raises:
         CheckpointError: the folder is not ours or holds another experiment's sweep.
+        OutOfTime: the deadline has passed before all was done.
     """
     claim_folder(workdir, variant(config, "none", 0))
+    if command:
+        (workdir / COMMAND).write_text(command + "\n")
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for seed in seeds:
         for method in methods:
-            results[method].append(_finished(config, method, seed, workdir, console))
+            results[method].append(_finished(config, method, seed, workdir, console, deadline))
 
+    _check_time(deadline)
     times = _step_times(config, methods, workdir, console)
     rows = table.comparison(results, times, config.eval.final[-1], config.eval.report)
     drawn = {
@@ -95,7 +106,7 @@ def sweep(
     sentences = "".join(f"- {sentence}\n" for sentence in said)
     (workdir / "table.md").write_text(f"{title}\n\n{table.to_markdown(rows)}\n{sentences}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
-    write_json(workdir / "table.json", content)
+    write_json(workdir / TABLE, content)
     console.print(table.to_rich(rows, title))
     console.print(sentences, end="", markup=False, highlight=False)
     console.print(f"Table: {workdir / 'table.md'}")
@@ -138,20 +149,37 @@ def run_folder(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
     return workdir / f"{method.replace(':', '-')}-seed{seed}"
 
 
+def finished_result(
+    config: ConfigDict, method: str, seed: int, workdir: pathlib.Path
+) -> dict[str, Any] | None:
+    """What one of a sweep's runs came to; None if it is not finished, or was another config's."""
+    path = run_folder(workdir, method, seed) / RESULT
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["config"] == to_json(variant(config, method, seed)) else None
+
+
 def _finished(
     config: ConfigDict, method: str, seed: int, workdir: pathlib.Path,
-    console: rich.console.Console,
+    console: rich.console.Console, deadline: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The result of one run, from its folder if it is finished."""
-    config, folder = variant(config, method, seed), run_folder(workdir, method, seed)
-    if (folder / RESULT).exists():
-        result = json.loads((folder / RESULT).read_text())
-        if result["config"] == to_json(config):
-            console.print(f"{folder}: finished before")
-            return result
-    result = loop.run(config, folder, console=console, summary=False)
+    folder = run_folder(workdir, method, seed)
+    result = finished_result(config, method, seed, workdir)
+    if result is not None:
+        console.print(f"{folder}: finished before")
+        return result
+    config = variant(config, method, seed)
+    _check_time(deadline)  # before the compilation
+    result = loop.run(config, folder, console=console, summary=False, deadline=deadline)
     console.print(f"{folder}: {result['steps']} steps in {result['seconds']:.1f} s")
     return result
+
+
+def _check_time(deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() >= deadline:
+        raise OutOfTime("The time is over.")
 
 
 def _step_times(
@@ -174,7 +202,8 @@ def main() -> None:
     config = cli.require_config(CONFIG)
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / f"{config.name}-sweep")
     seeds = [int(seed) for seed in SEEDS.value]
-    sweep(config, METHODS.value, seeds, workdir, rich.console.Console())
+    command = shlex.join(["python", "-m", "train.sweep", *sys.argv[1:]])
+    sweep(config, METHODS.value, seeds, workdir, rich.console.Console(), command=command)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,15 @@ class ViTConfig:
             raise ValueError(f"ViTConfig.pool is {self.pool!r}; expected one of {POOLS}.")
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
     def tokens(self) -> int:
         """Number of tokens that attention sees (N): the patches, and the class token if any."""
-        return (self.image_size // self.patch_size) ** 2 + (self.pool == "cls")
+        return self.grid[0] * self.grid[1] + (self.pool == "cls")
 
 
 class TransformerLayer(nn.Module):

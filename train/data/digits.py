@@ -18,6 +18,7 @@ from train.data.base import (
     WHOLE,
     Batch,
     DataSource,
+    Illustration,
     Metadata,
     Share,
     ordered_batches,
@@ -93,6 +94,12 @@ class Digits(DataSource):
     def example_batch(self) -> Batch:
         """The first training batch."""
         return next(self.train_batches())
+
+    def illustration(self, batch: Batch) -> Illustration:
+        """The batch's first image."""
+        image = np.repeat((255 * batch["image"][0]).astype(np.uint8), 3, axis=-1)
+        names = tuple(str(digit) for digit in range(10))
+        return Illustration(f"a {names[batch['label'][0]]}", (), names, image)
 
     @functools.cached_property
     def _splits(self) -> dict[str, dict[str, np.ndarray]]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from train.data.base import Batch, Illustration
 from train.data.labelled import Examples, LabelledTexts, checked_examples
 from train.data.prepared import prepared_builder
-from train.data.text import subset_rows
+from train.data.text import subset_rows, text_illustration
 from train.registry import ConfigError, nearest
 
 
@@ -140,6 +141,10 @@ class Glue(LabelledTexts):
             ids, labels = np.tile(ids, 2), np.tile(labels, 2)
         where = f"{self.title}, split {split!r}"
         return checked_examples(columns, labels, ids, len(self.label_names), where)
+
+    def illustration(self, batch: Batch) -> Illustration:
+        """The batch's first example, token by token."""
+        return text_illustration(batch, self.text_tokenizer, self.label_names)
 
     @functools.cached_property
     def _builder(self) -> Any:

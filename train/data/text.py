@@ -15,7 +15,7 @@ from align_jax.pretrained import PretrainedError, Tokenizer, load_tokenizer
 from align_jax.pretrained.config import from_json
 from align_jax.pretrained.files import find_folder, read_json
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import WHOLE, Batch, Share, check_least, pad
+from train.data.base import WHOLE, Batch, Illustration, Share, check_least, pad
 from train.registry import ConfigError
 
 PACKAGE = "package:"
@@ -160,6 +160,21 @@ def ordered_text_batches(
     for start in range(0, len(texts), batch_size):
         rows = np.arange(start, min(start + batch_size, len(texts)))
         yield share.of_batch(pad(texts.batch(rows, tokenizer, buckets), batch_size))
+
+
+def text_illustration(batch: Batch, tokenizer: Tokenizer, labels: Sequence[str]) -> Illustration:
+    """What people see of a batch's first example: its tokens.
+
+    Args:
+        batch: holds "input_ids", "attention_mask", "label" and "id".
+        tokenizer: that made it.
+        labels: the names of the classes; none for a regression.
+    """
+    ids = batch["input_ids"][0][batch["attention_mask"][0] == 1]
+    words = [tokenizer.backend.decode([x], skip_special_tokens=False) for x in ids.tolist()]
+    label = batch["label"][0]
+    answer = labels[int(label)] if labels else f"{float(label):.2f}"
+    return Illustration(f"id {batch['id'][0]} ({answer})", tuple(words), tuple(labels))
 
 
 def check_sizes(source: Any) -> None:

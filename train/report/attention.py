@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed
 
 import jax
 import matplotlib.pyplot as plt
@@ -18,14 +14,16 @@ import scipy.special
 from ml_collections import ConfigDict
 
 from train.data import DATA
-from train.data.base import DataSource, Illustration
+from train.data.base import Batch, DataSource, Illustration
 from train.evaluation import Clouds, collect_clouds
+from train.experiment import Experiment
 from train.loop import restore_run
-from train.registry import look_up
-from train.report.picture import NAMES
+from train.registry import ConfigError, look_up
+from train.report.style import MAP, method_name
+from train.state import TrainState
 from train.step import eval_step
 
-COLORS = "cividis"  # even steps of lightness: legible in black and white and by the colour-blind
+LABELS = {"words": "attention weight", "patches": "attention received, 1 = an even share"}
 
 
 class Maps(NamedTuple):
@@ -63,29 +61,35 @@ def attention_weights(clouds: Clouds) -> np.ndarray:
     return scipy.special.softmax(scores, axis=-1)
 
 
+def illustrated(config: ConfigDict) -> bool:
+    """Whether a config's data source has anything to show of an example."""
+    source = look_up("data", config.data.name, DATA)
+    return source.illustration is not DataSource.illustration
+
+
 def example_maps(
-    config: ConfigDict, folder: pathlib.Path, row: int = 0
+    experiment: Experiment, state: TrainState, number: int = 0
 ) -> tuple[Illustration, Maps] | None:
     """The attention maps of a finished run on one example of the split that the MMD is measured on.
 
     Args:
-        config: the run's.
-        folder: the run's.
-        row: which example of the split's first batch.
+        experiment: the run's, from `restore_run`.
+        state: likewise.
+        number: which example of the split, from 0.
 
     Returns:
         What the data say about the example and what the model makes of it; None if the data source
         has no illustrations.
+
+    Raises:
+        ConfigError: the split has fewer examples.
     """
-    source = look_up("data", config.data.name, DATA)
-    if source.illustration is DataSource.illustration:  # nothing to restore a model for
-        return None
-    experiment, state = restore_run(folder, config)
-    batch = next(iter(experiment.data.eval_batches(config.eval.mmd_split)))
-    batch = {name: array[row : row + 1] for name, array in batch.items()}
+    batch = _example(experiment, number)
     shown = experiment.data.illustration(batch)
     if shown is None:
         return None
+    # The patches that the data are cut into, or else those that the model cuts an image into.
+    grid = shown.grid or getattr(getattr(state.model, "config", None), "grid", None)
     maps: dict[str, np.ndarray | None] = {"words": None, "patches": None}
     for clouds in collect_clouds(state, batch).values():  # in the order of the layers
         queries, keys = clouds.query.shape[1], clouds.key.shape[1]
@@ -93,11 +97,25 @@ def example_maps(
         weights = weights[clouds.query_mask[0]][:, clouds.key_mask[0]]
         if weights.shape == (len(shown.words), len(shown.words)):
             maps["words"] = weights
-        elif shown.grid is not None and queries == keys == np.prod(shown.grid):
-            maps["patches"] = (weights.mean(axis=0) * keys).reshape(shown.grid)
+        elif grid is not None and queries == keys == np.prod(grid):
+            maps["patches"] = (weights.mean(axis=0) * keys).reshape(grid)
     _, predictions = jax.jit(eval_step)(state, batch)
-    answer = int(predictions["prediction"][0])
-    return shown, Maps(**maps, prediction=shown.answers[answer])
+    answer = predictions["prediction"][0]
+    text = shown.answers[int(answer)] if shown.answers else f"{float(answer):.2f}"
+    return shown, Maps(**maps, prediction=text)
+
+
+def _example(experiment: Experiment, number: int) -> Batch:
+    """A batch of one example alone."""
+    split, row = experiment.config.eval.mmd_split, number
+    for batch in experiment.data.eval_batches(split):
+        examples = int(batch["mask"].sum())
+        if row < examples:
+            return {name: array[row : row + 1] for name, array in batch.items()}
+        row -= examples
+    raise ConfigError(
+        f"There is no example {number} to draw: {split} has {number - row}, counted from 0."
+    )
 
 
 def draw_attention(runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pathlib.Path) -> bool:
@@ -110,12 +128,19 @@ def draw_attention(runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pa
     Returns:
         Whether there was anything to draw.
     """
-    found = {method: example_maps(config, folder) for method, (config, folder) in runs.items()}
+    if not all(illustrated(config) for config, _ in runs.values()):
+        return False  # before a model is restored
+    found = {
+        method: example_maps(*restore_run(folder, config))
+        for method, (config, folder) in runs.items()
+    }
     first = next(iter(found.values()))
     if first is None:
         return False
     shown, maps = first
-    rows = [name for name in ("words", "patches") if getattr(maps, name) is not None]
+    rows = [name for name in LABELS if getattr(maps, name) is not None]
+    if not rows:
+        return False
     figure, axes = plt.subplots(
         len(rows), len(runs), figsize=(3.8 * len(runs), 3.6 * len(rows)), squeeze=False,
         layout="constrained",
@@ -125,15 +150,14 @@ def draw_attention(runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pa
         low, high = min(x.min() for x in drawn.values()), max(x.max() for x in drawn.values())
         for (method, values), ax in zip(drawn.items(), line, strict=True):
             if name == "words":
-                mappable = _draw_words(ax, values, shown)
+                mappable = draw_words(ax, values, shown.words)
             else:
-                mappable = _draw_patches(ax, values, shown)
+                mappable = draw_patches(ax, values, shown.image)
             mappable.set_clim(low, high)
             pair = found[method]
             if name == rows[0] and pair:
-                ax.set_title(f"{NAMES.get(method, method)}: {pair[1].prediction}")
-        labels = {"words": "attention weight", "patches": "attention received, 1 = an even share"}
-        figure.colorbar(mappable, ax=line, label=labels[name], shrink=0.8)
+                ax.set_title(f"{method_name(method)}: {pair[1].prediction}")
+        figure.colorbar(mappable, ax=line, label=LABELS[name], shrink=0.8)
     config = next(iter(runs.values()))[0]
     title = f"{config.name}, seed {config.seed}: {shown.title}. Last layers, mean of the heads."
     figure.suptitle(textwrap.fill(title, width=42 * len(runs)))
@@ -142,24 +166,34 @@ def draw_attention(runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pa
     return True
 
 
-def _draw_words(axes: plt.Axes, weights: np.ndarray, shown: Illustration) -> plt.cm.ScalarMappable:
-    mappable = axes.imshow(weights, cmap=COLORS)
-    places = range(len(shown.words))
-    axes.set_xticks(places, shown.words, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, shown.words)
+def draw_words(axes: plt.Axes, weights: np.ndarray, words: Sequence[str]) -> plt.cm.ScalarMappable:
+    """Draws weights between words [N, N]; returns what a colour bar belongs to."""
+    mappable = axes.imshow(weights, cmap=MAP)
+    places = range(len(words))
+    axes.set_xticks(places, words, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, words)
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     return mappable
 
 
-def _draw_patches(
-    axes: plt.Axes, weights: np.ndarray, shown: Illustration
+def draw_patches(
+    axes: plt.Axes, values: np.ndarray, image: np.ndarray | None = None
 ) -> plt.cm.ScalarMappable:
-    height, width = (1, 1) if shown.image is None else shown.image.shape[:2]
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    if shown.image is not None:
-        axes.imshow(shown.image, extent=extent)
-    mappable = axes.imshow(weights, cmap=COLORS, extent=extent, alpha=0.6)
+    """Draws what patches receive [rows, columns]; returns what a colour bar belongs to.
+
+    Args:
+        axes: where.
+        values: of `Maps.patches`.
+        image: shines through, if there is one; without, the values can be read off the colours.
+    """
+    if image is None:
+        mappable = axes.imshow(values, cmap=MAP)
+    else:
+        height, width = image.shape[:2]
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        axes.imshow(image, extent=extent)
+        mappable = axes.imshow(values, cmap=MAP, extent=extent, alpha=0.6)
     axes.set_xticks([])
     axes.set_yticks([])
     return mappable

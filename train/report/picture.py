@@ -7,28 +7,27 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed
-
 import matplotlib.pyplot as plt
 import numpy as np
 from ml_collections import ConfigDict
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from train.evaluation import collect_clouds
+from train.experiment import Experiment
 from train.log import read_records
 from train.loop import restore_run
+from train.report.style import (
+    COLORS,
+    KEY_STYLE,
+    MARKERS,
+    QUERY_STYLE,
+    UNITS,
+    line_style,
+    method_name,
+)
+from train.state import TrainState
 
-# Okabe and Ito's palette, told apart by the colour-blind; markers and dashes tell them apart in
-# black and white.
-QUERY_STYLE: dict[str, Any] = {"edgecolors": "#0072B2", "marker": "o", "facecolors": "none"}
-KEY_STYLE: dict[str, Any] = {"color": "#D55E00", "marker": "x"}
-LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LAYER_DASHES = ("-", "--", ":", "-.")
-NAMES = {"none": "plain", "gan": "GAN", "ot": "OT", "ct": "CT", "mmd": "MMD"}
-UNITS = {"gan": "nats", "ot": "cost", "ct": "cost", "mmd": "squared MMD"}
-CLASS_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 EXAMPLES = 20  # whose tokens are drawn
 POINTS = 400  # of each cloud at most: t-SNE of 2 x 400 points takes about two seconds
 EMBEDDINGS = 1000
@@ -51,11 +50,12 @@ def draw_comparison(
         path: of the PNG.
     """
     records = {method: read_records(folder) for method, (_, folder) in runs.items()}
-    mmd = {method: _series(found, "mmd_per_head") for method, found in records.items()}
-    layer, head = _farthest_head(next(iter(mmd.values())))
+    mmd = {method: head_series(found, "mmd_per_head") for method, found in records.items()}
+    layer, head = farthest_head(next(iter(mmd.values())))
 
     drawn = {
-        method: run_points(config, folder, layer, head) for method, (config, folder) in runs.items()
+        method: run_points(*restore_run(folder, config), layer, head)
+        for method, (config, folder) in runs.items()
     }
     rows = 3 + any(points.embeddings is not None for points in drawn.values())
     figure, axes = plt.subplots(
@@ -67,11 +67,11 @@ def draw_comparison(
         points = drawn[method]
         if first and points.embeddings is not None and points.labels is not None:
             draw_classes(first[0], points.embeddings, points.labels)
-            first[0].set_title(f"{NAMES.get(method, method)}: nodes by class")
+            first[0].set_title(f"{method_name(method)}: nodes by class")
         draw_clouds(top, points.queries, points.keys)
-        top.set_title(f"{NAMES.get(method, method)}: MMD {mmd[method][layer][1][-1, head]:.3g}")
+        top.set_title(f"{method_name(method)}: MMD {mmd[method][layer][1][-1, head]:.3g}")
         draw_heads(middle, mmd[method], f"MMD per head (bandwidth {config.eval.mmd_bandwidth:g})")
-        draw_heads(bottom, _series(records[method], "divergence"), "divergence per head")
+        draw_heads(bottom, head_series(records[method], "divergence"), "divergence per head")
         unit = UNITS.get(config.alignment.method)
         bottom.set_title(f"its own divergence ({unit})" if unit else "")
     _share_log_axis(axes[-2])
@@ -105,8 +105,8 @@ def draw_classes(axes: plt.Axes, points: np.ndarray, labels: np.ndarray) -> None
     for index, label in enumerate(np.unique(labels)):
         axes.scatter(
             *plane[labels == label].T, s=8, linewidths=0.4, edgecolors="white",
-            color=LAYER_COLORS[index % len(LAYER_COLORS)],
-            marker=CLASS_MARKERS[index % len(CLASS_MARKERS)], label=str(label),
+            color=COLORS[index % len(COLORS)],
+            marker=MARKERS[index % len(MARKERS)], label=str(label),
         )  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])
@@ -115,7 +115,10 @@ def draw_classes(axes: plt.Axes, points: np.ndarray, labels: np.ndarray) -> None
 def _plane(points: np.ndarray) -> np.ndarray:
     """t-SNE of points [P, E] in two dimensions."""
     perplexity = min(30, len(points) // 4)
-    return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
+    # Its threads wait for each other by spinning: where the cores are busy, two take twice the time
+    # of one, and many times the work.
+    with threadpool_limits(1):
+        return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
 
 
 def draw_heads(axes: plt.Axes, series: Series, label: str) -> None:
@@ -127,10 +130,7 @@ def draw_heads(axes: plt.Axes, series: Series, label: str) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
     for index, (layer, (steps, values)) in enumerate(series.items()):
-        style: dict[str, Any] = {
-            "color": LAYER_COLORS[index % len(LAYER_COLORS)],
-            "linestyle": LAYER_DASHES[index % len(LAYER_DASHES)],
-        }
+        style = line_style(index)
         for head in range(values.shape[1]):
             axes.plot(steps, values[:, head], lw=1, label=layer if head == 0 else None, **style)
 
@@ -151,10 +151,9 @@ class Points(NamedTuple):
     labels: np.ndarray | None
 
 
-def run_points(config: ConfigDict, folder: pathlib.Path, layer: str, head: int) -> Points:
-    """The points of a finished run, a sample of those that are many."""
-    experiment, state = restore_run(folder, config)
-    batch = next(iter(experiment.data.eval_batches(config.eval.mmd_split)))
+def run_points(experiment: Experiment, state: TrainState, layer: str, head: int) -> Points:
+    """The points of a finished run (see `restore_run`), a sample of those that are many."""
+    batch = next(iter(experiment.data.eval_batches(experiment.config.eval.mmd_split)))
     if experiment.data.metadata.splittable:
         batch = {name: array[:EXAMPLES] for name, array in batch.items()}
     query, key, query_mask, key_mask = collect_clouds(state, batch)[layer]
@@ -174,7 +173,7 @@ def _sample(rows: int, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(rows)[:count])
 
 
-def _series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
+def head_series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
     """Per layer, the steps [T] and the heads' values [T, H] that a run recorded under `name`."""
     found = [record for record in records if name in record]
     if not found:
@@ -186,7 +185,8 @@ def _series(records: Sequence[Mapping[str, Any]], name: str) -> Series:
     }
 
 
-def _farthest_head(series: Series) -> tuple[str, int]:
+def farthest_head(series: Series) -> tuple[str, int]:
+    """The layer and head whose last recorded value is the highest."""
     last = {layer: values[-1] for layer, (_, values) in series.items()}
     layer = max(last, key=lambda name: last[name].max())
     return layer, int(last[layer].argmax())

@@ -5,16 +5,12 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed
-
 import matplotlib.pyplot as plt
 import numpy as np
 from ml_collections import ConfigDict
 
 from train.log import read_records
-from train.report.picture import LAYER_COLORS, NAMES
+from train.report.style import COLORS, method_name
 
 
 def draw_reliability(
@@ -46,8 +42,7 @@ def draw_reliability(
     )  # fmt: skip
     for column, (method, record) in enumerate(found.items()):
         draw_bins(axes[0, column], axes[1, column], record["reliability"])
-        name = NAMES.get(method, method)
-        axes[0, column].set_title(f"{name}: ECE {100 * record['ece']:.1f}%")
+        axes[0, column].set_title(f"{method_name(method)}: ECE {100 * record['ece']:.1f}%")
     # Outside: the bars of a few examples may stand anywhere.
     handles, labels = axes[0, 0].get_legend_handles_labels()
     columns = 3 if len(found) > 1 else 1
@@ -77,13 +72,13 @@ def draw_bins(top: plt.Axes, bottom: plt.Axes, bins: Mapping[str, list[float]]) 
     top.plot([0, 1], [0, 1], color="black", linestyle="--", lw=1, label="perfect")
     top.bar(
         centres[filled], (correct[filled] / count[filled]), width=0.9 / len(count),
-        color=LAYER_COLORS[5], edgecolor="black", lw=0.6, label="accuracy",
+        color=COLORS[5], edgecolor="black", lw=0.6, label="accuracy",
     )  # fmt: skip
     top.scatter(
         confidence[filled] / count[filled], correct[filled] / count[filled],
-        color=LAYER_COLORS[1], marker="x", s=24, zorder=3, label="at mean confidence",
+        color=COLORS[1], marker="x", s=24, zorder=3, clip_on=False, label="at mean confidence",
     )  # fmt: skip
     top.set_xlim(0, 1)
     top.set_ylim(0, 1)
-    bottom.bar(centres, count, width=0.9 / len(count), color=LAYER_COLORS[0])
+    bottom.bar(centres, count, width=0.9 / len(count), color=COLORS[0])
     bottom.set_xlabel("confidence")

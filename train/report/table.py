@@ -60,7 +60,8 @@ def comparison(
         row: Row = {column: _over_seeds(values) for column, values in of_seeds[method].items()}
         row["MMD"] = _over_seeds([run["mmd"] for run in runs])
         row["divergence"] = _over_seeds([run["alignment"] for run in runs])
-        row["parameters"] = Cell(runs[0]["parameters"] / 1e6, digits=3, unit="M")
+        parameters = runs[0].get("parameters")  # runs of old have none
+        row["parameters"] = Cell(parameters / 1e6, digits=3, unit="M") if parameters else None
         time = times.get(method)
         row["ms per step"] = Cell(time.milliseconds, digits=2) if time else None
         row["over plain"] = Cell(time.ratio, digits=2, unit="x") if time else None

@@ -114,7 +114,8 @@ def test_the_picture_shows_nodes_by_class_and_clouds(config: ConfigDict, tmp_pat
         config.alignment.method = method
         loop.run(config, tmp_path / method)
         runs[method] = (config.copy_and_resolve_references(), tmp_path / method)
-    points = run_points(*runs["ct"], "layer_0", 3)
+    settings, folder = runs["ct"]
+    points = run_points(*loop.restore_run(folder, settings), "layer_0", 3)
     assert points.queries.shape == points.keys.shape == (20, 8)
     assert points.embeddings.shape == (20, 64)
     assert sorted(points.labels) == [0] * 10 + [1] * 10

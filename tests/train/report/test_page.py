@@ -1,0 +1,156 @@
+"""The report on a tiny sweep: one page that needs nothing else, and its command."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import jax
+import matplotlib.image
+import pytest
+import rich.console
+
+from tests.train.report.studies import write_run
+from train import loop
+from train.report.__main__ import main
+from train.report.page import write_report
+from train.sweep import run_folder, variant
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_config):
+    """A plain and an aligned run that are finished, and one that is not."""
+    workdir = tmp_path_factory.mktemp("sweep")
+    config = tiny_config("none", train__steps=4, eval__every=2)
+    console = rich.console.Console(file=io.StringIO())
+    for method in ("none", "ct"):
+        settings, folder = variant(config, method, 0), run_folder(workdir, method, 0)
+        loop.run(settings, folder, devices=jax.local_devices()[:1], console=console)
+    write_run(workdir, config, "gan", 0)
+    times = {
+        name: {"milliseconds": 3.0, "ratio": ratio} for name, ratio in (("none", 1), ("ct", 2))
+    }
+    (workdir / "step_times.json").write_text(json.dumps(times))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    """The report's folder and its chapter."""
+    output = tmp_path_factory.mktemp("report")
+    (chapter,) = write_report([runs], output, examples=(0, 10_000))
+    return output, chapter
+
+
+class Tags(html.parser.HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else(report) -> None:
+    output, chapter = report
+    page = (output / "report.html").read_text()
+    tags = Tags(page).tags
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tags}
+    assert not re.search(r"url\(|@import|https?:", page)
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    assert len(images) == sum(len(part.pictures) for part in chapter.sections) > 10
+    for image in images:
+        start, _, data = image["src"].partition(",")
+        assert start == "data:image/png;base64"
+        pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(data)))
+        assert pixels[..., :3].std() > 0.02
+        assert len(image["alt"]) > 20
+    assert len(list(output.glob("digits-*.png"))) == len(images)
+
+
+def test_every_part_of_a_run_is_shown(report) -> None:
+    parts = {part.title: part for part in report[1].sections}
+    pictures = {title: [x.name for x in part.pictures] for title, part in parts.items()}
+    assert pictures["MMD of keys and queries, on validation"] == ["mmd-none", "mmd-ct"]
+    assert pictures["Divergence per layer and head, in training"] == ["divergence-ct"]
+    assert pictures["Reliability on test"] == ["reliability-none", "reliability-ct"]
+    assert pictures["Keys and queries"] == ["clouds-none", "clouds-ct"]
+    assert pictures["Attention maps"] == [
+        "attention-0-image", "attention-0-patches-none", "attention-0-patches-ct",
+    ]  # fmt: skip
+    assert pictures["Step time"] == ["step-time"]
+    assert "2.00x" in parts["Step time"].pictures[0].caption
+
+
+def test_numbers_are_those_of_the_runs_and_what_is_missing_is_said(runs, report) -> None:
+    output, chapter = report
+    result = json.loads((runs / "ct-seed0" / "result.json").read_text())
+    accuracy = f"{result['metrics']['test']['accuracy']:.4f}"
+    for file in ("report.html", "report.md"):
+        text = (output / file).read_text()
+        assert accuracy in text
+        assert result["hardware"] in text
+        assert "GAN, seed 0, is not finished (step 0 of 4)" in text
+        assert "The paper has no numbers on digits." in text
+    said = [sentence for part in chapter.sections for sentence in part.missing]
+    assert any("no example 10000 to draw: validation has 180" in sentence for sentence in said)
+
+
+def test_what_comes_from_files_is_escaped(tmp_path, tiny_config) -> None:
+    config = tiny_config("none").copy_and_resolve_references()
+    config.name = "<img src=x onerror=alert(1)> | *"
+    metrics = {"test": {"accuracy": 0.5, "ece": 0.1, "<b>": 1.0}}
+    write_run(tmp_path / "runs", config, "none", 0, metrics)
+    (tmp_path / "runs" / "command.txt").write_text("python <script>")
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    page = Tags((tmp_path / "report" / "report.html").read_text())
+    assert config.name in page.text
+    assert "python <script>" in page.text
+    assert not {"img", "script", "b"} & {tag for tag, _ in page.tags}
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert r"## \<img src=x onerror=alert(1)> \| \*" in text
+
+
+def test_a_run_that_cannot_be_restored_is_left_out_with_its_reason(tmp_path, tiny_config) -> None:
+    records = [{"step": 6, "split": "validation", "mmd_per_head": {"layer_0": [1.0, 2.0]}}]
+    metrics = {"test": {"accuracy": 0.5, "ece": 0.1}}
+    write_run(tmp_path / "runs", tiny_config("none"), "none", 0, metrics, records)
+    (chapter,) = write_report([tmp_path / "runs"], tmp_path / "report")
+    parts = {part.title: part for part in chapter.sections}
+    for title in ("Keys and queries", "Attention maps"):
+        (sentence,) = parts[title].missing
+        assert "plain, seed 0, is not drawn" in sentence
+        assert "holds no checkpoint" in sentence
+    assert parts["Reliability on test"].missing == [
+        "plain has no record of its confidence on test."
+    ]
+    assert "Not measured" in parts["Step time"].missing[0]
+
+
+def test_several_studies_of_one_name_are_told_apart(tmp_path, tiny_config) -> None:
+    for folder, steps in (("a", 6), ("b", 7)):
+        write_run(tmp_path / folder, tiny_config("none", train__steps=steps), "none", 0)
+    _, second = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "report")
+    assert second.title == "digits (2)"
+    said = [sentence for part in second.sections for sentence in part.sentences]
+    assert said == ["Differs from the first digits in train.steps 6 there, 7 here."]
+
+
+def test_the_command_refuses_what_is_no_run_in_one_line(tmp_path, capsys) -> None:
+    output = tmp_path / "report"
+    assert main([str(tmp_path), f"--output={output}"]) == 2
+    assert f"error: {tmp_path} is neither the folder of a run" in capsys.readouterr().err
+    assert not output.exists()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--examples=-1"])
+    assert "invalid numbers value: '-1'" in capsys.readouterr().err

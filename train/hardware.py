@@ -1,0 +1,37 @@
+"""What a run ran on, in words: a measured number belongs to its machine."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+
+import jax
+
+CPU_INFO = pathlib.Path("/proc/cpuinfo")  # of Linux
+
+
+def hardware() -> str:
+    """The devices, the processor, and the version of jax.
+
+    Example:
+        >>> hardware()  # doctest: +SKIP
+        '1 x NVIDIA H200; 16 cores of Intel(R) Xeon(R) Platinum 8481C; jax 0.10.2'
+    """
+    devices = jax.local_devices()
+    cores = f"{_cores()} cores of {_processor()}"
+    parts = [] if devices[0].platform == "cpu" else [f"{len(devices)} x {devices[0].device_kind}"]
+    return "; ".join([*parts, cores, f"jax {jax.__version__}"])
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,0 +1,61 @@
+"""Writes a report on finished runs: one page to look at, with its tables and pictures beside it.
+
+    python -m train.report runs/digits-sweep
+    python -m train.report runs/digits/none-seed0 runs/digits/ct-seed0 --examples=0,5
+
+Takes the folders of runs (`python -m train`) and of sweeps (`python -m train.sweep`); runs of one
+experiment that differ in method and seed come together. The folder that --output names gets
+report.html, which holds all of it and needs no network, report.md, the tables for a README, and the
+pictures as PNG. What a run cannot show, the page says in a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from train import cli
+from train.checkpoint import CheckpointError
+from train.report.page import PAGE, TEXT, write_report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = _options(arguments)
+    cli.use_compilation_cache()
+    try:
+        write_report(
+            options.folders, options.output, examples=options.examples,
+            say=lambda title: print(f"{title} ...", flush=True),
+        )  # fmt: skip
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Report: {options.output / PAGE}\nTables: {options.output / TEXT}")
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.report", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+    def numbers(text: str) -> list[int]:
+        found = [int(number) for number in text.split(",") if number]
+        if any(number < 0 for number in found):
+            raise ValueError
+        return found
+
+    parser.add_argument("folders", nargs="+", type=pathlib.Path, metavar="RUN_DIR")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/report"),
+                        help="the folder to write to (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--examples", type=numbers, default=[0],
+                        help="whose attention is drawn, by their place in the split, such as 0,5"
+                        " (default: 0)")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

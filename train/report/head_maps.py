@@ -1,0 +1,167 @@
+"""Maps of layers x heads: how far keys and queries are apart, at several moments of training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from train.report.contents import Picture, Section
+from train.report.picture import Series, head_series
+from train.report.pictures import COLUMN, WRITTEN, picture, write_values
+from train.report.runs import Run, Study
+from train.report.style import MAP, UNITS, method_name
+
+MOMENTS = 4
+
+
+class Moments(NamedTuple):
+    """Layers x heads at several moments, means over the seeds.
+
+    Attributes:
+        layers: their names in order.
+        titles: of the moments.
+        values: [T, L, H]; nan where a layer has fewer heads than another.
+    """
+
+    layers: list[str]
+    titles: list[str]
+    values: np.ndarray
+
+
+def moments(runs: Mapping[int, Run], record: str) -> Moments | None:
+    """What runs recorded per layer and head, from their first record to their last.
+
+    Each seed counts at the same fraction of its own records, for early stopping ends them at
+    different steps.
+
+    Args:
+        runs: by seed.
+        record: "mmd_per_head" or "divergence".
+
+    Returns:
+        None if no run recorded any.
+    """
+    found = [series for run in runs.values() if (series := head_series(run.records, record))]
+    if not found:
+        return None
+    layers = sorted(found[0], key=_natural)
+    count = min(MOMENTS, *(len(_steps(series)) for series in found))
+    places = np.linspace(0.0, 1.0, count)
+    picked = [np.rint(places * (len(_steps(series)) - 1)).astype(int) for series in found]
+    values = np.mean(
+        [_grid(s, layers)[rows] for s, rows in zip(found, picked, strict=True)], axis=0
+    )
+    steps = np.array([_steps(s)[rows] for s, rows in zip(found, picked, strict=True)])
+    return Moments(layers, [_title(column) for column in steps.T], values)
+
+
+def head_maps(study: Study) -> list[Section]:
+    """The sections on MMD and on the divergences."""
+    mmd = Section(
+        f"MMD of keys and queries, on {study.eval['mmd_split']}",
+        "Squared maximum mean discrepancy per layer and head; one scale for all methods.",
+    )
+    divergence = Section(
+        "Divergence per layer and head, in training",
+        "Each method's own, in its own unit and on its own scale.",
+    )
+    maps = {method: moments(runs, "mmd_per_head") for method, runs in study.runs.items()}
+    known = {method: found for method, found in maps.items() if found is not None}
+    missing = [method_name(method) for method in maps if method not in known]
+    if missing:
+        mmd.missing.append(f"Not measured, or not yet: {', '.join(missing)}.")
+    if known:
+        limits = (
+            min(np.nanmin(x.values) for x in known.values()),
+            max(np.nanmax(x.values) for x in known.values()),
+        )
+        mmd.pictures += [_draw("MMD", m, x, limits, "MMD") for m, x in known.items()]
+
+    for method, runs in study.runs.items():
+        if method == "none":
+            continue
+        found = moments(runs, "divergence")
+        if found is None:
+            divergence.missing.append(f"{method_name(method)} has no record of its divergence.")
+            continue
+        unit = UNITS.get(method.partition(":")[0], "")
+        limits = (np.nanmin(found.values), np.nanmax(found.values))
+        divergence.pictures.append(_draw("divergence", method, found, limits, unit))
+    if set(study.runs) == {"none"}:
+        divergence.missing.append("A plain model has no divergence.")
+    return [mmd, divergence]
+
+
+def _draw(
+    name: str, method: str, found: Moments, limits: tuple[float, float], label: str
+) -> Picture:
+    count, rows, heads = found.values.shape
+    columns = min(count, 2)
+    lines = -(-count // columns)
+    height = 0.7 + lines * min(2.2, 0.7 + 0.14 * max(rows, 4))
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(COLUMN, height), squeeze=False, sharex=True, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    names = _short(found.layers)
+    for index, ax in enumerate(axes.flat):
+        if index >= count:
+            ax.set_axis_off()
+            continue
+        ax.set_facecolor("0.85")  # where there is no such head
+        image = ax.imshow(
+            found.values[index], cmap=MAP, vmin=limits[0], vmax=limits[1], aspect="auto"
+        )
+        ax.set_title(found.titles[index], fontsize=9)
+        every = -(-heads // 8)
+        ax.set_xticks(range(0, heads, every))
+        ax.set_yticks(range(0, rows, -(-rows // 12)), names[:: -(-rows // 12)], fontsize=8)
+        if heads <= WRITTEN:
+            write_values(ax, found.values[index], limits)
+    for ax in axes[-1]:
+        ax.set_xlabel("head")
+    figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+    first, last = (np.nansum(found.values[index]) for index in (0, -1))
+    alt = (
+        f"Maps of layers by heads, {method_name(method)}: {name}, summed over the heads, goes from "
+        f"{first:.3g} at {found.titles[0]} to {last:.3g} at {found.titles[-1]}."
+    )
+    caption = f"{method_name(method)}: sum over the heads {first:.3g} at first, {last:.3g} at last."
+    return picture(figure, f"{name} {method}", alt, caption)
+
+
+def _grid(series: Series, layers: Sequence[str]) -> np.ndarray:
+    """[T, L, H], filled up with nan."""
+    heads = max(series[layer][1].shape[1] for layer in layers)
+    grid = np.full((len(_steps(series)), len(layers), heads), np.nan)
+    for row, layer in enumerate(layers):
+        values = series[layer][1]
+        grid[:, row, : values.shape[1]] = values
+    return grid
+
+
+def _steps(series: Series) -> np.ndarray:
+    return next(iter(series.values()))[0]
+
+
+def _title(steps: np.ndarray) -> str:
+    low, high = steps.min(), steps.max()
+    return f"step {low}" if low == high else f"steps {low} to {high}"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts layer_2 before layer_10."""
+    return [(int(x or 0), y) for x, y in re.findall(r"(\d*)(\D*)", name)]
+
+
+def _short(layers: Sequence[str]) -> list[str]:
+    """The names without the parts that all of them share."""
+    parts = [layer.split("/") for layer in layers]
+    if len(parts) < 2 or len({len(x) for x in parts}) > 1:
+        return list(layers)
+    kept = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    return ["/".join(x[i] for i in kept) for x in parts]

@@ -1,0 +1,163 @@
+"""Writes the report: a page that needs nothing besides itself, its tables as Markdown, its PNGs."""
+
+from __future__ import annotations
+
+import base64
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jinja2
+
+from train.report import summary
+from train.report.contents import Chapter, Picture, Section, Table
+from train.report.curves import training
+from train.report.diagrams import reliability, step_times
+from train.report.gallery import from_models
+from train.report.head_maps import head_maps
+from train.report.pictures import file_name
+from train.report.runs import Study, config_keys, read_studies
+
+PAGE, TEXT = "report.html", "report.md"
+TITLE = "Alignment attention: report"
+WIDEST = 480  # CSS pixels; a wider picture scrolls on a narrow screen instead of shrinking
+LONG = 32  # characters; longer cells of a table are broken into lines
+
+
+def write_report(
+    folders: Sequence[pathlib.Path],
+    output: pathlib.Path,
+    *,
+    examples: Sequence[int] = (0,),
+    overview: Section | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Chapter]:
+    """Writes the report on the runs in some folders.
+
+    Args:
+        folders: of runs, or of sweeps.
+        output: the folder to write to: report.html, report.md and a PNG per picture.
+        examples: whose attention is drawn, by their place in the split.
+        overview: stands before the experiments.
+        say: is told what is being worked on.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: a folder holds no run, or a file in it is damaged; nothing is written.
+    """
+    studies = read_studies(folders)
+    chapters = []
+    for title, study in _titled(studies):
+        say(title)
+        chapters.append(_chapter(title, study, studies, examples))
+    output.mkdir(parents=True, exist_ok=True)
+    overview = overview or Section("")
+    (output / PAGE).write_text(to_html(chapters, overview), encoding="utf-8")
+    (output / TEXT).write_text(to_markdown(chapters, overview), encoding="utf-8")
+    for chapter in chapters:
+        for part in chapter.sections:
+            for picture in part.pictures:
+                (output / picture_file(chapter, picture)).write_bytes(picture.png)
+    return chapters
+
+
+def _titled(studies: Sequence[Study]) -> list[tuple[str, Study]]:
+    """Each study with a title of its own: several of one name are numbered."""
+    seen: dict[str, int] = {}
+    titled = []
+    for study in studies:
+        seen[study.name] = seen.get(study.name, 0) + 1
+        number = seen[study.name]
+        titled.append((f"{study.name} ({number})" if number > 1 else study.name, study))
+    return titled
+
+
+def _chapter(
+    title: str, study: Study, studies: Sequence[Study], examples: Sequence[int]
+) -> Chapter:
+    first, *configuration = summary.configuration(study)
+    namesake = next(other for other in studies if other.name == study.name)
+    if namesake is not study:
+        first.sentences.append(_difference(namesake, study))
+    sections = [
+        summary.results(study),
+        summary.beside_the_paper(study),
+        training(study),
+        *head_maps(study),
+        reliability(study),
+        *from_models(study, examples),
+        step_times(study),
+        first,
+        *configuration,
+        summary.every_run(study),
+    ]
+    return Chapter(title, summary.facts(study), sections)
+
+
+def _difference(one: Study, other: Study) -> str:
+    flat = [config_keys(study.values) for study in (one, other)]
+    keys = sorted(
+        key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)
+    )
+    said = "; ".join(f"{key} {flat[0].get(key)!r} there, {flat[1].get(key)!r} here" for key in keys)
+    return f"Differs from the first {one.name} in {said}."
+
+
+def picture_file(chapter: Chapter, picture: Picture) -> str:
+    """The name of a picture's file beside the page."""
+    return f"{file_name(chapter.title)}-{picture.name}.png"
+
+
+def to_html(chapters: Sequence[Chapter], overview: Section) -> str:
+    """The page; everything that comes from files is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    return environment.get_template("page.html.jinja").render(
+        title=TITLE, chapters=chapters, overview=overview, widest=WIDEST, long=LONG
+    )
+
+
+def to_markdown(chapters: Sequence[Chapter], overview: Section) -> str:
+    """The tables and sentences, for a README."""
+    lines = [f"# {TITLE}", "", *_section_lines(overview)]
+    for chapter in chapters:
+        lines += [f"## {_plain(chapter.title)}", ""]
+        lines += [f"- {name}: {_fact(name, value)}" for name, value in chapter.facts]
+        lines.append("")
+        for part in chapter.sections:
+            if part.printed:
+                lines += [f"### {_plain(part.title)}", "", *_section_lines(part)]
+    return "\n".join(lines)
+
+
+def _fact(name: str, value: str) -> str:
+    return f"`{value}`" if name == "Command" and "`" not in value else _plain(value)
+
+
+def _section_lines(part: Section) -> list[str]:
+    lines = [_plain(part.text), ""] if part.text else []
+    for table in part.tables:
+        lines += [*_table_lines(table), ""]
+    said = [*part.sentences, *part.missing]
+    lines += [f"- {_plain(sentence)}" for sentence in said]
+    return [*lines, ""] if said else lines
+
+
+def _table_lines(table: Table) -> list[str]:
+    rows = [" | ".join(map(_plain, row)) for row in table.rows]
+    marks = " | ".join(["---", *["---:"] * (len(table.columns) - 1)])
+    head = " | ".join(map(_plain, table.columns))
+    body = [f"| {row} |" for row in (head, marks, *rows)]
+    return [_plain(f"{table.caption} {table.note}".strip()), "", *body]
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown takes literally, in one line."""
+    text = " ".join(text.split())
+    for mark in ("\\", "`", "*", "_", "|", "<"):
+        text = text.replace(mark, f"\\{mark}")
+    return text

@@ -1,0 +1,208 @@
+"""Reading the folders of runs, and putting together those that belong to one study.
+
+A study is one experiment with several methods and seeds: runs whose configs differ in the section
+`alignment` and the seed alone. `train.sweep` writes a study into one folder; the runs of several
+folders make one study where their configs allow it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from train.benchmarks.step_time import StepTime
+from train.checkpoint import COMMAND, CONFIG, RESULT, STEP_TIMES, CheckpointError, read_config
+from train.log import read_records
+from train.report.style import NAMES
+
+SECTIONS = ("alignment", "data", "eval", "model", "name", "optimizer", "seed", "task", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run's folder.
+
+    Attributes:
+        folder: where it lies.
+        values: its config as plain values.
+        result: what it wrote at its end; None if it is not finished.
+    """
+
+    folder: pathlib.Path
+    values: dict[str, Any]
+    result: dict[str, Any] | None
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.values["seed"]
+
+    @property
+    def config(self) -> ConfigDict:
+        """Its config, as `restore_run` takes it."""
+        return ConfigDict(self.values)
+
+    @functools.cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """What it logged."""
+        return read_records(self.folder)
+
+
+@dataclasses.dataclass
+class Study:
+    """Runs of one experiment, by method and seed.
+
+    Attributes:
+        name: of the experiment.
+        values: the config that all share; nested, without `alignment` and `seed`.
+        runs: method -> seed -> run, the plain model first. What a method's name does not say stands
+            behind a colon ("ct:0.1").
+        times: of a step, by method, where a sweep has measured them.
+        commands: that made them, where it is known.
+        notes: what was left aside, in sentences.
+    """
+
+    name: str
+    values: dict[str, Any]
+    runs: dict[str, dict[int, Run]]
+    times: dict[str, StepTime]
+    commands: list[str]
+    notes: list[str]
+
+    @property
+    def finished(self) -> dict[str, dict[int, Run]]:
+        """The runs that are finished; methods without any are left out."""
+        found = {
+            method: {seed: run for seed, run in seeds.items() if run.result is not None}
+            for method, seeds in self.runs.items()
+        }
+        return {method: seeds for method, seeds in found.items() if seeds}
+
+    @property
+    def eval(self) -> dict[str, Any]:
+        """The config's section on evaluation."""
+        return self.values["eval"]
+
+    @property
+    def split(self) -> str:
+        """The split whose metrics are reported."""
+        return self.eval["final"][-1]
+
+
+def read_studies(folders: Iterable[pathlib.Path]) -> list[Study]:
+    """The studies that lie in some folders, in the order of their first runs.
+
+    Args:
+        folders: of runs, or of sweeps.
+
+    Raises:
+        CheckpointError: a folder holds no run, or a file in it is damaged.
+    """
+    groups: dict[str, list[tuple[pathlib.Path, Run]]] = {}
+    for folder in folders:
+        for run in _runs_in(folder):
+            shared = {k: v for k, v in run.values.items() if k not in ("alignment", "seed")}
+            groups.setdefault(json.dumps(shared, sort_keys=True), []).append((folder, run))
+    return [_study(found) for found in groups.values()]
+
+
+def _runs_in(folder: pathlib.Path) -> list[Run]:
+    """The run that a folder is, or those that a sweep's folder holds."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    runs = [_read_run(path) for path in inside if (path / CONFIG).is_file()]
+    if not runs and (folder / CONFIG).is_file():
+        runs = [_read_run(folder)]
+    if not runs:
+        raise CheckpointError(
+            f"{folder} is neither the folder of a run nor that of a sweep: there is no {CONFIG} in "
+            f"it or in a folder inside it. Give what was --workdir when training."
+        )
+    return runs
+
+
+def _read_run(folder: pathlib.Path) -> Run:
+    values, path, result = read_config(folder), folder / RESULT, None
+    if path.is_file():
+        try:
+            result = json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}.") from error
+        # A run may go on with other sections `train` and `eval` than it began with.
+        values = result.pop("config", values)
+    missing = [name for name in SECTIONS if not isinstance(values, dict) or name not in values]
+    if missing:
+        raise CheckpointError(
+            f"{folder / CONFIG} is not that of a run: it has no {', '.join(missing)}."
+        )
+    return Run(folder, values, result)
+
+
+def _study(found: Sequence[tuple[pathlib.Path, Run]]) -> Study:
+    first = found[0][1].values
+    shared = {name: value for name, value in first.items() if name not in ("alignment", "seed")}
+    labels = _labels([run.values["alignment"] for _, run in found])
+    runs: dict[str, dict[int, Run]] = {label: {} for label in sorted(set(labels), key=_order)}
+    times: dict[str, StepTime] = {}
+    notes = []
+    for (folder, run), label in zip(found, labels, strict=True):
+        if run.seed in runs[label]:
+            notes.append(
+                f"{run.folder} is left aside: {runs[label][run.seed].folder} has the same method "
+                f"and seed."
+            )
+            continue
+        runs[label][run.seed] = run
+        measured = _step_times(folder).get(run.values["alignment"]["method"])
+        if measured is not None:
+            times.setdefault(label, measured)
+    for label, seeds in runs.items():
+        runs[label] = dict(sorted(seeds.items()))
+    folders = dict.fromkeys(folder for folder, _ in found)
+    commands = [(x / COMMAND).read_text().strip() for x in folders if (x / COMMAND).is_file()]
+    return Study(first["name"], shared, runs, times, commands, notes)
+
+
+def _labels(sections: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each section `alignment`: its method, and what tells it from others of its kind.
+
+    A plain model's other settings have no effect and are no difference.
+    """
+    labels = []
+    for section in sections:
+        method = section["method"]
+        same = [x for x in sections if x["method"] == method != "none"]
+        keys = dict.fromkeys(key for x in same for key in x)
+        differing = [key for key in keys if len({json.dumps(x.get(key)) for x in same}) > 1]
+        # As `train.sweep` writes it if the weight is all there is.
+        named = [
+            f"{section.get(x)}" if x == "weight" else f"{x} {section.get(x)}" for x in differing
+        ]
+        labels.append(":".join([method, " ".join(named)]) if named else method)
+    return labels
+
+
+def _order(label: str) -> tuple[int, str]:
+    method, known = label.partition(":")[0], list(NAMES)
+    return (known.index(method) if method in known else len(known), label)
+
+
+def _step_times(folder: pathlib.Path) -> dict[str, StepTime]:
+    path = folder / STEP_TIMES
+    if not path.is_file():
+        return {}
+    try:
+        return {method: StepTime(**time) for method, time in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+
+
+def config_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its keys in full: {"train.steps": 600, ...}."""
+    return traverse_util.flatten_dict(dict(values), sep=".")

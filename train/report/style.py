@@ -1,0 +1,41 @@
+"""How pictures look: told apart by the colour-blind, and in black and white.
+
+Import it before pyplot: it makes matplotlib draw into files alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed
+matplotlib.rcParams["text.parse_math"] = False  # texts of data sets hold dollar signs
+
+# Okabe and Ito's palette, told apart by the colour-blind; markers and dashes tell them apart in
+# black and white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+QUERY_STYLE: dict[str, Any] = {"edgecolors": COLORS[0], "marker": "o", "facecolors": "none"}
+KEY_STYLE: dict[str, Any] = {"color": COLORS[1], "marker": "x"}
+MAP = "cividis"  # even steps of lightness
+
+NAMES = {"none": "plain", "gan": "GAN", "ot": "OT", "ct": "CT", "mmd": "MMD"}
+UNITS = {"gan": "nats", "ot": "cost", "ct": "cost", "mmd": "squared MMD"}
+
+
+def method_name(label: str) -> str:
+    """What people call a method; a label may say more behind the method, as in "ct:0.1".
+
+    Example:
+        >>> method_name("ct:0.1"), method_name("none")
+        ('CT 0.1', 'plain')
+    """
+    method, _, rest = label.partition(":")
+    return f"{NAMES.get(method, method)} {rest}".strip()
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """A colour and a dash of its own for the line of the given number."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}

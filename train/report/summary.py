@@ -1,0 +1,248 @@
+"""The tables and sentences of a study: what was run, what came out, and what the paper has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from train.report import table
+from train.report.contents import Section, Table
+from train.report.paper import PaperResult, paper_results
+from train.report.runs import Run, Study, config_keys
+from train.report.statistics import PLAIN, findings, paired_difference
+from train.report.style import method_name
+
+NOTHING = "-"
+
+
+def facts(study: Study) -> list[tuple[str, str]]:
+    """What made the numbers of a study: (name, value) pairs."""
+    seeds: dict[str, list[str]] = {}
+    for method, runs in study.finished.items():
+        seeds.setdefault(", ".join(map(str, runs)), []).append(method_name(method))
+    if len(seeds) == 1:
+        shown = next(iter(seeds))
+    else:
+        shown = "; ".join(f"{', '.join(names)}: {some}" for some, names in seeds.items())
+    machines = dict.fromkeys(
+        run.result.get("hardware", "not recorded") for run in _finished(study) if run.result
+    )
+    return [
+        ("Command", "; ".join(study.commands) or "not recorded"),
+        ("Methods", ", ".join(map(method_name, study.runs))),
+        ("Seeds", shown or "none is finished"),
+        ("Hardware", "; ".join(machines) or NOTHING),
+    ]
+
+
+def unfinished(study: Study) -> list[str]:
+    """A sentence for each run that is not finished, and for what was left aside."""
+    sentences = []
+    for method, runs in study.runs.items():
+        for seed, run in runs.items():
+            if run.result is None:
+                step = max((record["step"] for record in run.records), default=0)
+                sentences.append(
+                    f"{method_name(method)}, seed {seed}, is not finished (step {step} of "
+                    f"{run.values['train']['steps']}): it is in no table."
+                )
+    return sentences + study.notes
+
+
+def results(study: Study) -> Section:
+    """The metrics over seeds, and whether their differences are more than noise."""
+    section = Section("Results", missing=unfinished(study), printed=True)
+    finished = study.finished
+    if not finished:
+        section.missing.append("No run is finished, so there are no results yet.")
+        return section
+    metrics = []
+    for name in study.eval["report"]:
+        without = [run for run in _finished(study) if _metric(run, study, name) is None]
+        if without:
+            section.missing.append(
+                f"{name} is left out: {len(without)} of the finished runs do not have it."
+            )
+        else:
+            metrics.append(name)
+    rows = table.comparison(_results(finished), study.times, study.split, metrics)
+    columns = [
+        name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())
+    ]
+    caption = "Mean and sample standard deviation over the seeds."
+    if "MMD" in columns:
+        caption += (
+            f" MMD: squared maximum mean discrepancy of keys and queries on "
+            f"{study.eval['mmd_split']}, summed over layers and heads, bandwidth "
+            f"{study.eval['mmd_bandwidth']:g}."
+        )
+    body = [
+        [method_name(method), *(str(row[name] or NOTHING) for name in columns)]
+        for method, row in rows.items()
+    ]
+    section.tables.append(Table(caption, ["method", *columns], body))
+    section.sentences += _differences(study, metrics, section)
+    return section
+
+
+def _differences(study: Study, metrics: Sequence[str], section: Section) -> list[str]:
+    """The findings, with names that people know; says in the section what they lack."""
+    finished, found = study.finished, []
+    if PLAIN not in finished:
+        section.missing.append(
+            "There is no finished plain model to compare with, so nothing is said of differences."
+        )
+        return []
+    for method in finished:
+        if method == PLAIN:
+            continue
+        common = [seed for seed in finished[PLAIN] if seed in finished[method]]
+        if not common:
+            section.missing.append(
+                f"{method_name(method)} has no seed in common with the plain model to be paired by."
+            )
+            continue
+        pairs = {name: {s: finished[name][s] for s in common} for name in (PLAIN, method)}
+        values = table.by_seed(_results(pairs), study.split, metrics)
+        found += findings({PLAIN: values[PLAIN], method_name(method): values[method]})
+    return found
+
+
+def beside_the_paper(study: Study) -> Section:
+    """What was measured, beside what the paper has."""
+    section = Section("Beside the paper", printed=True)
+    known = paper_results(study.name, study.values["model"].get("pretrained", ""))
+    if not known:
+        section.missing.append(f"The paper has no numbers on {study.name}.")
+        return section
+    section.text = (
+        "In percent, means and standard deviations over seeds; a gain is the mean difference to "
+        "the plain model, paired by seed here. Where the data or the model are others than the "
+        "paper's, only the gains can be compared."
+    )
+    columns = ["method", "here", "gain here", "the paper", "gain in the paper"]
+    for result in known:
+        values = {
+            method: {seed: _metric(run, study, result.metric) for seed, run in runs.items()}
+            for method, runs in study.finished.items()
+        }
+        body = [
+            row for method in result.values for row in _paper_rows(result, method, values)
+        ]  # fmt: skip
+        caption = f"{result.metric}. The paper: {result.table}, {result.setting}"
+        caption += f" ({result.note})." if result.note else "."
+        section.tables.append(Table(caption, columns, body))
+    return section
+
+
+def _paper_rows(
+    result: PaperResult, method: str, values: Mapping[str, Mapping[int, float | None]]
+) -> list[list[str]]:
+    """The rows of one of the paper's methods: one per variant of it that was run, or one empty."""
+    mean, base = result.values[method], result.values[PLAIN]
+    paper = f"{mean:.2f}" + (f" ± {result.spreads[method]:g}" if method in result.spreads else "")
+    gain = NOTHING if method == PLAIN else f"{mean - base:+.2f}"
+    rows = []
+    for label, found in values.items():
+        here = {seed: 100 * value for seed, value in found.items() if value is not None}
+        if label.partition(":")[0] != method or not here:
+            continue
+        plain = values.get(PLAIN, {})
+        common = [s for s in here if plain.get(s) is not None]
+        own = NOTHING
+        if label != PLAIN and common:
+            other = [100 * float(plain[seed] or 0.0) for seed in common]
+            own = f"{paired_difference([here[seed] for seed in common], other).mean:+.2f}"
+        rows.append([method_name(label), _mean_and_spread(list(here.values())), own, paper, gain])
+    return rows or [[method_name(method), "no finished run", NOTHING, paper, gain]]
+
+
+def every_run(study: Study) -> Section:
+    """All metrics of all finished runs, one by one."""
+    rows = []
+    names = dict.fromkeys(
+        f"{split} {metric}"
+        for run in _finished(study)
+        for split, metrics in (run.result or {})["metrics"].items()
+        for metric in metrics
+    )
+    for method, runs in study.finished.items():
+        for seed, run in runs.items():
+            result = run.result or {}
+            values = {
+                f"{split} {metric}": value
+                for split, metrics in result["metrics"].items()
+                for metric, value in metrics.items()
+            }
+            cells = [f"{values[name]:.4f}" if name in values else NOTHING for name in names]
+            minutes = f"{result['seconds'] / 60:.1f}"
+            rows.append([method_name(method), str(seed), str(result["steps"]), minutes, *cells])
+    section = Section("Every run", folded=True)
+    if rows:
+        columns = ["method", "seed", "steps", "minutes", *names]
+        caption = "All metrics of all finished runs; minutes are those of the last start."
+        section.tables.append(Table(caption, columns, rows))
+    else:
+        section.missing.append("No run is finished.")
+    return section
+
+
+def configuration(study: Study) -> list[Section]:
+    """What differs between the methods, and all the rest."""
+    sections = {
+        method: next(iter(runs.values())).values["alignment"] for method, runs in study.runs.items()
+    }
+    active = {method: values for method, values in sections.items() if method != PLAIN}
+    keys = dict.fromkeys(key for values in active.values() for key in values)
+    differing = [k for k in keys if len({_text(values.get(k)) for values in active.values()}) > 1]
+    rows = [
+        [
+            f"alignment.{key}",
+            *(_differing(method, key, values) for method, values in sections.items()),
+        ]
+        for key in dict.fromkeys(["method", *differing])
+    ]
+    columns = ["key", *map(method_name, sections)]
+    caption = "What differs between the runs, besides the seed."
+    first = Section("Configuration", tables=[Table(caption, columns, rows)], printed=True)
+
+    same = {f"alignment.{key}": next(iter(active.values()))[key] for key in keys if key not in
+            {"method", *differing} and key in next(iter(active.values()))}  # fmt: skip
+    everything = sorted((same | config_keys(study.values)).items())
+    caption = "What all runs have in common; the section alignment without effect on a plain model."
+    whole = Table(caption, ["key", "value"], [[key, _text(value)] for key, value in everything])
+    return [first, Section("Whole configuration", tables=[whole], folded=True)]
+
+
+def _differing(method: str, key: str, values: Mapping[str, Any]) -> str:
+    return NOTHING if method == PLAIN and key != "method" else _text(values.get(key))
+
+
+def _finished(study: Study) -> list[Run]:
+    return [run for runs in study.finished.values() for run in runs.values()]
+
+
+def _results(runs: Mapping[str, Mapping[int, Run]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        method: [run.result for run in seeds.values() if run.result is not None]
+        for method, seeds in runs.items()
+    }
+
+
+def _metric(run: Run, study: Study, name: str) -> float | None:
+    """A metric of a finished run, "METRIC" or "SPLIT/METRIC"; None if it was not measured."""
+    split, _, metric = name.rpartition("/")
+    return (run.result or {})["metrics"].get(split or study.split, {}).get(metric)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f} (1 seed)"
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(values)} seeds)"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,281 @@
+"""Runs what a machine can of the paper's tables, and writes a report on it.
+
+    python -m train.reproduce
+    python -m train.reproduce --budget=60 --only=cora,cola
+
+Says first what it is going to run, how long that takes and what is missing, such as data that are
+not prepared. Started again, it skips what is finished and goes on with what is not; after --budget
+minutes of training it saves the run that it is in. At the end the folder's report/ holds a page and
+a Markdown file, where each number has its command, its seeds and its hardware.
+
+The experiments are the lines of `ENTRIES`, cheap and telling ones first. Models and data are the
+paper's where a machine without a GPU can train them; else small ones stand in for them, and only
+the differences between methods compare (see each config).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import rich.console
+import rich.table
+
+from train import cli
+from train.checkpoint import CONFIG, TABLE, CheckpointError
+from train.experiment import build_experiment
+from train.hardware import hardware
+from train.interruption import OutOfTime
+from train.loop import TrainingDiverged
+from train.registry import ConfigError, nearest
+from train.report.contents import Section, Table
+from train.report.page import PAGE, TEXT, write_report
+from train.sweep import finished_result, sweep
+
+METHODS = ("none", "gan", "ct")
+THREE, TEN = tuple(range(3)), tuple(range(10))
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One experiment: methods x seeds of a config, as `train.sweep` runs them.
+
+    Attributes:
+        name: for --only, and of its folder.
+        table: of the paper.
+        config: as the flag --config takes it.
+        seeds: of each method.
+        minutes: that a run takes on two CPU cores, about.
+        methods: of alignment.
+    """
+
+    name: str
+    table: str
+    config: str
+    seeds: tuple[int, ...]
+    minutes: float
+    methods: tuple[str, ...] = METHODS
+
+    @property
+    def command(self) -> str:
+        """What does the same by itself."""
+        methods, seeds = ",".join(self.methods), ",".join(map(str, self.seeds))
+        config = f"--config={self.config}"
+        return shlex.join(
+            ["python", "-m", "train.sweep", config, f"--methods={methods}", f"--seeds={seeds}"]
+        )
+
+    def lacks(self) -> str:
+        """What is missing to run it, "" if nothing is."""
+        try:
+            experiment = build_experiment(cli.load_config(self.config))
+            if not all(experiment.data.examples.values()):
+                return "a split of the data is empty"
+        except (ValueError, OSError, ImportError) as error:  # a ConfigError is a ValueError
+            return str(error)
+        return ""
+
+    def progress(self, workdir: pathlib.Path) -> Progress:
+        """How far it has come."""
+        config, folder = cli.load_config(self.config), workdir / self.name
+        results = [
+            finished_result(config, method, seed, folder)
+            for seed in self.seeds
+            for method in self.methods
+        ]
+        seconds = [result["seconds"] for result in results if result is not None]
+        left = len(results) - len(seconds)
+        minutes = sum(seconds) / len(seconds) / 60 if seconds else self.minutes
+        done = not left and (folder / TABLE).is_file()
+        return Progress(len(results), left, left * minutes, done)
+
+    def run(
+        self, workdir: pathlib.Path, console: rich.console.Console, deadline: float | None
+    ) -> None:
+        """Runs what is not finished; see `sweep` for what it raises."""
+        config, folder = cli.load_config(self.config).lock(), workdir / self.name
+        sweep(
+            config, self.methods, self.seeds, folder, console,
+            command=self.command, deadline=deadline,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far an entry has come.
+
+    Attributes:
+        runs: that it consists of.
+        left: of these, not finished.
+        minutes: that they take, about.
+        done: whether nothing at all is left to do.
+    """
+
+    runs: int
+    left: int
+    minutes: float
+    done: bool
+
+
+ENTRIES = (
+    Entry("cora", "Table 4", "train/configs/planetoid.py:cora", TEN, 1),
+    Entry("cola", "Table 1", "train/configs/glue.py:cola,minilm", THREE, 6),
+    Entry("easy-vqa", "Tables 5, 6", "train/configs/vqa.py:easy", THREE, 7),
+    Entry("sst2", "Table 1", "train/configs/glue.py:sst2,minilm", THREE, 9),
+    Entry("stsb", "Table 1", "train/configs/glue.py:stsb,minilm", THREE, 10),
+    Entry("mrpc", "Table 1", "train/configs/glue.py:mrpc,minilm", THREE, 20),
+)
+
+
+def reproduce(
+    entries: Sequence[Entry],
+    workdir: pathlib.Path,
+    console: rich.console.Console,
+    budget: float | None = None,
+) -> None:
+    """Runs the entries one after the other and writes the report.
+
+    Args:
+        entries: what to run, in this order.
+        workdir: holds a folder for each, and the report.
+        console: where to print.
+        budget: minutes of training after which to stop; None for as many as it takes. The report
+            comes on top.
+    """
+    deadline = None if budget is None else time.monotonic() + 60 * budget
+    with console.status("looking at what there is"):
+        lacking = {entry.name: entry.lacks() for entry in entries}
+        progress = {
+            entry.name: entry.progress(workdir) for entry in entries if not lacking[entry.name]
+        }
+    _print_plan(entries, lacking, progress, console)
+    notes = [f"{name} was not run: {' '.join(why.split())}" for name, why in lacking.items() if why]
+    for entry in entries:
+        if entry.name not in progress or progress[entry.name].done:
+            continue
+        console.rule(entry.name)
+        try:
+            entry.run(workdir, console, deadline)
+        except OutOfTime as stop:
+            waiting = [x.name for x in entries if x.name in progress and not progress[x.name].done]
+            waiting = waiting[waiting.index(entry.name) :]
+            notes.append(
+                f"The budget of {budget:g} minutes was used up at {entry.name}: {stop} Not "
+                f"finished: {', '.join(waiting)}. The same command goes on with them."
+            )
+            break
+        except (TrainingDiverged, CheckpointError, ValueError, OSError) as error:
+            notes.append(f"{entry.name} failed: {error}")
+        jax.clear_caches()  # the programs of one experiment are of no use to the next
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+    _report(entries, workdir, notes, console)
+
+
+def _print_plan(
+    entries: Sequence[Entry], lacking: dict[str, str], progress: dict[str, Progress],
+    console: rich.console.Console,
+) -> None:  # fmt: skip
+    table = rich.table.Table(title=f"On {hardware()}", title_justify="left")
+    for column in ("experiment", "paper", "methods", "seeds", "finished", "minutes left"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        found = progress.get(entry.name)
+        finished = f"{found.runs - found.left} of {found.runs}" if found else "cannot run"
+        minutes = f"about {math.ceil(found.minutes)}" if found else "-"
+        seeds = ",".join(map(str, entry.seeds))
+        table.add_row(entry.name, entry.table, ",".join(entry.methods), seeds, finished, minutes)
+    console.print(table)
+    for name, why in lacking.items():
+        if why:
+            console.print(f"{name} lacks: {why}", markup=False, highlight=False)
+
+
+def _report(
+    entries: Sequence[Entry], workdir: pathlib.Path, notes: Sequence[str],
+    console: rich.console.Console,
+) -> None:  # fmt: skip
+    folders = [workdir / entry.name for entry in entries]
+    folders = [folder for folder in folders if any(folder.glob(f"*/{CONFIG}"))]
+    if not folders:
+        console.print("Nothing has been run, so there is no report.")
+        return
+    rows = []
+    for entry in entries:
+        found = entry.progress(workdir)
+        rows.append(
+            [entry.name, entry.table, f"{found.runs - found.left} of {found.runs}", entry.command]
+        )
+    caption = "What was to be run, and how much of it is finished."
+    overview = Section(
+        "Overview",
+        tables=[Table(caption, ["experiment", "paper", "runs", "command"], rows)],
+        missing=list(notes),
+    )
+    output = workdir / "report"
+    with console.status("writing the report") as status:
+        write_report(
+            folders, output, overview=overview,
+            say=lambda title: status.update(f"writing the report: {title}"),
+        )  # fmt: skip
+    console.print(f"Report: {output / PAGE}\nTables: {output / TEXT}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = _options(arguments)
+    cli.use_compilation_cache()
+    try:
+        entries = _chosen(options.only)
+        reproduce(entries, options.workdir, rich.console.Console(), options.budget)
+    except (ConfigError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _chosen(names: Sequence[str]) -> list[Entry]:
+    known = {entry.name: entry for entry in ENTRIES}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"--only names {name!r}; {nearest(name, known)}known: {', '.join(known)}."
+            )
+    return [entry for entry in ENTRIES if not names or entry.name in names]
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.reproduce", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+    def minutes(text: str) -> float:
+        value = float(text)
+        if not value >= 0:
+            raise ValueError
+        return value
+
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    parser.add_argument("--budget", type=minutes, help="minutes of training; 0 trains nothing")
+    parser.add_argument("--only", type=names, default=[],
+                        help=f"of {','.join(entry.name for entry in ENTRIES)}")  # fmt: skip
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/reproduce"),
+                        help="the folder (default: %(default)s)")  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
