@@ -21,12 +21,12 @@ from tests.train.data.test_planetoid import toy_parts
 from tests.train.data.test_planetoid import write as write_planetoid
 from tests.train.tiny_glue import tiny_checkpoint
 from tests.train.tiny_squad import write_squad
-from train.checkpoint import CheckpointError, read_config
 from train.data import planetoid
 from train.data.squad import Squad
 from train.data.vqa import VQAv2
 from train.log import read_records
 from train.registry import ConfigError
+from train.run_folder import CheckpointError, read_config
 
 EXPECTED = (PretrainedError, ConfigError, CheckpointError)
 SPOILT = 25  # versions of each file

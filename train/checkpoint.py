@@ -1,19 +1,14 @@
-"""Checkpoints of the whole state, and the folder of a run.
+"""Checkpoints of the whole state.
 
 Orbax writes them in the background, each under another name until it is whole. Beside the arrays
 lie sums of their bits: a file that was damaged since is found out when it is read, and the
 checkpoint before it is used.
-
-A run's folder holds `config.json` (written first: it marks the folder as ours), `metrics.jsonl`,
-`tensorboard/`, `checkpoints/<step>/`, perhaps `damaged/<step>/` and, once the run is complete,
-`result.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -25,24 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
-from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from train import hosts
 from train.early_stopping import Criterion
+from train.run_folder import CheckpointError
 from train.state import TrainState
-
-CONFIG = "config.json"
-RESULT = "result.json"
-METRICS = "metrics.jsonl"
-COMMAND = "command.txt"  # of a sweep: what it was started with
-STEP_TIMES = "step_times.json"  # of a sweep
-TABLE = "table.json"  # of a sweep that is done
-FREE_SECTIONS = ("train", "eval", "name")  # may change between a run's start and its resumption
-
-
-class CheckpointError(RuntimeError):
-    """A folder or checkpoint cannot be used; says which, why, and what to do."""
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -254,82 +237,6 @@ class Checkpoints:
                 f"{sorted(kept)} are intact. Make room on the disk, or check that it can be "
                 f"written to, and start the same command again."
             ) from error
-
-
-def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes a folder ours, or checks that it is, and that it belongs to the same experiment.
-
-    Raises:
-        CheckpointError: the folder holds other things, or a run whose config differs in what
-            determines the model or its training; names the differing keys.
-    """
-    marker = workdir / CONFIG
-    if not marker.exists():
-        if workdir.exists() and not workdir.is_dir():
-            raise CheckpointError(f"{workdir} is a file; --workdir must name a folder.")
-        if workdir.exists() and any(workdir.iterdir()):
-            raise CheckpointError(
-                f"{workdir} is not empty and was not made by this program (no {CONFIG} in it); "
-                f"nothing was written. Choose a new or empty folder with --workdir."
-            )
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(marker, to_json(config))
-        return
-    differing = config_differences(read_config(workdir), to_json(config))
-    if differing:
-        raise CheckpointError(
-            f"{workdir} holds a run with another config: {'; '.join(differing)}. Resume with the "
-            f"same values, or choose another folder with --workdir."
-        )
-
-
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """Reads the config of the run in a folder.
-
-    Raises:
-        CheckpointError: the folder is not a run's.
-    """
-    marker = workdir / CONFIG
-    if not marker.is_file():
-        raise CheckpointError(
-            f"{workdir} is not the folder of a run: it has no {CONFIG}. Give the folder that was "
-            f"--workdir when training (the one above checkpoints/)."
-        )
-    try:
-        found = json.loads(marker.read_text())
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
-        raise CheckpointError(f"{marker} is damaged: {error}.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{marker} is damaged: it holds {found!r:.40}, not a config.")
-    return found
-
-
-def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """'section.key: saved -> given' for each key that determines the model or its training."""
-    flat = [
-        traverse_util.flatten_dict({k: v for k, v in x.items() if k not in FREE_SECTIONS}, sep=".")
-        for x in (saved, given)
-    ]
-    missing = object()
-    lines = []
-    for key in sorted(flat[0].keys() | flat[1].keys()):
-        old, new = flat[0].get(key, missing), flat[1].get(key, missing)
-        if old != new:
-            shown = ["absent" if x is missing else repr(x) for x in (old, new)]
-            lines.append(f"{key} was {shown[0]}, now {shown[1]}")
-    return lines
-
-
-def to_json(config: ConfigDict) -> dict[str, Any]:
-    """A config as plain JSON values (tuples become lists), for writing and comparing."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file in one go: a reader sees the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def bit_sums(tree: Any) -> dict[str, int]:

@@ -16,10 +16,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from train import hosts
-from train.checkpoint import CheckpointError
 from train.interruption import Interrupted
 from train.loop import TrainingDiverged
 from train.registry import ConfigError, nearest
+from train.run_folder import CheckpointError
 
 MISSING = "--config is missing; for instance --config=train/configs/digits.py."
 CACHE_VARIABLE = "ALIGN_JAX_CACHE"

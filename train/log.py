@@ -14,7 +14,7 @@ import rich.progress
 import rich.table
 import tensorboardX
 
-from train.checkpoint import METRICS
+from train.run_folder import METRICS
 
 NOT_CURVES = ("reliability",)  # a whole diagram, no number over the steps
 SHOWN_EVALUATIONS = 24

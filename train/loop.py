@@ -18,16 +18,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from train import hosts, metrics
-from train.checkpoint import (
-    RESULT,
-    CheckpointError,
-    Checkpoints,
-    Progress,
-    claim_folder,
-    read_config,
-    to_json,
-    write_json,
-)
+from train.checkpoint import Checkpoints, Progress
 from train.data.base import Share
 from train.early_stopping import Criterion, EarlyStopping
 from train.evaluation import (
@@ -42,6 +33,7 @@ from train.interruption import Interrupted, Interruption, OutOfTime
 from train.log import RunLog, SilentLog
 from train.parallel import Parallel, parallel_of
 from train.registry import ConfigError
+from train.run_folder import RESULT, CheckpointError, claim_folder, read_config, to_json, write_json
 from train.state import TrainState
 
 

@@ -28,12 +28,12 @@ from ml_collections import ConfigDict
 
 from align_jax.pretrained import Tokenizer, save
 from train import cli
-from train.checkpoint import read_config
 from train.data.base import Batch, DataSource, pad
 from train.data.squad_files import Question
 from train.data.text import ordered_text_batches
 from train.loop import restore_run
 from train.registry import ConfigError
+from train.run_folder import read_config
 from train.state import TrainState
 from train.tasks.answers import Answers, best_answers
 from train.tasks.classification import Classification

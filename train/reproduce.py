@@ -29,7 +29,6 @@ import rich.console
 import rich.table
 
 from train import cli
-from train.checkpoint import CONFIG, TABLE, CheckpointError
 from train.experiment import build_experiment
 from train.hardware import hardware
 from train.interruption import OutOfTime
@@ -37,6 +36,7 @@ from train.loop import TrainingDiverged
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
+from train.run_folder import CONFIG, TABLE, CheckpointError
 from train.sweep import finished_result, sweep
 
 METHODS = ("none", "gan", "ct")

@@ -29,7 +29,6 @@ from ml_collections import ConfigDict
 
 from train import cli, loop
 from train.benchmarks.step_time import StepTime, measure_step_times
-from train.checkpoint import COMMAND, RESULT, STEP_TIMES, TABLE, claim_folder, to_json, write_json
 from train.interruption import OutOfTime
 from train.registry import ConfigError
 from train.report import table
@@ -37,6 +36,7 @@ from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
 from train.report.reliability import draw_reliability
 from train.report.statistics import findings
+from train.run_folder import COMMAND, RESULT, STEP_TIMES, TABLE, claim_folder, to_json, write_json
 
 CONFIG = cli.define_config_flag()
 METHODS = flags.DEFINE_list(

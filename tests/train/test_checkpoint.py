@@ -13,19 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.checkpoint import (
+from train.checkpoint import Checkpoints, Progress, bit_sums
+from train.early_stopping import Criterion
+from train.experiment import build_experiment
+from train.run_folder import (
     CheckpointError,
-    Checkpoints,
-    Progress,
-    bit_sums,
     claim_folder,
     config_differences,
     read_config,
     to_json,
     write_json,
 )
-from train.early_stopping import Criterion
-from train.experiment import build_experiment
 
 ACCURACY = Criterion.parse("validation/accuracy:max")
 

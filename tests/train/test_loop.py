@@ -15,12 +15,12 @@ import rich.console
 from tests.train.tiny_glue import fake_glue, tiny_checkpoint
 from tests.train.tiny_glue import tiny_config as tiny_config_of_texts
 from train import loop, parallel
-from train.checkpoint import CheckpointError
 from train.data.digits import Digits
 from train.interruption import Interrupted
 from train.log import read_records
 from train.parallel import Pmap
 from train.registry import ConfigError
+from train.run_folder import CheckpointError
 
 DEVICES = jax.local_devices()[:1]
 

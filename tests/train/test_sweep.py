@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 from train import loop, sweep
-from train.checkpoint import CheckpointError
+from train.run_folder import CheckpointError
 
 
 def run(config, methods, seeds, workdir) -> str:

@@ -32,8 +32,8 @@ from train.attack import summary
 from train.attack.recipes import RECIPES, make_attack
 from train.attack.records import AttackFile, run_attacks, targets_of
 from train.attack.victim import Victim, restore_victim
-from train.checkpoint import read_config
 from train.registry import ConfigError, nearest
+from train.run_folder import read_config
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.")
 RECIPE = flags.DEFINE_string("recipe", None, f"How to attack: {', '.join(RECIPES)}.")

@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from train.checkpoint import write_json
 from train.data.labelled import Examples
 from train.registry import ConfigError
+from train.run_folder import write_json
 
 FAILED, SUCCESSFUL, SKIPPED = "failed", "successful", "skipped"
 OUTCOMES = (FAILED, SUCCESSFUL, SKIPPED)

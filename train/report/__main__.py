@@ -16,8 +16,8 @@ import pathlib
 import sys
 
 from train import cli
-from train.checkpoint import CheckpointError
 from train.report.page import PAGE, TEXT, write_report
+from train.run_folder import CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:

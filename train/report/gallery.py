@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import PowerNorm
 
-from train.checkpoint import CheckpointError
 from train.data.base import Illustration
 from train.loop import restore_run
 from train.registry import ConfigError
@@ -25,6 +24,7 @@ from train.report.picture import (
 from train.report.pictures import COLUMN, WRITTEN, picture, write_values
 from train.report.runs import Run, Study
 from train.report.style import method_name
+from train.run_folder import CheckpointError
 
 Examples = dict[int, dict[str, tuple[Illustration, Maps]]]  # number -> method -> what is drawn
 

@@ -18,9 +18,9 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from train.benchmarks.step_time import StepTime
-from train.checkpoint import COMMAND, CONFIG, RESULT, STEP_TIMES, CheckpointError, read_config
 from train.log import read_records
 from train.report.style import NAMES
+from train.run_folder import COMMAND, CONFIG, RESULT, STEP_TIMES, CheckpointError, read_config
 
 SECTIONS = ("alignment", "data", "eval", "model", "name", "optimizer", "seed", "task", "train")
 
