@@ -40,7 +40,9 @@ def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
     if not marker.exists():
         if workdir.exists() and not workdir.is_dir():
             raise CheckpointError(f"{workdir} is a file; --workdir must name a folder.")
-        if workdir.exists() and any(workdir.iterdir()):
+        # A run that was killed as it wrote the marker leaves its temporary file.
+        entries = workdir.iterdir() if workdir.exists() else ()
+        if any(not entry.name.startswith(f".{CONFIG}.") for entry in entries):
             raise CheckpointError(
                 f"{workdir} is not empty and was not made by this program (no {CONFIG} in it); "
                 f"nothing was written. Choose a new or empty folder with --workdir."
