@@ -47,7 +47,8 @@ def evaluate(
         if isinstance(metric, metrics.Calibration):
             values["reliability"] = dict(vars(metric.bins))
     if "logits" in joined:
-        values |= calibration_metrics(joined["logits"], joined["label"], temperature)
+        bins = getattr(state.task, "calibration_bins", 10)
+        values |= calibration_metrics(joined["logits"], joined["label"], temperature, bins)
     return values | state.task.corpus_metrics(joined, data.references(split))
 
 

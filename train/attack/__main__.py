@@ -32,10 +32,14 @@ from train.attack import summary
 from train.attack.recipes import RECIPES, make_attack
 from train.attack.records import AttackFile, run_attacks, targets_of
 from train.attack.victim import Victim, restore_victim
+<<<<<<< HEAD
+=======
+from train.checkpoint import read_config
+from train.predict import CHECKPOINT  # the same flag
+>>>>>>> h-robust
 from train.registry import ConfigError, nearest
 from train.run_folder import read_config
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.")
 RECIPE = flags.DEFINE_string("recipe", None, f"How to attack: {', '.join(RECIPES)}.")
 EXAMPLES = flags.DEFINE_integer(
     "examples", 0, "Attacks, skipped examples not counted; 0 for the whole split.", lower_bound=0
@@ -94,8 +98,8 @@ def attack_run(folder: pathlib.Path, recipe: str, console: rich.console.Console)
         progress.update(task, completed=file.attacks)
         for _ in run_attacks(targets, attack, file, EXAMPLES.value):
             progress.update(task, completed=file.attacks)
-    console.print(summary.sentence(file.header, file.examples), highlight=False)
-    console.print(f"Examples: {path}", highlight=False)
+    console.print(summary.sentence(file.header, file.examples), highlight=False, soft_wrap=True)
+    console.print(f"Examples: {path}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

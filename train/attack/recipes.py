@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from train.attack.records import FAILED, SKIPPED, SUCCESSFUL, Target
-from train.attack.resources import import_textattack, require_corpus, require_sentence_encoder
+from train.attack.resources import (
+    WORDNET,
+    import_textattack,
+    require_nltk,
+    require_sentence_encoder,
+)
 from train.attack.victim import Victim
 from train.registry import ConfigError
 
@@ -24,6 +29,8 @@ RECIPES = {
     "pwws": "PWWSRen2019",  # words, for WordNet's synonyms
     "pruthi": "Pruthi2019",  # the characters of one word, as typing errors
 }
+_TAGGER = ("taggers/averaged_perceptron_tagger_eng", "taggers/universal_tagset")
+NLTK_DATA = {"pwws": (WORDNET,), "textfooler": _TAGGER, "bae": _TAGGER}
 ENCODED = ("textfooler", "textbugger", "bae")  # these compare sentences by an encoder
 
 
@@ -43,11 +50,10 @@ def make_attack(recipe: str, victim: Victim, seed: int) -> Callable[[Target], di
         ConfigError: TextAttack or what the recipe needs is missing; says what to do.
     """
     textattack = import_textattack()
-    if recipe == "pwws":
-        require_corpus("wordnet")
     if recipe in ENCODED:
         require_sentence_encoder(recipe)
-        require_corpus("averaged_perceptron_tagger_eng")
+    for path in NLTK_DATA.get(recipe, ()):
+        require_nltk(path)
 
     class Wrapper(textattack.models.wrappers.ModelWrapper):
         model = victim.state.model

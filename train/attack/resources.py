@@ -27,6 +27,7 @@ INSTALL = (
     "python3 -m venv .venv-attack && .venv-attack/bin/pip install torch==2.13.0 && "
     '.venv-attack/bin/pip install -e ".[attack]", and run .venv-attack/bin/python -m train.attack.'
 )
+WORDNET = "corpora/wordnet"
 DEBIAN_WORDNET = pathlib.Path("/usr/share/wordnet")
 WORDNET_FILES = (
     "cntlist.rev", "index.sense",
@@ -59,7 +60,7 @@ def import_textattack() -> Any:
     """
     if importlib.util.find_spec("textattack") is None:
         raise ConfigError(f"textattack is not installed. {INSTALL}")
-    require_corpus("stopwords")
+    require_nltk("corpora/stopwords")
     with _quiet():  # it tries to download what no recipe here uses
         import textattack
         import textattack.attack_recipes
@@ -67,33 +68,38 @@ def import_textattack() -> Any:
     return textattack
 
 
-def require_corpus(name: str) -> None:
-    """Makes sure that NLTK has a corpus, by downloading it if need be.
+def require_nltk(path: str) -> None:
+    """Makes sure that NLTK has some data, by downloading them if need be.
+
+    Args:
+        path: in NLTK's folder, such as "corpora/wordnet".
 
     Raises:
-        ConfigError: it is not there, and cannot be downloaded.
+        ConfigError: they are not there, and cannot be downloaded.
     """
     import nltk
 
-    if _has_corpus(name) or (name == "wordnet" and _wordnet_of_debian()):
+    wordnet = path == WORDNET
+    if _has(path) or (wordnet and _wordnet_of_debian()):
         return
+    name = path.rpartition("/")[2]
     with _quiet():
         nltk.download(name)
-    if not _has_corpus(name):
+    if not _has(path):
         debian = "; or install Debian's wordnet-base and wordnet-sense-index"
         raise ConfigError(
             f"NLTK has no {name}, and it could not be downloaded. Where there is a network, run "
-            f"python -m nltk.downloader {name}; or set NLTK_DATA to a folder that holds "
-            f"corpora/{name}{debian if name == 'wordnet' else ''} (see train/attack/resources.py)."
+            f"python -m nltk.downloader {name}; or set NLTK_DATA to a folder that holds {path}"
+            f"{debian if wordnet else ''} (see train/attack/resources.py)."
         )
 
 
-def _has_corpus(name: str) -> bool:
+def _has(path: str) -> bool:
     import nltk
 
-    for path in (f"corpora/{name}", f"corpora/{name}.zip"):
+    for found in (path, f"{path}.zip"):
         with contextlib.suppress(LookupError):
-            nltk.data.find(path)
+            nltk.data.find(found)
             return True
     return False
 
@@ -109,7 +115,7 @@ def _wordnet_of_debian() -> bool:
         return False
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
     data = cache / "align_jax" / "nltk_data"
-    write_wordnet(DEBIAN_WORDNET, data / "corpora" / "wordnet")
+    write_wordnet(DEBIAN_WORDNET, data / WORDNET)
     nltk.data.path.append(str(data))
     return True
 

@@ -10,7 +10,7 @@ Expected:  the paper, BERT-base, plain / CT, accuracy and ECE in %, in domain th
              QQP to TwitterPPDB    90.27 2.71 87.63  8.51 / 90.62 1.74 88.25  7.52
              SWAG to HellaSWAG     79.40 2.49 34.48 12.62 / 79.60 1.86 36.25 11.78
            The paper has no sentiment.
-Data:      nli       SNLI to MNLI (matched)
+Data:      nli          SNLI to MNLI (matched)
            paraphrase   QQP to TwitterPPDB (4 or more of 6 people: a paraphrase; 3: left out)
            commonsense  SWAG to HellaSWAG: which of four endings goes on
            sentiment    SST-2 to reviews of books, DVDs and airlines

@@ -1,0 +1,111 @@
+"""Every config of the transfers trains on the tiny checkpoint and reports what it names."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+import sklearn.metrics
+
+from tests.train.tiny_glue import tiny_checkpoint
+from tests.train.tiny_transfer import tiny_config, write_domains
+from train import loop, sweep
+from train.configs.transfer import get_config
+from train.data.transfer import DOMAINS
+from train.predict import predict, restore_predictor
+from train.registry import ConfigError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("bert"))
+
+
+def run(config, folder):
+    console = rich.console.Console(file=io.StringIO())
+    return loop.run(config, folder, devices=jax.local_devices()[:1], console=console)
+
+
+@pytest.mark.parametrize("model", ["", ",minilm"])
+@pytest.mark.parametrize("name", DOMAINS)
+def test_what_is_reported_is_evaluated(name, model) -> None:
+    config = get_config(name + model).lock()
+    assert {column.partition("/")[0] for column in config.eval.report} == set(config.eval.final)
+    assert config.optimizer.warmup_steps < config.train.steps
+    assert config.eval.temperature_split not in config.eval.final
+
+
+def test_the_settings_are_the_papers() -> None:
+    config = get_config("nli")
+    assert config.model.pretrained == "google-bert/bert-base-uncased"
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (2e-5, 0.0)
+    assert (config.data.batch_size, config.optimizer.clip_norm) == (32, 1.0)
+    assert config.train.steps == 3 * (549_367 // 32)
+    assert get_config("sentiment,minilm").data.train_examples == 10_000
+
+
+@pytest.mark.parametrize("arg", ["nil", "nli,large"])
+def test_what_does_not_exist_is_named(arg) -> None:
+    with pytest.raises(ValueError, match=f"transfer.py:{arg}: .* expected"):
+        get_config(arg)
+
+
+@pytest.mark.parametrize(("name", "method"), [("paraphrase", "none"), ("commonsense", "ct")])
+def test_a_run_reports_every_domain_before_and_after_scaling(
+    checkpoint, tmp_path, name, method
+) -> None:
+    write_domains(tmp_path, name)
+    result = run(tiny_config(checkpoint, tmp_path, name, method), tmp_path / "run")
+    other = DOMAINS[name].targets[0].name
+    assert set(result["metrics"]) == {"validation", "test", other}
+    temperatures = {result["metrics"][split]["temperature"] for split in ("test", other)}
+    assert len(temperatures) == 1
+    assert "temperature" not in result["metrics"]["validation"]
+
+    data, state = restore_predictor(tmp_path / "run")
+    examples = data.read(other)
+    texts = [examples.texts(row) for row in range(len(examples))]
+    answers = list(predict(data, state, texts, batch_size=4))
+    probabilities = np.array([list(x["probabilities"].values()) for x in answers])
+    measured = result["metrics"][other]
+    assert measured["accuracy"] == pytest.approx(
+        (probabilities.argmax(1) == examples.labels).mean()
+    )
+    nll = sklearn.metrics.log_loss(
+        examples.labels, probabilities, labels=range(probabilities.shape[1])
+    )
+    assert measured["nll"] == pytest.approx(nll, rel=1e-4)
+    truth = np.eye(probabilities.shape[1])[examples.labels]
+    assert measured["brier"] == pytest.approx(
+        ((probabilities - truth) ** 2).sum(1).mean(), rel=1e-4
+    )
+    scaled = np.log(probabilities) / temperatures.pop()
+    scaled = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
+    nll = sklearn.metrics.log_loss(examples.labels, scaled, labels=range(scaled.shape[1]))
+    assert measured["nll_scaled"] == pytest.approx(nll, rel=1e-4)
+    if method == "ct":
+        assert np.isfinite(result["alignment"])
+
+
+def test_a_sweeps_table_has_a_column_for_each_domain(checkpoint, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_step_times", lambda *_: {})
+    write_domains(tmp_path, "sentiment")
+    config = tiny_config(checkpoint, tmp_path, "sentiment")
+    console = rich.console.Console(file=io.StringIO(), width=300)
+    sweep.sweep(config, ["none"], [0], tmp_path / "sweep", console)
+    row = json.loads((tmp_path / "sweep" / "table.json").read_text())["rows"]["none"]
+    for split in ("test", "books", "dvd", "airline"):
+        for metric in ("accuracy", "ece", "ece_scaled"):
+            assert 0.0 <= row[f"{split} {metric}"]["mean"] <= 1.0
+
+
+def test_a_temperature_needs_logits(tmp_path, tiny_config) -> None:
+    config = tiny_config(
+        "none", train__steps=1, eval__at_start=False, eval__temperature_split="test"
+    )
+    with pytest.raises(ConfigError, match="temperature_split is 'test', but Classification"):
+        run(config, tmp_path / "run")
