@@ -32,11 +32,7 @@ from train.attack import summary
 from train.attack.recipes import RECIPES, make_attack
 from train.attack.records import AttackFile, run_attacks, targets_of
 from train.attack.victim import Victim, restore_victim
-<<<<<<< HEAD
-=======
-from train.checkpoint import read_config
 from train.predict import CHECKPOINT  # the same flag
->>>>>>> h-robust
 from train.registry import ConfigError, nearest
 from train.run_folder import read_config
 
