@@ -27,6 +27,7 @@ class Highway(nn.Module):
       dtype: of the computation; None takes it from inputs and parameters.
 
     Example:
+      >>> import jax
       >>> x = jnp.ones((2, 5))
       >>> Highway().init_with_output(jax.random.key(0), x)[0].shape
       (2, 5)
@@ -53,6 +54,7 @@ class Critic(nn.Module):
       dtype: of the computation; None takes it from inputs and parameters.
 
     Example:
+      >>> import jax
       >>> Critic(features=4).init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
       (2, 4)
     """
@@ -80,6 +82,7 @@ class Discriminator(Critic):
       highway: False leaves the highway layer out and uses a plain ReLU (the paper's ablation).
 
     Example:
+      >>> import jax
       >>> Discriminator().init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
       (2,)
     """
@@ -101,6 +104,7 @@ class Navigator(nn.Module):
       dtype: of the computation; None takes it from inputs and parameters.
 
     Example:
+      >>> import jax
       >>> Navigator(features=4).init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
       (2, 4)
     """
