@@ -137,6 +137,22 @@ def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
     assert steps == sorted(steps)
 
 
+def test_a_deadline_stops_the_run_without_losing_a_step(tmp_path, tiny_config) -> None:
+    config = tiny_config("ct", model__dropout=0.2, train__steps=5)
+    whole, _ = run(config, tmp_path / "whole")
+    console = rich.console.Console(file=io.StringIO())
+    for taken in (1, 2):
+        with pytest.raises(loop.OutOfTime, match=f"after {taken} of 5 steps"):
+            loop.run(config, tmp_path / "cut", devices=DEVICES, console=console, deadline=0.0)
+    resumed, _ = run(config, tmp_path / "cut")
+    assert resumed["metrics"] == whole["metrics"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(config, tmp_path / "whole"),
+        final_params(config, tmp_path / "cut"),
+    )
+
+
 def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
     tmp_path, tiny_config, monkeypatch
 ) -> None:

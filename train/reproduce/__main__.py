@@ -8,18 +8,14 @@ not prepared. Started again, it skips what is finished and goes on with what is 
 minutes of training it saves the run that it is in. At the end the folder's report/ holds a page and
 a Markdown file, where each number has its command, its seeds and its hardware.
 
-The experiments are the lines of `ENTRIES`, cheap and telling ones first. Models and data are the
-paper's where a machine without a GPU can train them; else small ones stand in for them, and only
-the differences between methods compare (see each config).
+The experiments are those of `train/reproduce/experiments.py`, cheap and telling ones first.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -29,108 +25,14 @@ import rich.console
 import rich.table
 
 from train import cli
-from train.checkpoint import CONFIG, TABLE, CheckpointError
-from train.experiment import build_experiment
+from train.checkpoint import CONFIG, CheckpointError
 from train.hardware import hardware
 from train.loop import OutOfTime, TrainingDiverged
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
-from train.sweep import finished_result, sweep
-
-METHODS = ("none", "gan", "ct")
-THREE, TEN = tuple(range(3)), tuple(range(10))
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One experiment: methods x seeds of a config, as `train.sweep` runs them.
-
-    Attributes:
-        name: for --only, and of its folder.
-        table: of the paper.
-        config: as the flag --config takes it.
-        seeds: of each method.
-        minutes: that a run takes on two CPU cores, about.
-        methods: of alignment.
-    """
-
-    name: str
-    table: str
-    config: str
-    seeds: tuple[int, ...]
-    minutes: float
-    methods: tuple[str, ...] = METHODS
-
-    @property
-    def command(self) -> str:
-        """What does the same by itself."""
-        methods, seeds = ",".join(self.methods), ",".join(map(str, self.seeds))
-        config = f"--config={self.config}"
-        return shlex.join(
-            ["python", "-m", "train.sweep", config, f"--methods={methods}", f"--seeds={seeds}"]
-        )
-
-    def lacks(self) -> str:
-        """What is missing to run it, "" if nothing is."""
-        try:
-            experiment = build_experiment(cli.load_config(self.config))
-            if not all(experiment.data.examples.values()):
-                return "a split of the data is empty"
-        except (ValueError, OSError, ImportError) as error:  # a ConfigError is a ValueError
-            return str(error)
-        return ""
-
-    def progress(self, workdir: pathlib.Path) -> Progress:
-        """How far it has come."""
-        config, folder = cli.load_config(self.config), workdir / self.name
-        results = [
-            finished_result(config, method, seed, folder)
-            for seed in self.seeds
-            for method in self.methods
-        ]
-        seconds = [result["seconds"] for result in results if result is not None]
-        left = len(results) - len(seconds)
-        minutes = sum(seconds) / len(seconds) / 60 if seconds else self.minutes
-        done = not left and (folder / TABLE).is_file()
-        return Progress(len(results), left, left * minutes, done)
-
-    def run(
-        self, workdir: pathlib.Path, console: rich.console.Console, deadline: float | None
-    ) -> None:
-        """Runs what is not finished; see `sweep` for what it raises."""
-        config, folder = cli.load_config(self.config).lock(), workdir / self.name
-        sweep(
-            config, self.methods, self.seeds, folder, console,
-            command=self.command, deadline=deadline,
-        )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far an entry has come.
-
-    Attributes:
-        runs: that it consists of.
-        left: of these, not finished.
-        minutes: that they take, about.
-        done: whether nothing at all is left to do.
-    """
-
-    runs: int
-    left: int
-    minutes: float
-    done: bool
-
-
-ENTRIES = (
-    Entry("cora", "Table 4", "train/configs/planetoid.py:cora", TEN, 1),
-    Entry("cola", "Table 1", "train/configs/glue.py:cola,minilm", THREE, 6),
-    Entry("easy-vqa", "Tables 5, 6", "train/configs/vqa.py:easy", THREE, 7),
-    Entry("sst2", "Table 1", "train/configs/glue.py:sst2,minilm", THREE, 9),
-    Entry("stsb", "Table 1", "train/configs/glue.py:stsb,minilm", THREE, 10),
-    Entry("mrpc", "Table 1", "train/configs/glue.py:mrpc,minilm", THREE, 20),
-)
+from train.reproduce.entries import Entry, Progress
+from train.reproduce.experiments import ENTRIES
 
 
 def reproduce(
@@ -175,7 +77,8 @@ def reproduce(
         jax.clear_caches()  # the programs of one experiment are of no use to the next
     for note in notes:
         console.print(note, markup=False, highlight=False)
-    _report(entries, workdir, notes, console)
+    available = [entry for entry in entries if entry.name in progress]
+    _report(available, workdir, notes, console)
 
 
 def _print_plan(
@@ -201,9 +104,9 @@ def _report(
     entries: Sequence[Entry], workdir: pathlib.Path, notes: Sequence[str],
     console: rich.console.Console,
 ) -> None:  # fmt: skip
-    folders = [workdir / entry.name for entry in entries]
-    folders = [folder for folder in folders if any(folder.glob(f"*/{CONFIG}"))]
-    if not folders:
+    folders = dict.fromkeys(workdir / entry.folder for entry in entries)
+    begun = [folder for folder in folders if any(folder.glob(f"*/{CONFIG}"))]
+    if not begun:
         console.print("Nothing has been run, so there is no report.")
         return
     rows = []
@@ -221,7 +124,7 @@ def _report(
     output = workdir / "report"
     with console.status("writing the report") as status:
         write_report(
-            folders, output, overview=overview,
+            begun, output, overview=overview,
             say=lambda title: status.update(f"writing the report: {title}"),
         )  # fmt: skip
     console.print(f"Report: {output / PAGE}\nTables: {output / TEXT}")
