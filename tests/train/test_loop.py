@@ -16,7 +16,7 @@ from tests.train.tiny_glue import fake_glue, tiny_checkpoint
 from tests.train.tiny_glue import tiny_config as tiny_config_of_texts
 from train import loop, parallel
 from train.data.digits import Digits
-from train.interruption import Interrupted
+from train.interruption import Interrupted, OutOfTime
 from train.log import read_records
 from train.parallel import Pmap
 from train.registry import ConfigError
@@ -138,6 +138,22 @@ def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
     assert resumed["metrics"] == whole["metrics"]
     steps = [r["step"] for r in read_records(tmp_path / "cut") if r["split"] == "train"]
     assert steps == sorted(steps)
+
+
+def test_a_deadline_stops_the_run_without_losing_a_step(tmp_path, tiny_config) -> None:
+    config = tiny_config("ct", model__dropout=0.2, train__steps=5)
+    whole, _ = run(config, tmp_path / "whole")
+    console = rich.console.Console(file=io.StringIO())
+    for taken in (1, 2):
+        with pytest.raises(OutOfTime, match=f"after {taken} of 5 steps"):
+            loop.run(config, tmp_path / "cut", devices=DEVICES, console=console, deadline=0.0)
+    resumed, _ = run(config, tmp_path / "cut")
+    assert resumed["metrics"] == whole["metrics"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(config, tmp_path / "whole"),
+        final_params(config, tmp_path / "cut"),
+    )
 
 
 @pytest.mark.fault(

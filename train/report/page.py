@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import jinja2
 
 from train.report import summary
+from train.report.attacks import attacks
 from train.report.contents import Chapter, Picture, Section, Table
 from train.report.curves import training
 from train.report.diagrams import reliability, step_times
@@ -83,6 +84,7 @@ def _chapter(
     sections = [
         summary.results(study),
         summary.beside_the_paper(study),
+        *attacks(study),
         training(study),
         *head_maps(study),
         reliability(study),

@@ -11,6 +11,7 @@ import numpy as np
 from train.report import table
 from train.report.contents import Section, Table
 from train.report.paper import PaperResult, paper_results
+from train.report.pictures import seed_count
 from train.report.runs import Run, Study, config_keys
 from train.report.statistics import PLAIN, findings, paired_difference
 from train.report.style import method_name
@@ -156,7 +157,7 @@ def _paper_rows(
         if label != PLAIN and common:
             other = [100 * float(plain[seed] or 0.0) for seed in common]
             own = f"{paired_difference([here[seed] for seed in common], other).mean:+.2f}"
-        rows.append([method_name(label), _mean_and_spread(list(here.values())), own, paper, gain])
+        rows.append([method_name(label), mean_and_spread(list(here.values())), own, paper, gain])
     return rows or [[method_name(method), "no finished run", NOTHING, paper, gain]]
 
 
@@ -238,10 +239,10 @@ def _metric(run: Run, study: Study, name: str) -> float | None:
     return (run.result or {})["metrics"].get(split or study.split, {}).get(metric)
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f} (1 seed)"
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({len(values)} seeds)"
+def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
+    """Such as "81.45 ± 1.44 (3 seeds)"."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread} ({seed_count(len(values))})"
 
 
 def _text(value: Any) -> str:

@@ -61,3 +61,13 @@ def test_impossible_settings_are_named(settings: dict, message: str) -> None:
 def test_an_unknown_split_is_named() -> None:
     with pytest.raises(ValueError, match="no split 'dev'"):
         next(Digits().eval_batches("dev"))
+
+
+def test_an_image_is_shown_as_it_is() -> None:
+    batch = next(Digits().eval_batches("test"))
+    shown = Digits().illustration(batch)
+    assert shown.image.shape == (8, 8, 3)
+    np.testing.assert_array_equal(
+        shown.image[..., 0], (255 * batch["image"][0, ..., 0]).astype(int)
+    )
+    assert shown.answers[batch["label"][0]] in shown.title

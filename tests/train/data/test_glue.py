@@ -172,3 +172,21 @@ def test_the_real_files_are_read_whole(checkpoint, real_data, dataset, size, pos
     assert len(labels) == size
     if positive is not None:
         assert labels.sum() == positive
+
+
+def test_an_example_is_shown_token_by_token(checkpoint, monkeypatch) -> None:
+    fake_glue(monkeypatch).examples["validation"][0] |= {
+        "sentence1": b"the dogs", "sentence2": b"a cat", "label": 1
+    }  # fmt: skip
+    data = make(checkpoint)
+    shown = data.illustration(next(data.eval_batches("validation")))
+    assert shown.words == ("[CLS]", "the", "dogs", "[SEP]", "a", "cat", "[SEP]")
+    assert shown.title == "id 100 (equivalent)"
+    assert shown.answers == GLUE["mrpc"].labels
+
+
+def test_an_example_of_a_regression_is_shown_with_its_score(checkpoint, monkeypatch) -> None:
+    fake_glue(monkeypatch, "stsb").examples["validation"][0]["label"] = 2.5
+    data = make(checkpoint, "stsb")
+    shown = data.illustration(next(data.eval_batches("validation")))
+    assert (shown.title, shown.answers) == ("id 100 (2.50)", ())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 import scipy.special
 
 from align_jax import AlignmentConfig, MultiHeadDotProductAttention
+from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
 from train.evaluation import Clouds
-from train.report.attention import attention_weights
+from train.experiment import build_experiment
+from train.registry import ConfigError
+from train.report.attention import attention_weights, draw_words, example_maps
 
 
 def test_the_weights_are_those_that_flax_sows() -> None:
@@ -35,3 +40,22 @@ def test_padded_keys_get_no_weight_and_the_rest_adds_up_to_one() -> None:
     assert not weights[..., 1].any()
     scores = query[0, 2, 1] @ key[0, [0, 2, 3], 1].T / 2
     np.testing.assert_allclose(weights[0, 1, 2, [0, 2, 3]], scipy.special.softmax(scores))
+
+
+def test_a_texts_map_is_between_its_tokens(tmp_path, monkeypatch) -> None:
+    builder = fake_glue(monkeypatch)
+    builder.examples["validation"][9] |= {"sentence1": b"$the$ dogs", "sentence2": b"a cat"}
+    experiment = build_experiment(tiny_config(tiny_checkpoint(tmp_path / "bert")))
+    state = experiment.initial_state()
+    shown, maps = example_maps(experiment, state, 9)  # of the second batch
+    assert maps.words.shape == (len(shown.words),) * 2
+    np.testing.assert_allclose(maps.words.sum(axis=-1), 1.0, rtol=1e-5)
+    assert maps.patches is None
+    assert maps.prediction in shown.answers
+    with pytest.raises(ConfigError, match="no example 11 to draw: validation has 11"):
+        example_maps(experiment, state, 11)
+
+    figure, axes = plt.subplots()
+    draw_words(axes, np.eye(2), ("$a$", "b$"))  # dollars are no formulas
+    figure.savefig(tmp_path / "words.png")
+    plt.close(figure)

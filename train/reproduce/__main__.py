@@ -8,18 +8,14 @@ not prepared. Started again, it skips what is finished and goes on with what is 
 minutes of training it saves the run that it is in. At the end the folder's report/ holds a page and
 a Markdown file, where each number has its command, its seeds and its hardware.
 
-The experiments are the lines of `ENTRIES`, cheap and telling ones first. Models and data are the
-paper's where a machine without a GPU can train them; else small ones stand in for them, and only
-the differences between methods compare (see each config).
+The experiments are those of `train/reproduce/experiments.py`, cheap and telling ones first.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -29,13 +25,18 @@ import rich.console
 import rich.table
 
 from train import cli
+<<<<<<< HEAD:train/reproduce.py
 from train.experiment import build_experiment
+=======
+from train.run_folder import CONFIG, CheckpointError
+>>>>>>> h-report:train/reproduce/__main__.py
 from train.hardware import hardware
 from train.interruption import OutOfTime
 from train.loop import TrainingDiverged
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
+<<<<<<< HEAD:train/reproduce.py
 from train.run_folder import CONFIG, TABLE, CheckpointError
 from train.sweep import finished_result, sweep
 
@@ -132,6 +133,10 @@ ENTRIES = (
     Entry("stsb", "Table 1", "train/configs/glue.py:stsb,minilm", THREE, 10),
     Entry("mrpc", "Table 1", "train/configs/glue.py:mrpc,minilm", THREE, 20),
 )
+=======
+from train.reproduce.entries import Entry, Progress
+from train.reproduce.experiments import ENTRIES
+>>>>>>> h-report:train/reproduce/__main__.py
 
 
 def reproduce(
@@ -176,7 +181,8 @@ def reproduce(
         jax.clear_caches()  # the programs of one experiment are of no use to the next
     for note in notes:
         console.print(note, markup=False, highlight=False)
-    _report(entries, workdir, notes, console)
+    available = [entry for entry in entries if entry.name in progress]
+    _report(available, workdir, notes, console)
 
 
 def _print_plan(
@@ -202,9 +208,9 @@ def _report(
     entries: Sequence[Entry], workdir: pathlib.Path, notes: Sequence[str],
     console: rich.console.Console,
 ) -> None:  # fmt: skip
-    folders = [workdir / entry.name for entry in entries]
-    folders = [folder for folder in folders if any(folder.glob(f"*/{CONFIG}"))]
-    if not folders:
+    folders = dict.fromkeys(workdir / entry.folder for entry in entries)
+    begun = [folder for folder in folders if any(folder.glob(f"*/{CONFIG}"))]
+    if not begun:
         console.print("Nothing has been run, so there is no report.")
         return
     rows = []
@@ -222,7 +228,7 @@ def _report(
     output = workdir / "report"
     with console.status("writing the report") as status:
         write_report(
-            folders, output, overview=overview,
+            begun, output, overview=overview,
             say=lambda title: status.update(f"writing the report: {title}"),
         )  # fmt: skip
     console.print(f"Report: {output / PAGE}\nTables: {output / TEXT}")

@@ -1,0 +1,94 @@
+"""How many attacks on a study's runs failed, from the files that `train.attack` leaves in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from train.report.contents import Section, Table
+from train.report.paper import FAILED_ATTACKS
+from train.report.runs import Run, Study
+from train.report.statistics import PLAIN, findings
+from train.report.style import method_name
+from train.report.summary import NOTHING, mean_and_spread
+from train.run_folder import CheckpointError
+
+# What a file says of all its attacks, and the column that shows it.
+NUMBERS = {
+    "failed_percent": "failed attacks, %",
+    "accuracy_under_attack": "accuracy under attack, %",
+    "queries_per_attack": "queries per attack",
+}
+
+
+def attacks(study: Study) -> list[Section]:
+    """A section with a table per recipe; none where no run was attacked.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    recipes: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    for method, runs in study.finished.items():
+        for seed, run in runs.items():
+            for content in _attacks_on(run):
+                of_method = recipes.setdefault(content["recipe"], {}).setdefault(method, {})
+                of_method[seed] = content
+    if not recipes:
+        return []
+    section = Section("Attacks", printed=True)
+    section.text = (
+        "A failed attack left the model's right answer right. Means and standard deviations over "
+        "seeds; what the model had wrong from the start is not attacked."
+    )
+    for recipe, found in recipes.items():
+        section.tables.append(_table(recipe, found))
+        section.sentences += [f"{recipe}: {sentence}" for sentence in _differences(found)]
+    return [section]
+
+
+def _attacks_on(run: Run) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(run.folder.glob("attack-*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found.append({name: content[name] for name in ("recipe", "split", "attacks", *NUMBERS)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged, or no file of train.attack: {error}."
+            ) from error
+    return [content for content in found if content["attacks"]]
+
+
+def _table(recipe: str, found: dict[str, dict[int, dict[str, Any]]]) -> Table:
+    paper = FAILED_ATTACKS.get(recipe, {})
+    columns = ["method", "seeds", "attacks", *NUMBERS.values()]
+    rows = []
+    for method, of_seeds in found.items():
+        counts = [str(content["attacks"]) for content in of_seeds.values()]
+        numbers = [
+            mean_and_spread([content[name] for content in of_seeds.values()], digits=1)
+            for name in NUMBERS
+        ]
+        row = [method_name(method), ", ".join(map(str, of_seeds)), " + ".join(counts), *numbers]
+        if paper:
+            row.append(f"{paper[method]:.1f}" if method in paper else NOTHING)
+        rows.append(row)
+    splits = sorted({content["split"] for runs in found.values() for content in runs.values()})
+    caption = f"{recipe}, examples of {', '.join(splits)}."
+    if paper:
+        columns.append("the paper, %")
+        caption += " The paper: Table 3, mean over five tasks, 1000 attacks each."
+    return Table(caption, columns, rows)
+
+
+def _differences(found: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    name, said = "failed_percent", []
+    plain = found.get(PLAIN, {})
+    for method, runs in found.items():
+        common = [seed for seed in runs if seed in plain]
+        if method == PLAIN or not common:
+            continue
+        own, base = ([of[seed][name] for seed in common] for of in (runs, plain))
+        column = NUMBERS[name]
+        said += findings({PLAIN: {column: base}, method_name(method): {column: own}})
+    return said

@@ -1,0 +1,1 @@
+"""The paper's tables, as far as a machine can run them, with one command."""
