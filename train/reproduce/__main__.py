@@ -25,118 +25,15 @@ import rich.console
 import rich.table
 
 from train import cli
-<<<<<<< HEAD:train/reproduce.py
-from train.experiment import build_experiment
-=======
-from train.run_folder import CONFIG, CheckpointError
->>>>>>> h-report:train/reproduce/__main__.py
 from train.hardware import hardware
 from train.interruption import OutOfTime
 from train.loop import TrainingDiverged
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
-<<<<<<< HEAD:train/reproduce.py
-from train.run_folder import CONFIG, TABLE, CheckpointError
-from train.sweep import finished_result, sweep
-
-METHODS = ("none", "gan", "ct")
-THREE, TEN = tuple(range(3)), tuple(range(10))
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One experiment: methods x seeds of a config, as `train.sweep` runs them.
-
-    Attributes:
-        name: for --only, and of its folder.
-        table: of the paper.
-        config: as the flag --config takes it.
-        seeds: of each method.
-        minutes: that a run takes on two CPU cores, about.
-        methods: of alignment.
-    """
-
-    name: str
-    table: str
-    config: str
-    seeds: tuple[int, ...]
-    minutes: float
-    methods: tuple[str, ...] = METHODS
-
-    @property
-    def command(self) -> str:
-        """What does the same by itself."""
-        methods, seeds = ",".join(self.methods), ",".join(map(str, self.seeds))
-        config = f"--config={self.config}"
-        return shlex.join(
-            ["python", "-m", "train.sweep", config, f"--methods={methods}", f"--seeds={seeds}"]
-        )
-
-    def lacks(self) -> str:
-        """What is missing to run it, "" if nothing is."""
-        try:
-            experiment = build_experiment(cli.load_config(self.config))
-            if not all(experiment.data.examples.values()):
-                return "a split of the data is empty"
-        except (ValueError, OSError, ImportError) as error:  # a ConfigError is a ValueError
-            return str(error)
-        return ""
-
-    def progress(self, workdir: pathlib.Path) -> Progress:
-        """How far it has come."""
-        config, folder = cli.load_config(self.config), workdir / self.name
-        results = [
-            finished_result(config, method, seed, folder)
-            for seed in self.seeds
-            for method in self.methods
-        ]
-        seconds = [result["seconds"] for result in results if result is not None]
-        left = len(results) - len(seconds)
-        minutes = sum(seconds) / len(seconds) / 60 if seconds else self.minutes
-        done = not left and (folder / TABLE).is_file()
-        return Progress(len(results), left, left * minutes, done)
-
-    def run(
-        self, workdir: pathlib.Path, console: rich.console.Console, deadline: float | None
-    ) -> None:
-        """Runs what is not finished; see `sweep` for what it raises."""
-        config, folder = cli.load_config(self.config).lock(), workdir / self.name
-        sweep(
-            config, self.methods, self.seeds, folder, console,
-            command=self.command, deadline=deadline,
-        )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far an entry has come.
-
-    Attributes:
-        runs: that it consists of.
-        left: of these, not finished.
-        minutes: that they take, about.
-        done: whether nothing at all is left to do.
-    """
-
-    runs: int
-    left: int
-    minutes: float
-    done: bool
-
-
-ENTRIES = (
-    Entry("cora", "Table 4", "train/configs/planetoid.py:cora", TEN, 1),
-    Entry("cola", "Table 1", "train/configs/glue.py:cola,minilm", THREE, 6),
-    Entry("easy-vqa", "Tables 5, 6", "train/configs/vqa.py:easy", THREE, 7),
-    Entry("sst2", "Table 1", "train/configs/glue.py:sst2,minilm", THREE, 9),
-    Entry("stsb", "Table 1", "train/configs/glue.py:stsb,minilm", THREE, 10),
-    Entry("mrpc", "Table 1", "train/configs/glue.py:mrpc,minilm", THREE, 20),
-)
-=======
 from train.reproduce.entries import Entry, Progress
 from train.reproduce.experiments import ENTRIES
->>>>>>> h-report:train/reproduce/__main__.py
+from train.run_folder import CONFIG, CheckpointError
 
 
 def reproduce(

@@ -16,7 +16,7 @@ import rich.console
 
 from train import cli
 from train.experiment import build_experiment
-from train.loop import OutOfTime
+from train.interruption import OutOfTime
 from train.registry import ConfigError
 from train.run_folder import TABLE
 from train.sweep import finished_result, run_folder, sweep
