@@ -21,6 +21,9 @@ from train.loop import TrainingDiverged
 from train.registry import ConfigError, nearest
 from train.run_folder import CheckpointError
 
+# A flag that a function below defines is that of the command which calls it: --help shows it there.
+flags.disclaim_key_flags()
+
 MISSING = "--config is missing; for instance --config=train/configs/digits.py."
 CACHE_VARIABLE = "ALIGN_JAX_CACHE"
 ROOT = pathlib.Path(__file__).parents[1]
@@ -34,13 +37,20 @@ PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes train toget
 PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
 
 
-@functools.cache  # one flag, also where several commands are imported
 def define_config_flag() -> flags.FlagHolder[ConfigDict]:
     """The flag --config=FILE.py[:arg], with --config.KEY=VALUE for every key of the file."""
+    flag = _config_flag()
+    flags.declare_key_flag("config")
+    return flag
+
+
+@functools.cache  # one flag, also where several commands are imported
+def _config_flag() -> flags.FlagHolder[ConfigDict]:
     return config_flags.DEFINE_config_file(
         "config",
-        help_string="The experiment: a file such as train/configs/digits.py. Every key in it is a "
-        "flag: --config.alignment.method=ct",
+        help_string="The experiment: a file in train/configs, such as digits.py, planetoid.py:cora, "
+        "glue.py:mrpc, squad.py:v2 or vqa.py:easy; its docstring says what it needs and gives. "
+        "Every key in it, and in common.py there, is a flag: --config.alignment.method=ct",
         lock_config=True,
     )
 

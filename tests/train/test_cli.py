@@ -62,6 +62,13 @@ def test_a_command_that_cannot_work_says_why(arguments: list[str], message: str)
     assert message in done.stderr
 
 
+@pytest.mark.parametrize("module", ["train", "train.sweep", "train.benchmarks.text_step"])
+def test_help_shows_every_flag(module: str) -> None:
+    done = command("--help", module=module)
+    assert "--config:" in done.stdout
+    assert f"python -m {module} --config=" in done.stdout
+
+
 def test_the_command_trains_resumes_and_refuses_another_model(tmp_path) -> None:
     workdir = f"--workdir={tmp_path / 'run'}"
     done = command(CONFIG, workdir, *SMALL)

@@ -126,10 +126,12 @@ def measure(
 
 def main() -> None:
     """Measures and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = argparse.ArgumentParser(
+        prog="python -m train.benchmarks.gat_epoch", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="how often each takes its turn")
     parser.add_argument("--epochs", type=int, default=5, help="epochs per turn")
-    parser.add_argument("--folder", default="", help="where Cora's files lie")
+    parser.add_argument("--folder", default="", help="where Cora's files lie; else as for training")
     options = parser.parse_args()
 
     graph = Planetoid("cora", folder=options.folder).graph
