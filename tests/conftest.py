@@ -34,7 +34,7 @@ def real_data() -> pathlib.Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The option of `tests.faults`."""
-    parser.addoption("--faults", help="write the table of faults tried to this file")
+    parser.addoption("--faults", help="the file whose table of faults tried to write anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:

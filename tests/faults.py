@@ -1,7 +1,7 @@
 """The table of faults that were tried, from the tests that try them.
 
 A test says with `@pytest.mark.fault("what happens", "what comes of it")` that it is a row.
-`python -m pytest -m fault --faults=docs/faults.md` runs them and writes the table.
+`python -m pytest -m fault --faults=README.md` runs them and writes the table where the file has it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 
-HEAD = """# Faults tried, and their outcomes
-
-Written by `python -m pytest -m fault --faults=docs/faults.md` from the tests that try them.
-
-| Fault | Outcome | Tests passed |
-|---|---|---|
-"""
+BEGIN, END = "<!-- faults: written by tests -->\n", "<!-- end of faults -->\n"
+HEAD = "| Fault | Outcome | Tests passed |\n| --- | --- | ---: |\n"
 
 
 class FaultTable:
@@ -39,7 +34,9 @@ class FaultTable:
             f"| {fault} | {outcome} | {sum(passed)} of {len(passed)} |\n"
             for (fault, outcome), passed in self._rows.items()
         ]
-        self._path.write_text(HEAD + "".join(lines))
+        before, _, rest = self._path.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        self._path.write_text(before + BEGIN + HEAD + "".join(lines) + END + after)
 
 
 def mark(items: list[pytest.Item]) -> None:

@@ -14,7 +14,8 @@ import pytest
 from tests.end_to_end.processes import final_params, finish, start
 from train.log import read_records
 
-KILLS = 20
+KILLS = 10  # of each number of devices
+STEPS = 400
 
 
 @pytest.mark.fault(
@@ -26,24 +27,21 @@ KILLS = 20
 def test_a_run_killed_at_random_ends_like_one_that_was_not(tmp_path, devices) -> None:
     """Half of the kills come while a checkpoint is being written, the others at any time."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finish(start(whole, devices=devices))
+    finish(start(whole, devices=devices, train__steps=STEPS))
 
     rng = random.Random(devices)
     kills = during_saves = 0
-    while kills < KILLS // 2:
-        process = start(cut, devices=devices)
+    while kills < KILLS:
+        process = start(cut, devices=devices, train__steps=STEPS)
         marked = _wait_for_a_sign(process, cut, save=kills % 2 == 0)
         time.sleep(rng.uniform(0.0, 0.02 if kills % 2 == 0 else 0.5))
-        if process.poll() is not None:
-            assert process.returncode == 0, process.communicate()[1]  # it was faster
-            break
+        assert process.poll() is None, process.communicate()[1]
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += 1
         during_saves += marked and bool(list((cut / "checkpoints").glob("*tmp*")))
-    finish(start(cut, devices=devices))
+    finish(start(cut, devices=devices, train__steps=STEPS))
 
-    assert kills >= 5
     assert during_saves >= 1
     jax.tree.map(np.testing.assert_array_equal, final_params(cut), final_params(whole))
     evaluations = [

@@ -17,6 +17,7 @@ from train.report.gallery import from_models
 from train.report.head_maps import head_maps
 from train.report.pictures import file_name
 from train.report.runs import Study, config_keys, read_studies
+from train.run_folder import CheckpointError
 
 PAGE, TEXT = "report.html", "report.md"
 TITLE = "Alignment attention: report"
@@ -45,8 +46,14 @@ def write_report(
         What was written.
 
     Raises:
-        CheckpointError: a folder holds no run, or a file in it is damaged; nothing is written.
+        CheckpointError: a folder holds no run, a file in it is damaged, or the output's folder
+            holds other things; nothing is written.
     """
+    if output.is_dir() and any(output.iterdir()) and not (output / PAGE).exists():
+        raise CheckpointError(
+            f"{output} is not empty and holds no {PAGE} of an earlier report; nothing was written. "
+            f"Name a new or empty folder with --output."
+        )
     studies = read_studies(folders)
     chapters = []
     for title, study in _titled(studies):

@@ -154,3 +154,13 @@ def test_the_command_refuses_what_is_no_run_in_one_line(tmp_path, capsys) -> Non
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--examples=-1"])
     assert "invalid numbers value: '-1'" in capsys.readouterr().err
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path, tiny_config, capsys) -> None:
+    write_run(tmp_path / "runs", tiny_config("none"), "none", 0)
+    output = tmp_path / "thesis"
+    output.mkdir()
+    (output / "thesis.tex").write_text("years of work")
+    assert main([str(tmp_path / "runs"), f"--output={output}"]) == 2
+    assert "nothing was written. Name a new or empty folder" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["thesis.tex"]
