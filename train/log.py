@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ import rich.progress
 import rich.table
 import tensorboardX
 
-from train.run_folder import METRICS
+from train.run_folder import METRICS, write_text
 
 NOT_CURVES = ("reliability",)  # a whole diagram, no number over the steps
 SHOWN_EVALUATIONS = 24
@@ -169,9 +168,7 @@ def _drop_after(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
     # At step 0 there is no checkpoint: the run starts anew, and evaluates again.
     kept = [record for record in read_records(path.parent) if 0 < step >= record["step"]]
     # In one go: killed in between, the run would lose what it had recorded.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 

@@ -101,7 +101,12 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file in one go: a reader sees the whole file or none."""
+    """Writes a JSON file in one go, as of `write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file in one go: a reader sees the whole file, the one before, or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

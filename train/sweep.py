@@ -36,7 +36,16 @@ from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
 from train.report.reliability import draw_reliability
 from train.report.statistics import findings
-from train.run_folder import COMMAND, RESULT, STEP_TIMES, TABLE, claim_folder, to_json, write_json
+from train.run_folder import (
+    COMMAND,
+    RESULT,
+    STEP_TIMES,
+    TABLE,
+    claim_folder,
+    to_json,
+    write_json,
+    write_text,
+)
 
 CONFIG = cli.define_config_flag()
 METHODS = flags.DEFINE_list(
@@ -78,7 +87,7 @@ def sweep(
     """
     claim_folder(workdir, variant(config, "none", 0))
     if command:
-        (workdir / COMMAND).write_text(command + "\n")
+        write_text(workdir / COMMAND, command + "\n")
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for seed in seeds:
         for method in methods:
@@ -104,7 +113,7 @@ def sweep(
     title = f"{config.name}: seeds {list(seeds)}, {len(devices)} x {devices[0].device_kind}"
     said = findings(table.by_seed(results, config.eval.final[-1], config.eval.report))
     sentences = "".join(f"- {sentence}\n" for sentence in said)
-    (workdir / "table.md").write_text(f"{title}\n\n{table.to_markdown(rows)}\n{sentences}")
+    write_text(workdir / "table.md", f"{title}\n\n{table.to_markdown(rows)}\n{sentences}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
     write_json(workdir / TABLE, content)
     console.print(table.to_rich(rows, title))

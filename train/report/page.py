@@ -17,7 +17,7 @@ from train.report.gallery import from_models
 from train.report.head_maps import head_maps
 from train.report.pictures import file_name
 from train.report.runs import Study, config_keys, read_studies
-from train.run_folder import CheckpointError
+from train.run_folder import CheckpointError, write_text
 
 PAGE, TEXT = "report.html", "report.md"
 TITLE = "Alignment attention: report"
@@ -61,8 +61,8 @@ def write_report(
         chapters.append(_chapter(title, study, studies, examples))
     output.mkdir(parents=True, exist_ok=True)
     overview = overview or Section("")
-    (output / PAGE).write_text(to_html(chapters, overview), encoding="utf-8")
-    (output / TEXT).write_text(to_markdown(chapters, overview), encoding="utf-8")
+    write_text(output / PAGE, to_html(chapters, overview))
+    write_text(output / TEXT, to_markdown(chapters, overview))
     for chapter in chapters:
         for part in chapter.sections:
             for picture in part.pictures:
