@@ -36,8 +36,9 @@ def define_config_flag() -> flags.FlagHolder[ConfigDict]:
 def _config_flag() -> flags.FlagHolder[ConfigDict]:
     return config_flags.DEFINE_config_file(
         "config",
-        help_string="The experiment: a file in train/configs, such as digits.py, planetoid.py:cora, "
-        "glue.py:mrpc, squad.py:v2 or vqa.py:easy; its docstring says what it needs and gives. "
+        help_string="The experiment: a file of train/configs/, with a word behind it that some take "
+        "(digits.py, planetoid.py:cora, glue.py:mrpc, ...); its docstring says what it needs and "
+        "gives. "
         "Every key in it, and in common.py there, is a flag: --config.alignment.method=ct",
         lock_config=True,
     )
