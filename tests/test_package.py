@@ -5,13 +5,15 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from align_jax import __version__
 
-pytestmark = pytest.mark.slow  # building fetches setuptools
 ROOT = pathlib.Path(__file__).parents[1]
 LIGHT = ["jax", "flax", "jaxtyping", "numpy"]
 
@@ -32,6 +34,19 @@ def library():
     return {p.relative_to(ROOT).as_posix() for p in found}
 
 
+def test_the_oldest_versions_admitted_are_the_ones_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    admitted = {}
+    for needed in map(Requirement, project["dependencies"]):
+        (floor,) = needed.specifier
+        assert floor.operator == ">="
+        admitted[needed.name] = Version(floor.version)
+    lines = (ROOT / ".ci" / "oldest.txt").read_text().splitlines()
+    pins = [line.partition("==") for line in lines if "==" in line]
+    assert admitted == {name: Version(version) for name, _, version in pins}
+
+
+@pytest.mark.slow  # building fetches setuptools
 def test_wheel(built):
     wheel = next(path for path in built if path.suffix == ".whl")
     assert wheel.name == f"align_jax-{__version__}-py3-none-any.whl"
@@ -47,6 +62,7 @@ def test_wheel(built):
     assert [line.partition(">")[0] for line in needed] == LIGHT
 
 
+@pytest.mark.slow
 def test_sdist(built):
     sdist = next(path for path in built if path.name.endswith(".tar.gz"))
     with tarfile.open(sdist) as archive:

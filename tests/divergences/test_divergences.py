@@ -236,7 +236,8 @@ def test_vmap_equals_a_loop(case):
     stacked = [np.stack([x, 0.5 * x]) for x in case.arrays()]
     value = jax.jit(jax.vmap(case.function))(*stacked)
     expected = [case.jitted(*(x[i] for x in stacked)) for i in range(2)]
-    np.testing.assert_allclose(value, np.stack(expected), rtol=1e-5)
+    # MMD is the small difference of numbers near 1, whose last bits depend on the compiler.
+    np.testing.assert_allclose(value, np.stack(expected), rtol=1e-5, atol=1e-6)
 
 
 @every_case
