@@ -61,7 +61,7 @@ def test_runs_reports_and_repeats_nothing(tmp_path, tiny, monkeypatch) -> None:
     printed = run([tiny], tmp_path / "work")
     assert "0 of 1" in printed
     assert "about 2" in printed  # minutes
-    report = (tmp_path / "work" / "report" / "report.md").read_text()
+    report = (tmp_path / "work" / "report" / "report.md").read_text().replace("\\", "")
     result = json.loads((tmp_path / "work" / "tiny" / "none-seed0" / "result.json").read_text())
     assert f"{result['metrics']['test']['accuracy']:.4f}" in report
     assert f"- Command: `{tiny.command}`" in report
@@ -172,7 +172,7 @@ def test_attacks_are_run_in_their_own_environment_on_finished_runs(
         write_run(tmp_path / "work" / "tiny", config, method, 0, found)
     printed = run([attack], tmp_path / "work")
     assert "gan-seed0 is not finished, so it is not attacked" in printed
-    report = (tmp_path / "work" / "report" / "report.md").read_text()
+    report = (tmp_path / "work" / "report" / "report.md").read_text().replace("\\", "")
     assert "| plain | 0 | 200 | 10.0 (1 seed) |" in report
     assert "| attack | Table 3 | 1 of 2 |" in report
     monkeypatch.setattr(command, "write_report", lambda *_, **__: None)

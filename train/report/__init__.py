@@ -1,1 +1,1 @@
-"""Tables and pictures out of finished runs."""
+"""Tables, pictures and a page out of finished runs."""

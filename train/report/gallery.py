@@ -10,7 +10,6 @@ from matplotlib.colors import PowerNorm
 
 from train.data.base import Illustration
 from train.loop import restore_run
-from train.registry import ConfigError
 from train.report.attention import LABELS, Maps, draw_patches, draw_words, example_maps, illustrated
 from train.report.contents import Picture, Section
 from train.report.picture import (
@@ -62,12 +61,12 @@ def from_models(study: Study, numbers: Sequence[int]) -> list[Section]:
         if place is not None:
             try:
                 points[method] = run_points(experiment, state, *place)
-            except (ValueError, KeyError) as error:  # too few points, or other layers
+            except (ValueError, KeyError, OSError) as error:  # few points, other layers, no data
                 clouds.missing.append(f"{who}{error}")
         for number in numbers if shown else ():
             try:
                 found = example_maps(experiment, state, number)
-            except ConfigError as error:
+            except (ValueError, OSError) as error:
                 attention.missing.append(f"{who}{error}")
             else:
                 examples[number] |= {method: found} if found else {}
