@@ -145,7 +145,7 @@ def test_a_deadline_stops_the_run_without_losing_a_step(tmp_path, tiny_config) -
     whole, _ = run(config, tmp_path / "whole")
     console = rich.console.Console(file=io.StringIO())
     for taken in (1, 2):
-        with pytest.raises(OutOfTime, match=f"after {taken} of 5 steps"):
+        with pytest.raises(OutOfTime, match=f"after step {taken} of 5"):
             loop.run(config, tmp_path / "cut", devices=DEVICES, console=console, deadline=0.0)
     resumed, _ = run(config, tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]

@@ -91,7 +91,7 @@ def test_a_budget_ends_within_a_run_and_the_next_start_goes_on(tmp_path, tiny, m
     monkeypatch.setattr(loop.Trainer, "_due", passing)
     other = Sweep("other", "Table 0", tiny.config, ("none",), (0,), 2)
     printed = run([tiny, other], tmp_path / "work", budget=1)
-    assert "used up at tiny: The time is over after 2 of 4 steps." in printed
+    assert "used up at tiny: Out of time, the run saved its state after step 2 of 4." in printed
     assert "Not finished: tiny, other." in printed
     folder = tmp_path / "work" / "tiny" / "none-seed0"
     assert not (folder / "result.json").exists()
