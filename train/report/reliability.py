@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -50,7 +51,8 @@ def draw_reliability(
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("examples")
     config = next(iter(runs.values()))[0]
-    figure.suptitle(f"{config.name}, seed {config.seed}: reliability on {split}")
+    title = f"{config.name}, seed {config.seed}: reliability on {split}"
+    figure.suptitle(textwrap.fill(title, width=32 * len(found)))
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return True
