@@ -9,6 +9,7 @@ then differ by more than their loss.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from train.registry import ConfigError, nearest
 
 OPTIMIZERS = ("adamw", "adam")
 DECAYS = ("linear", "constant", "steps")
+ENCODER = "encoder"  # the pretrained part of a text model; the rest is its head
 NOT_DECAYED = ("bias", "scale")  # of Dense, Conv and LayerNorm
 
 
@@ -41,6 +43,8 @@ class OptimizerConfig:
         beta1, beta2, epsilon: Adam's.
         clip_norm: largest global norm of each group's gradient; 0 switches clipping off.
         alignment_rate_multiplier: the alignment networks' rate over the model's.
+        head_rate_multiplier: likewise of a new head on a pretrained encoder: of whatever lies
+            outside the module `encoder`. Other than 1, the head is clipped by its own norm.
         skip_nonfinite: steps in a row that may be left out because their gradient is not finite;
             0 stops the run at the first one.
 
@@ -61,6 +65,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     alignment_rate_multiplier: float = 1.0
+    head_rate_multiplier: float = 1.0
     skip_nonfinite: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +86,8 @@ class OptimizerConfig:
                 f"optimizer.decay_at is {self.decay_at}; expected rising numbers above 0."
             )
         for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm",
-                      "decay_factor", "alignment_rate_multiplier", "skip_nonfinite"):  # fmt: skip
+                      "decay_factor", "alignment_rate_multiplier", "head_rate_multiplier",
+                      "skip_nonfinite"):  # fmt: skip
             if getattr(self, field) < 0:
                 raise ConfigError(
                     f"optimizer.{field} is {getattr(self, field)}; expected 0 or more."
@@ -111,15 +117,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             f"optimizer.decay_at begins at {config.decay_at[0]}, within the warm-up of "
             f"{config.warmup_steps} steps."
         )
-    tx = optax.multi_transform(
-        {
-            "model": _group(config, steps, rate=1.0, decayed=True),
-            "alignment": _group(
-                config, steps, config.alignment_rate_multiplier, config.decay_alignment
-            ),
-        },
-        parameter_groups,
-    )
+    groups = {
+        "model": _group(config, steps, rate=1.0, decayed=True),
+        "alignment": _group(
+            config, steps, config.alignment_rate_multiplier, config.decay_alignment
+        ),
+    }
+    if config.head_rate_multiplier != 1.0:
+        groups["head"] = _group(config, steps, config.head_rate_multiplier, decayed=True)
+    tx = optax.multi_transform(groups, functools.partial(parameter_groups, head="head" in groups))
     return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
 
@@ -139,13 +145,29 @@ def learning_rate(config: OptimizerConfig, steps: int, multiplier: float = 1.0) 
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def parameter_groups(params: Any) -> Any:
-    """Labels each parameter "model", or "alignment" if a plain model would not have it."""
+def parameter_groups(params: Any, *, head: bool = False) -> Any:
+    """Labels each parameter "model", or "alignment" if a plain model would not have it.
+
+    Args:
+        params: of the model.
+        head: whether to label "head" what lies outside the module `encoder`.
+
+    Raises:
+        ConfigError: a head is asked for, and there is no encoder that it could be on.
+    """
+    if head and ENCODER not in params:
+        raise ConfigError(
+            f"optimizer.head_rate_multiplier is for a head on an {ENCODER}; this model has "
+            f"{', '.join(params)}."
+        )
     plain = traverse_util.flatten_dict(strip_alignment(params))
-    labels = {
-        path: "model" if path in plain else "alignment"
-        for path in traverse_util.flatten_dict(params)
-    }
+
+    def label(path: tuple[str, ...]) -> str:
+        if path not in plain:
+            return "alignment"
+        return "head" if head and path[0] != ENCODER else "model"
+
+    labels = {path: label(path) for path in traverse_util.flatten_dict(params)}
     return traverse_util.unflatten_dict(labels)
 
 

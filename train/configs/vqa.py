@@ -60,8 +60,8 @@ def _easy(config: ConfigDict) -> None:
     config.data.name = "easy_vqa"
     config.optimizer.learning_rate = 4e-4  # at 1e-3 it is slow to learn shapes
     config.optimizer.warmup_steps = 200
-    config.train.steps = 2500
-    config.train.checkpoint_every = config.eval.every = 500
+    config.train.steps = 4000
+    config.train.checkpoint_every = config.eval.every = 1000
     config.eval.final = ("test_noisy", "test")
     config.eval.report = (
         "accuracy", "test_noisy/accuracy", "pavpu", "test_noisy/pavpu", "ece",
