@@ -109,6 +109,26 @@ def test_the_alignment_networks_have_a_rate_of_their_own() -> None:
     np.testing.assert_allclose(critic(PARAMS) - critic(after), 0.3, rtol=1e-3)
 
 
+def test_a_head_on_an_encoder_has_a_rate_of_its_own() -> None:
+    head = {"classifier": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}}
+    params = {"encoder": PARAMS, **head}
+    config = OptimizerConfig(
+        learning_rate=0.1, decay="constant", weight_decay=0.0, head_rate_multiplier=5.0
+    )
+    after = update(config, jax.tree.map(lambda x: jnp.full_like(x, 0.01), params), params=params)
+    moved = jax.tree.map(lambda x: 2.0 - x, after)
+    for values in jax.tree.leaves(moved["classifier"]):
+        np.testing.assert_allclose(values, 0.5, rtol=1e-3)
+    for values in jax.tree.leaves(moved["encoder"]):  # the critic's among them
+        np.testing.assert_allclose(values, 0.1, rtol=1e-3)
+
+
+def test_a_head_without_an_encoder_is_refused() -> None:
+    tx = make_optimizer(OptimizerConfig(head_rate_multiplier=5.0), steps=10)
+    with pytest.raises(ConfigError, match="head on an encoder; this model has layer_0"):
+        tx.init(PARAMS)
+
+
 def test_a_huge_critic_gradient_does_not_shrink_the_models_step() -> None:
     gradients = like(1e-6)  # so small that Adam's epsilon shows whether it was scaled
     gradients["layer_0"]["attention"]["alignment"]["critic"]["kernel"] *= 1e12
@@ -123,6 +143,7 @@ def test_a_huge_critic_gradient_does_not_shrink_the_models_step() -> None:
         ({"name": "adamm"}, "optimizer.name is 'adamm'; did you mean \"adam\""),
         ({"decay": "linaer"}, 'did you mean "linear"'),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"head_rate_multiplier": -1.0}, "head_rate_multiplier is -1.0"),
         ({"decay": "steps"}, "decay 'steps' needs steps"),
         ({"decay_at": (5,)}, "no other takes any"),
         ({"decay": "steps", "decay_at": (5, 4)}, r"decay_at is \(5, 4\); expected rising"),
