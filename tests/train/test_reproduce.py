@@ -15,11 +15,12 @@ import rich.console
 
 from tests.train.report.studies import write_run
 from train import cli, loop, sweep
+from train.attack.recipes import ENCODED, RECIPES
 from train.log import read_records
 from train.reproduce import __main__ as command
 from train.reproduce import entries
 from train.reproduce.entries import ATTACK_PYTHON, Attacks, Sweep
-from train.reproduce.experiments import ENTRIES
+from train.reproduce.experiments import ENTRIES, SWEEPS
 
 TINY = """
 from train.configs import digits
@@ -51,10 +52,17 @@ def run(chosen, workdir: pathlib.Path, budget: float | None = None) -> str:
 
 def test_every_entry_names_a_config_and_says_how_to_run_it() -> None:
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
-    for entry in ENTRIES:
+    for entry in SWEEPS:
         config = cli.load_config(entry.config)
         sweep.variant(config, entry.methods[-1], entry.seeds[-1])
         assert f"train.sweep --config={entry.config} --methods=none,gan,ct" in entry.command
+
+
+def test_attacks_come_after_the_runs_that_they_attack() -> None:
+    attacks = [entry for entry in ENTRIES if isinstance(entry, Attacks)]
+    assert {entry.recipe for entry in attacks} == set(RECIPES) - set(ENCODED)
+    for entry in attacks:
+        assert ENTRIES.index(entry.of) < ENTRIES.index(entry)
 
 
 def test_runs_reports_and_repeats_nothing(tmp_path, tiny, monkeypatch) -> None:
