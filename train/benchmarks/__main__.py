@@ -7,8 +7,9 @@ Prints a table; with --output=FOLDER also writes costs.json and, where matplotli
 costs.png. Runs with align_jax, jax, flax and optax alone. Beside it are benchmarks of their own
 (and a sweep times the steps of whatever config it runs):
 
-    python -m train.benchmarks.text_step    fine-tuning beside PyTorch's transformers
-    python -m train.benchmarks.gat_epoch    a graph attention network beside PyTorch Geometric's
+    python -m train.benchmarks.step_profile    where the time of an aligned step goes
+    python -m train.benchmarks.text_step       fine-tuning beside PyTorch's transformers
+    python -m train.benchmarks.gat_epoch       a graph attention network beside PyTorch Geometric's
 """
 
 from __future__ import annotations

@@ -109,6 +109,7 @@ class Step:
     Attributes:
         memory: MiB beside arguments and results.
         flops: of one step, loops over blocks unrolled.
+        program: the compiled program's text.
     """
 
     def __init__(self, name: str, method: str, batch: Mapping[str, np.ndarray]) -> None:
@@ -137,6 +138,7 @@ class Step:
         arguments = (*self._carry, self._batch)
         self._compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
         self.memory = temporary_memory(self._compiled)
+        self.program = self._compiled.as_text()
         # XLA counts a loop's body once, so the count is of the form without loops.
         with (
             mock.patch.object(blocks, "BLOCK_SIZE", 2**60),
@@ -151,6 +153,11 @@ class Step:
         """Takes one step and waits for it."""
         self._carry = self._compiled(*self._carry, self._batch)
         jax.block_until_ready(self._carry)
+
+
+def batch_size(name: str) -> int:
+    """Examples in a batch of the named model, by what the device is."""
+    return MODELS[name][1][0 if jax.default_backend() == "cpu" else 1]
 
 
 def measure(
@@ -172,9 +179,8 @@ def measure(
     Yields:
         The costs of one shape after the other.
     """
-    on_cpu = jax.default_backend() == "cpu"
     for name in models:
-        size = batch or MODELS[name][1][0 if on_cpu else 1]
+        size = batch or batch_size(name)
         for tokens in lengths:
             data = random_batch(size, tokens)
             steps = {m: Step(name, m, data) for m in dict.fromkeys([PLAIN, *methods])}
