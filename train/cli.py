@@ -17,9 +17,9 @@ from ml_collections import ConfigDict, config_flags
 
 from train import hosts
 from train.interruption import Interrupted
-from train.loop import TrainingDiverged
 from train.registry import ConfigError, nearest
 from train.run_folder import CheckpointError
+from train.trainer import TrainingDiverged
 
 # A flag that a function below defines is that of the command which calls it: --help shows it there.
 flags.disclaim_key_flags()

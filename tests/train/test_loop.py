@@ -21,6 +21,7 @@ from train.log import read_records
 from train.parallel import Pmap
 from train.registry import ConfigError
 from train.run_folder import CheckpointError
+from train.trainer import Trainer, TrainingDiverged
 
 DEVICES = jax.local_devices()[:1]
 
@@ -116,14 +117,14 @@ def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
     config = tiny_config(method, model__dropout=0.2, train__steps=7)
     whole, _ = run(config, tmp_path / "whole")
 
-    original = loop.Trainer._due
+    original = Trainer._due
 
     def killed_at_step_5(self, every):
         if self.step == 5:
             raise KeyboardInterrupt
         return original(self, every)
 
-    monkeypatch.setattr(loop.Trainer, "_due", killed_at_step_5)
+    monkeypatch.setattr(Trainer, "_due", killed_at_step_5)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "cut")
     assert not (tmp_path / "cut" / "result.json").exists()
@@ -173,7 +174,7 @@ def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(Digits, "train_batches", poisoned)
     with pytest.raises(
-        loop.TrainingDiverged,
+        TrainingDiverged,
         match=r"At step 5 the loss is nan.*ids \[500, 501.*layer_0/attention is not finite in the "
         r"heads \[0, 1\].*of step 3",
     ):
@@ -202,7 +203,7 @@ def test_steps_with_nan_may_be_skipped_up_to_a_number_in_a_row(
     records = [r for r in read_records(tmp_path / "two") if r["split"] == "train"]
     assert [(r["step"], r["skipped_steps"]) for r in records] == [(2, 1), (3, 1), (4, 0), (6, 1)]
     assert np.isfinite([r["loss"] for r in records if "loss" in r]).all()
-    with pytest.raises(loop.TrainingDiverged, match=r"At step 3 .*after 1 steps in a row"):
+    with pytest.raises(TrainingDiverged, match=r"At step 3 .*after 1 steps in a row"):
         run(tiny_config("ct", optimizer__skip_nonfinite=1), tmp_path / "one")
 
 

@@ -14,13 +14,14 @@ import pytest
 import rich.console
 
 from tests.train.report.studies import write_run
-from train import cli, loop, sweep
+from train import cli, loop, sweep, trainer
 from train.attack.recipes import ENCODED, RECIPES
 from train.log import read_records
 from train.reproduce import __main__ as command
 from train.reproduce import entries
 from train.reproduce.entries import ATTACK_PYTHON, Attacks, Sweep
 from train.reproduce.experiments import ENTRIES, SWEEPS
+from train.trainer import Trainer, TrainingDiverged
 
 TINY = """
 from train.configs import digits
@@ -88,15 +89,15 @@ def test_a_budget_ends_within_a_run_and_the_next_start_goes_on(tmp_path, tiny, m
     """A clock that jumps beyond the deadline while the first run takes its second step."""
     now = [0.0]
     clock = types.SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    for module in (loop, command, sweep):
+    for module in (trainer, command, sweep):
         monkeypatch.setattr(module, "time", clock)
-    due = loop.Trainer._due
+    due = Trainer._due
 
     def passing(self, every):
         now[0] = 61.0 if self.step == 2 else now[0]
         return due(self, every)
 
-    monkeypatch.setattr(loop.Trainer, "_due", passing)
+    monkeypatch.setattr(Trainer, "_due", passing)
     other = Sweep("other", "Table 0", tiny.config, ("none",), (0,), 2)
     printed = run([tiny, other], tmp_path / "work", budget=1)
     assert "used up at tiny: Out of time, the run saved its state after step 2 of 4." in printed
@@ -111,7 +112,7 @@ def test_a_budget_ends_within_a_run_and_the_next_start_goes_on(tmp_path, tiny, m
     taken: list[int] = []
     monkeypatch.setattr(command, "write_report", lambda *_, **__: None)
     monkeypatch.setattr(
-        loop.Trainer, "_due", lambda self, every: taken.append(self.step) or due(self, every)
+        Trainer, "_due", lambda self, every: taken.append(self.step) or due(self, every)
     )
     run([tiny], tmp_path / "work")
     assert taken[0] == 3
@@ -136,7 +137,7 @@ def test_a_failure_is_told_and_the_next_entry_runs(tmp_path, tiny, monkeypatch) 
 
     def diverges(config, methods, seeds, folder, *_, **__) -> None:
         begun.append(folder.name)
-        raise loop.TrainingDiverged("the loss is nan")
+        raise TrainingDiverged("the loss is nan")
 
     monkeypatch.setattr(entries, "sweep", diverges)
     other = Sweep("other", "Table 0", tiny.config, ("none",), (0,), 2)

@@ -138,7 +138,7 @@ class Step:
         arguments = (*self._carry, self._batch)
         self._compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
         self.memory = temporary_memory(self._compiled)
-        self.program = self._compiled.as_text()
+        self.program = self._compiled.as_text() or ""
         # XLA counts a loop's body once, so the count is of the form without loops.
         with (
             mock.patch.object(blocks, "BLOCK_SIZE", 2**60),

@@ -27,13 +27,13 @@ import rich.table
 from train import cli
 from train.hardware import hardware
 from train.interruption import OutOfTime
-from train.loop import TrainingDiverged
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
 from train.reproduce.entries import Entry, Progress
 from train.reproduce.experiments import ENTRIES
 from train.run_folder import CONFIG, CheckpointError
+from train.trainer import TrainingDiverged
 
 
 def reproduce(
