@@ -1,7 +1,6 @@
 """The module that measures how far keys and queries lie apart, and sows it for the loss."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ from jaxtyping import Array, Bool, Float
 
 from align_jax import divergences, networks, numerics
 from align_jax.config import AlignmentConfig
-from align_jax.gradient_reversal import reverse_gradient
 
 # The collections' names. The module itself is called NAME inside its attention, so that its
 # parameters form one sub-tree of that name.
@@ -141,24 +139,25 @@ class Alignment(nn.Module):
                 hidden_features=config.hidden_features,
                 highway=highway,
                 dtype=self.dtype,
+                adversarial=True,
                 name="discriminator",
             )
-            query, key = (networks.in_chunks(discriminator, x, _adversary) for x in (query, key))
+            query, key = (networks.in_chunks(discriminator, x) for x in (query, key))
             return (query,), (key,)
         if config.method != "ct":
             return (query,), (key,)
-        critic = networks.Critic(
-            config.features, config.hidden_features, highway, self.dtype, name="critic"
-        )
-        navigator = networks.Navigator(
-            config.features, config.hidden_features, self.dtype, name="navigator"
+        sizes = config.features, config.hidden_features
+        both = networks.CriticAndNavigator(
+            networks.Critic(*sizes, highway, self.dtype, adversarial=True, name="critic"),
+            networks.Navigator(*sizes, self.dtype, name="navigator"),
+            name="critic_and_navigator",
         )
 
         def cloud(x: Array) -> Cloud:
-            navigation = networks.in_chunks(navigator, x)
+            features, navigation = networks.in_chunks(both, x)
             if config.normalize_navigator:
                 navigation = numerics.unit_vectors(navigation)
-            return networks.in_chunks(critic, x, _adversary), navigation
+            return features, navigation
 
         return cloud(query), cloud(key)
 
@@ -223,8 +222,3 @@ class Alignment(nn.Module):
             "sinkhorn_iterations": report.iterations.astype(jnp.float32),
             "sinkhorn_residual": report.residual,
         }
-
-
-def _adversary(network: Callable[[Array], Array], x: Array) -> Array:
-    """Applies a network that maximises what everything before it minimises."""
-    return reverse_gradient(network(reverse_gradient(x)))

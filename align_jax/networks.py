@@ -1,30 +1,76 @@
 """The networks of the adversarial and transport games (Zhang et al. 2021, sections 3.1 and 3.3).
 
-All act on the last axis alone, so one set of parameters serves every token and every head.
+All act on the last axis alone, so one set of parameters serves every token and every head. They are
+so narrow that most of their time goes into reading and writing vectors. What reads the same vectors
+is therefore one matrix product: the highway's gate and transform, and with them the navigator's
+first layer where critic and navigator read the same cloud (`CriticAndNavigator`).
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from align_jax import placement
+from align_jax.gradient_reversal import reverse_gradient
 
 __all__ = ["Critic", "Discriminator", "Highway", "Navigator"]
 
 # Entries of the vectors that `in_chunks` takes at a time: a megabyte of float32.
 CHUNK_SIZE = 2**18
 
+# Kernel [D, F] and bias [F].
+Layer = tuple[Array, Array]
+
+
+class Affine(nn.Module):
+    """The parameters of a dense layer, as `nn.Dense` names and initialises them.
+
+    Attributes:
+      features: width of the layer.
+      adversarial: whether to negate the parameters' gradient.
+
+    Example:
+      >>> import jax
+      >>> (kernel, bias), _ = Affine(3).init_with_output(jax.random.key(0), 2)
+      >>> kernel.shape, bias.shape
+      ((2, 3), (3,))
+    """
+
+    features: int
+    adversarial: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: int) -> Layer:
+        """Returns kernel and bias for inputs of so many features."""
+        shape = inputs, self.features
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape[1:])
+        if self.adversarial:
+            return reverse_gradient(kernel), reverse_gradient(bias)
+        return kernel, bias
+
+
+def _products(x: Array, layers: Sequence[Layer], dtype: Any) -> list[Array]:
+    """What several dense layers make of the same vectors."""
+    kernels, biases = zip(*layers, strict=True)
+    merged = jnp.concatenate(kernels, axis=1), jnp.concatenate(biases)
+    x, kernel, bias = nn.dtypes.promote_dtype(x, *merged, dtype=dtype)
+    ends = [sum(b.size for b in biases[: n + 1]) for n in range(len(biases) - 1)]
+    return jnp.split(x @ kernel + bias, ends, axis=-1)
+
 
 class Highway(nn.Module):
     """A highway layer (Srivastava et al. 2015): `t * relu(transform(x)) + (1 - t) * x`.
 
-    The gate `t = sigmoid(gate(x))` and the transform have a Dense layer each.
+    The gate `t = sigmoid(gate(x))` and the transform have a dense layer each.
 
     Attributes:
       dtype: of the computation; None takes it from inputs and parameters.
+      adversarial: see `Critic`.
 
     Example:
       >>> import jax
@@ -34,14 +80,20 @@ class Highway(nn.Module):
     """
 
     dtype: Any = None
+    adversarial: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-        """Returns the mixture of input and transformed input, same shape."""
-        features = x.shape[-1]
-        gate = nn.sigmoid(nn.Dense(features, dtype=self.dtype, name="gate")(x))
-        transformed = nn.relu(nn.Dense(features, dtype=self.dtype, name="transform")(x))
-        return gate * transformed + (1.0 - gate) * x
+    def __call__(self, x: Float[Array, "*shape D"], beside: Sequence[Layer] = ()) -> Any:
+        """Returns the mixture of input and transformed input, same shape.
+
+        With layers `beside` it, returns a pair: the mixture, and a list of what they make of `x`.
+        """
+        own = [Affine(x.shape[-1], self.adversarial, name=name) for name in ("gate", "transform")]
+        layers = [*(layer(x.shape[-1]) for layer in own), *beside]
+        gate, transformed, *others = _products(x, layers, self.dtype)
+        gate = nn.sigmoid(gate)
+        mixture = gate * nn.relu(transformed) + (1.0 - gate) * x
+        return (mixture, others) if beside else mixture
 
 
 class Critic(nn.Module):
@@ -52,6 +104,9 @@ class Critic(nn.Module):
       hidden_features: width of the hidden layer.
       highway: False leaves the highway layer out and uses a plain ReLU (the paper's ablation).
       dtype: of the computation; None takes it from inputs and parameters.
+      adversarial: whether to negate the gradient of the parameters, but not the input's: the
+        network then maximises what everything before it minimises. It is gradient reversal on both
+        sides of the network, without touching the vectors.
 
     Example:
       >>> import jax
@@ -63,15 +118,24 @@ class Critic(nn.Module):
     hidden_features: int = 10
     highway: bool = True
     dtype: Any = None
+    adversarial: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape F"]:
-        """Returns features `[..., F]`."""
-        activation = nn.leaky_relu if self.highway else nn.relu
+    def __call__(self, x: Float[Array, "*shape D"], beside: Sequence[Layer] = ()) -> Any:
+        """Returns features `[..., F]`; with layers `beside` it, as `Highway` a pair."""
+        hidden, output = (
+            Affine(features, self.adversarial, name=name)
+            for name, features in (("hidden", self.hidden_features), ("output", self.features))
+        )
         if self.highway:
-            x = Highway(dtype=self.dtype, name="highway")(x)
-        x = activation(nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(x))
-        return nn.Dense(self.features, dtype=self.dtype, name="output")(x)
+            x = Highway(self.dtype, self.adversarial, name="highway")(x, beside)
+            x, others = x if beside else (x, [])
+            (x,) = _products(x, [hidden(x.shape[-1])], self.dtype)
+        else:
+            x, *others = _products(x, [hidden(x.shape[-1]), *beside], self.dtype)
+        x = (nn.leaky_relu if self.highway else nn.relu)(x)
+        (x,) = _products(x, [output(self.hidden_features)], self.dtype)
+        return (x, others) if beside else x
 
 
 class Discriminator(Critic):
@@ -113,18 +177,39 @@ class Navigator(nn.Module):
     hidden_features: int = 10
     dtype: Any = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Names the layers."""
+        self.hidden = Affine(self.hidden_features)
+        self.output = Affine(self.features)
+
     def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape G"]:
         """Returns navigation vectors `[..., G]`."""
-        x = nn.relu(nn.Dense(self.hidden_features, dtype=self.dtype, name="hidden")(x))
-        return nn.Dense(self.features, dtype=self.dtype, name="output")(x)
+        return self.rest(*_products(x, [self.hidden(x.shape[-1])], self.dtype))
+
+    def rest(self, hidden: Float[Array, "*shape hidden"]) -> Float[Array, "*shape G"]:
+        """The navigation vectors, given what the layer `hidden` made of the input."""
+        (x,) = _products(nn.relu(hidden), [self.output(self.hidden_features)], self.dtype)
+        return x
 
 
-def in_chunks(
-    network: nn.Module,
-    x: Float[Array, "*shape D"],
-    apply: Callable[[nn.Module, Array], Array] = lambda network, x: network(x),
-) -> Float[Array, "..."]:
+class CriticAndNavigator(nn.Module):
+    """Both on the same vectors.
+
+    Attributes:
+      critic: of the parent, whose parameters stay its own.
+      navigator: likewise.
+    """
+
+    critic: Critic
+    navigator: Navigator
+
+    def __call__(self, x: Float[Array, "*shape D"]) -> tuple[Array, Array]:
+        """Returns features `[..., F]` and navigation vectors `[..., G]`."""
+        features, (hidden,) = self.critic(x, beside=[self.navigator.hidden(x.shape[-1])])
+        return features, self.navigator.rest(hidden)
+
+
+def in_chunks(network: nn.Module, x: Float[Array, "*shape D"]) -> Any:
     """Applies a network that acts on the last axis alone, on a CPU a chunk of vectors at a time.
 
     The vectors lie in one matrix, which XLA multiplies faster than arrays of more axes. On a CPU a
@@ -132,23 +217,25 @@ def in_chunks(
     it again rather than keep what the layers put out.
 
     Args:
-      network: a module inside the scope of its parent.
+      network: a module inside the scope of its parent, with one output or several.
       x: the vectors.
-      apply: what to compute with the network; it must treat each vector by itself.
 
     Returns:
-      What `apply(network, x)` returns.
+      What `network(x)` returns.
     """
     rows = x.reshape(-1, x.shape[-1])
     chunks = -(-rows.size // CHUNK_SIZE)
-    if chunks == 1 or not placement.works_in_cache() or network.is_initializing():
-        out = apply(network, rows)
+
+    def as_input(out: Array) -> Array:
         return out.reshape(*x.shape[:-1], *out.shape[1:])
+
+    if chunks == 1 or not placement.works_in_cache() or network.is_initializing():
+        return jax.tree.map(as_input, network(rows))
     length = -(-len(rows) // chunks)
     parts = jnp.pad(rows, ((0, chunks * length - len(rows)), (0, 0)))
 
-    def body(network: nn.Module, carry: tuple[()], part: Array) -> tuple[tuple[()], Array]:
-        return carry, apply(network, part)
+    def body(network: nn.Module, carry: tuple[()], part: Array) -> tuple[tuple[()], Any]:
+        return carry, network(part)
 
     scan = nn.scan(
         nn.remat(body, prevent_cse=False),
@@ -156,5 +243,8 @@ def in_chunks(
         split_rngs={"params": False},
     )
     _, out = scan(network, (), parts.reshape(chunks, length, -1))
-    out = out.reshape(chunks * length, *out.shape[2:])[: len(rows)]
-    return out.reshape(*x.shape[:-1], *out.shape[1:])
+
+    def whole(out: Array) -> Array:
+        return as_input(out.reshape(chunks * length, *out.shape[2:])[: len(rows)])
+
+    return jax.tree.map(whole, out)

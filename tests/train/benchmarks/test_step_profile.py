@@ -55,5 +55,5 @@ def test_a_real_step_spends_time_in_every_part(monkeypatch) -> None:
     step = alignment_cost.Step("tiny", "ct", alignment_cost.random_batch(4, 16))
     step()
     times = step_profile.profile(step, steps=2)
-    parts = {part_of(origin) for milliseconds, origin in times.values() if milliseconds > 0}
+    parts = {part_of(origin) for origin, milliseconds in times.items() if milliseconds > 0}
     assert parts == {*(part for part, _ in step_profile.PARTS), step_profile.OPTIMISER}
