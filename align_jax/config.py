@@ -40,7 +40,7 @@ class AlignmentConfig:
         and are biased. The draw comes from the RNG stream "alignment" or "dropout"; without either
         all tokens count.
       layers: regular expressions; an attention takes part if one is found in its module path, such
-        as `"layer_(10|11)/"`. None aligns every layer.
+        as `"layer_(10|11)/"`. None aligns every layer. Layers of one `nn.scan` have one path.
 
     Raises:
       ValueError: for a value outside its range, naming it.

@@ -185,7 +185,7 @@ def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
         batch: arrays with a leading example axis.
 
     Returns:
-        Per attention, named as in `measure_mmd`: its clouds.
+        Per attention call, named as in `measure_mmd`: its clouds.
     """
     collections = jax.device_get(_clouds(state, batch))["alignment_clouds"]
     calls: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -193,10 +193,14 @@ def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
         calls.setdefault(path[:-2], {})[path[-1]] = sown  # .../attention/alignment/query
     found = {}
     for path, arrays in calls.items():
-        several = len(arrays["query"]) > 1
-        for number in range(len(arrays["query"])):
-            name = "/".join(path) + (f"#{number}" if several else "")
-            found[name] = Clouds(*(arrays[field][number] for field in Clouds._fields))
+        # nn.scan puts the layers in front of the axes of one call.
+        per_field = [
+            [one for x in arrays[field] for one in x.reshape(-1, *x.shape[-axes:])]
+            for field, axes in zip(Clouds._fields, (4, 4, 2, 2), strict=True)
+        ]
+        several = len(per_field[0]) > 1
+        for number, clouds in enumerate(zip(*per_field, strict=True)):
+            found["/".join(path) + (f"#{number}" if several else "")] = Clouds(*clouds)
     return found
 
 

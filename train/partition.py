@@ -15,6 +15,8 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from align_jax.models.stack import STACK
+
 DATA, MODEL = "data", "model"
 
 # Smaller parameters (norms, biases, the alignment's networks) are not worth cutting under FSDP.
@@ -57,6 +59,14 @@ def shardings(tree: Any, mesh: Mesh, fsdp: bool) -> Any:
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
+    if shape and STACK in name.split("/"):
+        # Each layer is cut as it would be without the stack: a scan takes them one by one, and a
+        # layer that lay on one device alone would have to be sent to all others.
+        return PartitionSpec(None, *_axes(name, shape[1:], mesh, fsdp))
+    return PartitionSpec(*_axes(name, shape, mesh, fsdp))
+
+
+def _axes(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> list[str | None]:
     axes: list[str | None] = [None] * len(shape)
     for pattern, meanings in LOGICAL_AXES:
         if len(meanings) == len(shape) and re.search(rf"(^|/)({pattern})$", name):
@@ -75,7 +85,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> Partitio
         ]
         if free:
             axes[max(free, key=lambda number: shape[number])] = DATA
-    return PartitionSpec(*axes)
+    return axes
 
 
 def _name(path: tuple[Any, ...]) -> str:

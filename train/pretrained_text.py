@@ -29,6 +29,7 @@ class PretrainedTextConfig:
         classifier_dropout: before the classifier.
         dtype: of the computation, "float32" or "bfloat16".
         remat: recompute activations in the backward pass, for less memory.
+        scan_layers: compile one layer, whatever their number; see `align_jax.models.EncoderConfig`.
         alignment: what to align.
         head: "classification", "regression", "multiple_choice" or "span"; from the data.
         num_labels: number of classes; from the data.
@@ -47,6 +48,7 @@ class PretrainedTextConfig:
     classifier_dropout: float = 0.1
     dtype: str = "float32"
     remat: bool = False
+    scan_layers: bool = False
     alignment: AlignmentConfig | None = None
     head: str = "classification"
     num_labels: int = 2
@@ -86,6 +88,7 @@ def pretrained_text(config: PretrainedTextConfig) -> tuple[nn.Module, dict[str, 
         classifier_dropout=config.classifier_dropout,
         dtype=config.dtype,
         remat=config.remat,
+        scan_layers=config.scan_layers,
     )
     if config.tokenizer is not None:
         _check_tokenizer(config.tokenizer, config.pretrained, loaded)

@@ -163,9 +163,10 @@ def _sinkhorn(collections: Mapping[str, Any], mask: Array | None) -> dict[str, M
     found: dict[str, list[Array]] = {"sinkhorn_iterations": [], "sinkhorn_residual": []}
     for path, calls in traverse_util.flatten_dict(dict(collections)).items():
         if path[-1] in found:
-            found[path[-1]] += jax.tree.leaves(calls)
+            # nn.scan puts the layers in front of a call's [B, H].
+            found[path[-1]] += [x.reshape(-1, *x.shape[-2:]) for x in jax.tree.leaves(calls)]
     return {
-        name: Mean.of(jnp.stack([value.mean(axis=-1) for value in values], axis=-1).mean(-1), mask)
+        name: Mean.of(jnp.concatenate([x.mean(axis=-1) for x in values]).mean(axis=0), mask)
         for name, values in found.items()
         if values
     }

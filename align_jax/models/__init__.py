@@ -10,6 +10,7 @@ from align_jax.models.gat import GAT, GATConfig
 from align_jax.models.graph import SparseFeatures, validate_graph
 from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor, SpanLogits
 from align_jax.models.mcan import MCAN, MCANConfig
+from align_jax.models.stack import stack_layers, unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.models.vit import VisionTransformer, ViTConfig
 
@@ -30,5 +31,7 @@ __all__ = [
     "SparseFeatures",
     "ViTConfig",
     "VisionTransformer",
+    "stack_layers",
+    "unstack_layers",
     "validate_graph",
 ]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from align_jax.config import AlignmentConfig
+from align_jax.models.stack import scanned
 from align_jax.models.transformer import (
     Embeddings,
     EncoderConfig,
@@ -33,7 +34,8 @@ class AlbertConfig(EncoderConfig):
             divided among them in order.
         group_layers: layers in a group; one application of a group runs through all of them.
 
-    The other attributes are `EncoderConfig`'s.
+    The other attributes are `EncoderConfig`'s. `scan_layers`, which takes one layer for all
+    applications, leaves the parameters as they are.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -59,6 +61,7 @@ class AlbertConfig(EncoderConfig):
     classifier_dropout: float | None = 0.1
     dtype: str = "float32"
     remat: bool = False
+    scan_layers: bool = False
     alignment: AlignmentConfig | None = None
     embedding_size: int = 128
     groups: int = 1
@@ -70,6 +73,12 @@ class AlbertConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.scan_layers and (self.groups, self.group_layers) != (1, 1):
+            raise ValueError(
+                f"AlbertConfig.scan_layers is True with groups = {self.groups} and group_layers = "
+                f"{self.group_layers}; only one layer for all applications can be scanned (1 and "
+                f"1). Set scan_layers=False."
+            )
         if self.groups > self.layers:
             raise ValueError(
                 f"AlbertConfig.groups is {self.groups}, more than the {self.layers} layers: some "
@@ -131,16 +140,21 @@ class AlbertEncoder(nn.Module):
         positions = jnp.arange(input_ids.shape[1])[None]
         tokens = embed(input_ids, positions, token_type_ids, deterministic=deterministic)
         tokens = dense(config, config.hidden_size, "embedding_projection")(tokens)
+        tokens = self._layers(tokens, valid, deterministic)
+        if not self.pooler:
+            return tokens, None
+        return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))
 
-        layer = layer_class(config)
+    def _layers(self, tokens: Array, valid: Array, deterministic: bool) -> Array:
+        config, layer = self.config, layer_class(self.config)
         shared = [
             layer(config, name=f"layer_{number}")
             for number in range(config.groups * config.group_layers)
         ]
+        if config.scan_layers:
+            return scanned(shared[0], config.layers, tokens, valid, deterministic, shared=True)
         for application in range(config.layers):
             first = config.group_of(application) * config.group_layers
             for one in shared[first : first + config.group_layers]:
                 tokens = one(tokens, valid, deterministic)
-        if not self.pooler:
-            return tokens, None
-        return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))
+        return tokens

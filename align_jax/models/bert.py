@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from align_jax.config import AlignmentConfig
+from align_jax.models.stack import STACK, scanned
 from align_jax.models.transformer import (
     Embeddings,
     EncoderConfig,
@@ -34,7 +35,8 @@ class BertConfig(EncoderConfig):
         family: "bert" counts positions from 0 to N - 1; "roberta" counts the tokens alone, from
             `pad_token_id + 1` on, and puts padding at position `pad_token_id`.
 
-    The other attributes are `EncoderConfig`'s.
+    The other attributes are `EncoderConfig`'s. With `scan_layers` the parameters of all layers are
+    one stack named "layers", with a leading axis for the layer (`stack_layers`, `unstack_layers`).
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -60,6 +62,7 @@ class BertConfig(EncoderConfig):
     classifier_dropout: float | None = None
     dtype: str = "float32"
     remat: bool = False
+    scan_layers: bool = False
     alignment: AlignmentConfig | None = None
     family: str = "bert"
 
@@ -67,6 +70,12 @@ class BertConfig(EncoderConfig):
         super().__post_init__()
         if self.family not in FAMILIES:
             raise ValueError(f"BertConfig.family is {self.family!r}; expected one of {FAMILIES}.")
+        if self.scan_layers and self.alignment is not None and self.alignment.layers is not None:
+            raise ValueError(
+                f"BertConfig.scan_layers is True and alignment.layers {self.alignment.layers}; a "
+                f"scan has one path for all of its layers, which patterns cannot tell apart. Set "
+                f"scan_layers=False, or align every layer (layers=None)."
+            )
         if self.max_length < 1:
             raise ValueError(
                 f"BertConfig.max_positions is {self.max_positions}; with family 'roberta' it must "
@@ -129,8 +138,12 @@ class BertEncoder(nn.Module):
             input_ids, positions(config, input_ids), token_type_ids, deterministic=deterministic
         )
         layer = layer_class(config)
-        for number in range(config.layers):
-            tokens = layer(config, name=f"layer_{number}")(tokens, valid, deterministic)
+        if config.scan_layers:
+            stack = layer(config, name=STACK)
+            tokens = scanned(stack, config.layers, tokens, valid, deterministic)
+        else:
+            for number in range(config.layers):
+                tokens = layer(config, name=f"layer_{number}")(tokens, valid, deterministic)
         if not self.pooler:
             return tokens, None
         return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))

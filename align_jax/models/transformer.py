@@ -50,6 +50,8 @@ class EncoderConfig:
         dtype: dtype of the computation; parameters and logits stay float32.
         remat: compute each layer's activations again in the backward pass instead of keeping them:
             less memory, about a third more time.
+        scan_layers: compile one layer and repeat it by `nn.scan`, so that compiling takes about as
+            long for many layers as for one. Same outputs; see the model on its parameters.
         alignment: what to align in each attention; None aligns nothing.
 
     Raises:
@@ -77,6 +79,7 @@ class EncoderConfig:
     classifier_dropout: float | None
     dtype: str
     remat: bool
+    scan_layers: bool
     alignment: AlignmentConfig | None
 
     counts: ClassVar[tuple[str, ...]] = (
@@ -256,8 +259,9 @@ def layer_class(config: EncoderConfig) -> type[nn.Module]:
     """`TransformerLayer`, with its activations computed again in the backward pass if asked for."""
     if not config.remat:
         return TransformerLayer
-    # Arguments are counted with self as 0: `deterministic` must stay a Python bool.
-    return nn.remat(TransformerLayer, static_argnums=(3,))
+    # Arguments are counted with self as 0: `deterministic` must stay a Python bool. A loop's body
+    # cannot be merged with what is outside, so there nothing needs to keep XLA from it.
+    return nn.remat(TransformerLayer, static_argnums=(3,), prevent_cse=not config.scan_layers)
 
 
 def check_inputs(

@@ -125,7 +125,8 @@ def to_json(
         problem: "regression" or "single_label_classification", if it has any.
 
     Returns:
-        The file's content. Alignment, dtype of the computation and remat are not part of it.
+        The file's content. Alignment, dtype of the computation, remat and scan_layers are not part
+        of it.
     """
     kind = model_type(config)
     fields = dataclasses.asdict(dataclasses.replace(config, alignment=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from align_jax.models.bert import BertConfig
 from align_jax.models.heads import MultipleChoice
+from align_jax.models.stack import unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.config import model_type
 from align_jax.pretrained.errors import PretrainedError
 from align_jax.pretrained.names import Path, canonical_name, entries
 
 Tensors = Mapping[str, tuple[np.ndarray, str]]
+
+
+def unscanned(model: nn.Module, config: EncoderConfig) -> nn.Module:
+    """The model whose parameters are named as a checkpoint's tensors are, layer by layer."""
+    return model.clone(config=dataclasses.replace(config, scan_layers=False), parent=None)
+
+
+def has_stack(config: EncoderConfig) -> bool:
+    """Whether the layers' parameters are stacked (ALBERT's only one needs no stack)."""
+    return isinstance(config, BertConfig) and config.scan_layers
 
 
 def parameter_shapes(model: nn.Module) -> dict[Path, tuple[int, ...]]:
@@ -150,17 +163,20 @@ def to_tensors(
         raise PretrainedError(
             f"Parameter {'/'.join(path)!r} {what}. Pass the params of the model that is saved."
         )
+    for path, shape in shapes.items():
+        if np.shape(flat[path]) != shape:
+            raise PretrainedError(
+                f"Parameter {'/'.join(path)!r} has shape {np.shape(flat[path])}, expected {shape}. "
+                "Is it replicated over devices? Take one copy."
+            )
+    if has_stack(config):
+        flat = traverse_util.flatten_dict(unstack_layers(jax.device_get(params)))
     with_head = any(path[0] == "encoder" for path in flat)
     tensors = {}
     for entry in entries(model, config):
-        if entry.path not in shapes:
+        if entry.path not in flat:
             continue
         value = np.asarray(jax.device_get(flat[entry.path]), np.float32)
-        if value.shape != shapes[entry.path]:
-            raise PretrainedError(
-                f"Parameter {'/'.join(entry.path)!r} has shape {value.shape}, expected "
-                f"{shapes[entry.path]}. Is it replicated over devices? Take one copy."
-            )
         prefix = f"{model_type(config)}." if with_head and entry.base else ""
         tensors[prefix + entry.name] = entry.to_tensor(value)
     return tensors

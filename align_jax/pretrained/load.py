@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -21,10 +23,17 @@ from align_jax.models.heads import (
     SpanExtractor,
     text_encoder,
 )
+from align_jax.models.stack import STACK, stack_layers, unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.numerics import check_choice
 from align_jax.pretrained.config import from_json, labels_in
-from align_jax.pretrained.convert import fresh_parameters, parameter_shapes, to_parameters
+from align_jax.pretrained.convert import (
+    fresh_parameters,
+    has_stack,
+    parameter_shapes,
+    to_parameters,
+    unscanned,
+)
 from align_jax.pretrained.errors import PretrainedError
 from align_jax.pretrained.files import (
     ALIGNMENT,
@@ -99,6 +108,7 @@ def load(
     classifier_dropout: float | None = None,
     dtype: str = "float32",
     remat: bool = False,
+    scan_layers: bool = False,
     revision: str | None = None,
     offline: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -121,6 +131,7 @@ def load(
         classifier_dropout: overrides the checkpoint's setting.
         dtype: of the computation, "float32" or "bfloat16"; parameters are float32 in any case.
         remat: see `EncoderConfig`.
+        scan_layers: see `EncoderConfig`. What the files hold is the same with and without.
         revision: branch, tag or commit on the hub.
         offline: use the hub's cache and no network, as the environment variable HF_HUB_OFFLINE=1.
         cache_dir: the hub's cache; None for its default.
@@ -175,6 +186,7 @@ def load(
         classifier_dropout=classifier_dropout,
         dtype=dtype,
         remat=remat,
+        scan_layers=scan_layers,
     )
     labels = labels_in(values) if num_labels is None else num_labels
     model = build(config, head, labels=labels, pooling=pooling or values.get(POOLING_KEY))
@@ -226,21 +238,33 @@ def build(
 def _load_parameters(
     model: nn.Module, config: EncoderConfig, folder: Path, *, new_head: bool, seed: int
 ) -> tuple[dict[str, Any], LoadReport]:
-    shapes = parameter_shapes(model)
+    single = unscanned(model, config)
+    shapes = parameter_shapes(single)
     found, unused = to_parameters(
-        model, config, shapes, read_tensors(folder), folder=str(folder), new_head=new_head
+        single, config, shapes, read_tensors(folder), folder=str(folder), new_head=new_head
     )
     networks, unused_networks = _load_alignment(folder, shapes)
-    fresh = set(shapes) - set(found) - set(networks)
-    flat = {path: jnp.asarray(value) for path, value in {**found, **networks}.items()}
-    if fresh:
-        flat.update(fresh_parameters(model, fresh, seed))
+    missing = set(shapes) - set(found) - set(networks)
+    stacked = has_stack(config)
+    # By the model as it is: many layers' own initialisation takes long to compile.
+    fresh = {tuple(map(_stack_name, path)) for path in missing} if stacked else missing
+    made = traverse_util.unflatten_dict(fresh_parameters(model, fresh, seed)) if fresh else {}
+    if stacked:
+        made = unstack_layers(jax.device_get(made))
+    flat = {**traverse_util.flatten_dict(made), **found, **networks}
+    params = traverse_util.unflatten_dict({path: flat[path] for path in sorted(flat)})
+    params = jax.tree.map(jnp.asarray, stack_layers(params) if stacked else params)
     report = LoadReport(
         folder=str(folder),
         unused=(*unused, *unused_networks),
         fresh=tuple(sorted("/".join(path) for path in fresh)),
     )
-    return traverse_util.unflatten_dict({path: flat[path] for path in sorted(flat)}), report
+    return params, report
+
+
+def _stack_name(name: str) -> str:
+    """Of a part of a path: "layer_3" is in the stack."""
+    return STACK if re.fullmatch(r"layer_\d+", name) else name
 
 
 def _load_alignment(

@@ -17,6 +17,7 @@ from align_jax.collection import strip_alignment
 from align_jax.models.albert import AlbertEncoder
 from align_jax.models.bert import BertEncoder
 from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor
+from align_jax.models.stack import unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.config import model_type, to_json
 from align_jax.pretrained.convert import to_tensors
@@ -142,7 +143,10 @@ def _label_names(names: Sequence[str] | None, labels: int) -> list[str] | None:
 
 def _alignment_networks(params: Any, plain: Any) -> dict[str, np.ndarray]:
     flat, kept = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (params, plain))
-    return {name: np.asarray(flat[name], np.float32) for name in sorted(set(flat) - set(kept))}
+    found = {name: np.asarray(flat[name], np.float32) for name in sorted(set(flat) - set(kept))}
+    # Files know single layers alone, whatever the model's own parameters look like.
+    single = unstack_layers(traverse_util.unflatten_dict(found, sep="/"))
+    return traverse_util.flatten_dict(single, sep="/")
 
 
 def _write_mean_pooling(

@@ -88,6 +88,24 @@ def test_alignment_is_sown_once_per_application(method, remat) -> None:
     assert query.any()
 
 
+def test_a_scan_over_applications_is_the_loop() -> None:
+    """Same parameters from the same seed, same values, gradients and reports."""
+    results = []
+    for scan_layers in (False, True):
+        config = dataclasses.replace(
+            CONFIG, alignment=AlignmentConfig("mmd"), scan_layers=scan_layers, remat=True
+        )
+        model = SequenceClassifier(config)
+        params = initialise(model)
+
+        def loss(params, model=model):
+            logits, sown = model.apply({"params": params}, IDS, MASK, mutable=["alignment"])
+            return jnp.sum(logits**2) + alignment_loss(sown), alignment_table(sown)
+
+        results.append((params, jax.jit(jax.value_and_grad(loss, has_aux=True))(params)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *results)
+
+
 def test_padding_takes_no_part_and_stripping_is_exact() -> None:
     model = SequenceClassifier(dataclasses.replace(CONFIG, alignment=AlignmentConfig("ct")))
     params = initialise(model)
@@ -109,6 +127,7 @@ def test_padding_takes_no_part_and_stripping_is_exact() -> None:
     ("changes", "message"),
     [
         ({"groups": 5}, "groups is 5, more than the 2 layers"),
+        ({"groups": 2, "scan_layers": True}, "scan_layers is True with groups = 2 and group_lay"),
         ({"embedding_size": 0}, "AlbertConfig.embedding_size is 0"),
         ({"group_layers": 1.5}, "AlbertConfig.group_layers is 1.5"),
     ],

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from align_jax import AlignmentConfig, alignment_loss, alignment_table, cloud_mmd, strip_alignment
+from align_jax import (
+    AlignmentConfig,
+    alignment_loss,
+    alignment_sums,
+    alignment_table,
+    cloud_mmd,
+    strip_alignment,
+)
 from align_jax.models.attention_function import dot_product_attention
 from align_jax.models.bert import BertConfig, BertEncoder, positions
+from align_jax.models.dropout import Dropout
 from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor, mean_pooling
+from align_jax.models.stack import stack_layers, unstack_layers
 from align_jax.models.transformer import exact_gelu
 
 CONFIG = BertConfig(
@@ -198,6 +207,76 @@ def test_remat_changes_neither_values_nor_gradients(alignment) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
+def aligned_loss(config, params):
+    """Loss, gradient, and all that is read of the collections; two of three rows count."""
+    ids, mask, types = batch()
+    rows = jnp.array([True, False, True])
+
+    def loss(params):
+        logits, sown = SequenceClassifier(config).apply(
+            {"params": params}, ids, mask, types, deterministic=False,
+            rngs={"dropout": jax.random.key(3)}, mutable=["alignment", "alignment_clouds"],
+        )  # fmt: skip
+        sums, table = alignment_sums(sown, rows), alignment_table(sown, rows)
+        mmd = cloud_mmd(sown, bandwidth=2.0, sample_mask=rows)
+        value = jnp.sum(logits**2) + alignment_loss(sown, rows)
+        return value, (logits, sums.total, sums.count, table, mmd)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+@pytest.mark.parametrize(("method", "remat"), [("ct", False), ("mmd", True)])
+def test_a_scan_over_layers_is_the_loop(method, remat) -> None:
+    """Values, gradients of every parameter, and one entry per layer in all that is reported."""
+    rates = {"dropout": 0.0, "attention_dropout": 0.0}
+    looped = dataclasses.replace(CONFIG, alignment=AlignmentConfig(method), **rates)
+    params = initialise(SequenceClassifier(looped), batch()[0])
+    (value, (*arrays, table, mmd)), gradient = aligned_loss(looped, params)
+    config = dataclasses.replace(looped, scan_layers=True, remat=remat)
+    (other, (*others, rows, heads)), stacked = aligned_loss(config, stack_layers(params))
+    for found, expected in ((rows, table), (heads, mmd)):
+        assert list(found) == [f"encoder/layers/attention#{n}" for n in range(2)]
+        np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-5)
+    for found, expected in zip((other, *others), (value, *arrays), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        unstack_layers(stacked), gradient,
+    )  # fmt: skip
+
+
+def test_a_scans_layers_have_weights_and_dropout_of_their_own() -> None:
+    ids, mask, types = batch()
+    config = dataclasses.replace(CONFIG, scan_layers=True, dropout=0.5, dtype="bfloat16")
+    model = SequenceClassifier(config)
+    params = initialise(model, ids)
+    kernels = params["encoder"]["layers"]["mlp_in"]["kernel"]
+    assert kernels.shape == (2, 16, 24)
+    assert (kernels[0] != kernels[1]).all()
+    _, seen = model.apply(
+        {"params": params}, ids, mask, types, deterministic=False,
+        rngs={"dropout": jax.random.key(3)}, mutable=["intermediates"],
+        capture_intermediates=lambda module, _: isinstance(module, Dropout),
+    )  # fmt: skip
+    for dropped in jax.tree.leaves(seen["intermediates"]["encoder"]["layers"]):
+        assert dropped.shape == (2, 3, 9, 16)
+        assert dropped.dtype == jnp.bfloat16
+        assert ((dropped[0] == 0) != (dropped[1] == 0)).any()
+
+
+def test_stacking_layers_goes_both_ways_and_refuses_what_makes_no_stack() -> None:
+    params = initialise(SequenceClassifier(dataclasses.replace(CONFIG, layers=11)), batch()[0])
+    again = unstack_layers(stack_layers(params))
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    with pytest.raises(ValueError, match="'layer_4' does not hold the same parameters"):
+        stack_layers({name: x for name, x in params["encoder"].items() if name != "layer_4"})
+    some = AlignmentConfig("ct", layers=("layer_1/",))
+    partly = initialise(BertEncoder(dataclasses.replace(CONFIG, alignment=some)), batch()[0])
+    with pytest.raises(ValueError, match=r"Is AlignmentConfig\.layers None\?"):
+        stack_layers(partly)
+
+
 def test_bfloat16_computes_in_it_and_keeps_float32_parameters() -> None:
     ids, mask, types = batch()
     half = SequenceClassifier(dataclasses.replace(CONFIG, dtype="bfloat16"))
@@ -281,6 +360,10 @@ def test_clouds_of_a_plain_model_can_be_measured() -> None:
         ({"pad_token_id": None}, "pad_token_id is None"),
         ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0"),
         ({"family": "roberta", "pad_token_id": 19}, "must exceed pad_token_id"),
+        (
+            {"scan_layers": True, "alignment": AlignmentConfig("ct", layers=("layer_1/",))},
+            r"alignment.layers \('layer_1/',\); a scan has one path",
+        ),
     ],
 )
 def test_bad_configurations(changes, message) -> None:

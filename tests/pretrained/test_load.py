@@ -1,5 +1,6 @@
 """Loading: names, heads, damaged and hostile files, and the hub's cache."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from align_jax import AlignmentConfig, pretrained, strip_alignment
+from align_jax.models import stack_layers
 from align_jax.pretrained import PretrainedError, files
 from tests.pretrained import checkpoints
 from tests.pretrained.test_save import CONFIGS, batch_for, initialised
@@ -91,6 +94,25 @@ def test_alignment_adds_parameters_under_its_own_name_only(folder) -> None:
         aligned.model.apply({"params": aligned.params}, **batch),
         plain.model.apply({"params": plain.params}, **batch),
     )
+
+
+def test_a_scans_new_parameters_are_named_and_only_they_are_made(folder, tmp_path) -> None:
+    plain = pretrained.load(folder)
+    scanned = pretrained.load(folder, alignment=AlignmentConfig("ct"), scan_layers=True)
+    name = "encoder/layers/attention/alignment/critic/hidden/kernel"
+    assert name in scanned.report.fresh
+    assert all("/layers/attention/alignment/" in x for x in scanned.report.fresh)
+    assert_same_parameters(strip_alignment(scanned.params), stack_layers(plain.params))
+
+    # Of a run that aligned its last layer alone, that layer's networks are there.
+    last = AlignmentConfig("ct", layers=("layer_1/",))
+    model, params = initialised(dataclasses.replace(plain.config, alignment=last), "classification")
+    pretrained.save(tmp_path / "last", model, params, alignment=True)
+    again = pretrained.load(tmp_path / "last", alignment=AlignmentConfig("ct"), scan_layers=True)
+    assert name in again.report.fresh
+    fresh, partly = (traverse_util.flatten_dict(x.params, sep="/")[name] for x in (scanned, again))
+    critic = params["encoder"]["layer_1"]["attention"]["alignment"]["critic"]
+    np.testing.assert_array_equal(partly, [fresh[0], critic["hidden"]["kernel"]])
 
 
 def test_options_override_the_file(folder) -> None:

@@ -12,6 +12,7 @@ from flax import traverse_util
 from align_jax import AlignmentConfig, pretrained, strip_alignment
 from align_jax.models.albert import AlbertConfig
 from align_jax.models.bert import BertConfig
+from align_jax.pretrained.convert import parameter_shapes
 from tests.pretrained import checkpoints
 
 SIZES = {"vocab_size": len(checkpoints.VOCAB), "hidden_size": 16, "layers": 2, "heads": 2,
@@ -136,6 +137,33 @@ def test_alignment_networks_are_left_out_or_beside(tmp_path) -> None:
         pretrained.load(tmp_path / "with", alignment=AlignmentConfig("ct", features=3))
 
 
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_a_folder_is_the_same_whether_layers_are_scanned_or_not(kind, tmp_path) -> None:
+    """Loaded, saved and loaded again, with alignment networks; outputs are those of the loop."""
+    alignment = AlignmentConfig("ct")
+    config = dataclasses.replace(CONFIGS[kind], alignment=alignment)
+    model, params = initialised(config, "classification", labels=3)
+    pretrained.save(tmp_path / "looped", model, params, alignment=True)
+    scanned = pretrained.load(tmp_path / "looped", alignment=alignment, scan_layers=True)
+    assert scanned.config == dataclasses.replace(config, scan_layers=True)
+    assert (scanned.report.unused, scanned.report.fresh) == ((), ())
+    layers = {name for name in scanned.params["encoder"] if name.startswith("layer")}
+    assert layers == ({"layer_0"} if kind == "albert" else {"layers"})
+    flat = traverse_util.flatten_dict(scanned.params)
+    assert {path: x.shape for path, x in flat.items()} == parameter_shapes(scanned.model)
+    batch = batch_for(config, "classification")
+    looped, again = (
+        outputs_in_jax(*pair, "classification", batch)
+        for pair in ((model, params), (scanned.model, scanned.params))
+    )
+    np.testing.assert_allclose(again, looped, atol=1e-6)
+
+    pretrained.save(tmp_path / "scanned", scanned.model, scanned.params, alignment=True)
+    for file in ("config.json", "model.safetensors", "alignment.safetensors"):
+        first, second = (tmp_path / name / file for name in ("looped", "scanned"))
+        assert second.read_bytes() == first.read_bytes()
+
+
 def test_stripped_parameters_reproduce_the_outputs_exactly(tmp_path) -> None:
     config = dataclasses.replace(CONFIGS["bert"], alignment=AlignmentConfig("gan"))
     model, params = initialised(config, "classification")
@@ -179,6 +207,9 @@ def test_what_cannot_be_saved_says_why(tmp_path) -> None:
     replicated = jax.tree.map(lambda x: x[None], params)
     with pytest.raises(pretrained.PretrainedError, match="replicated"):
         pretrained.save(tmp_path, model, replicated)
+    scanned, _ = initialised(dataclasses.replace(CONFIGS["bert"], scan_layers=True), "encoder")
+    with pytest.raises(pretrained.PretrainedError, match="'layer_0/attention/key/bias' is none of"):
+        pretrained.save(tmp_path, scanned, params["encoder"])
     dense, dense_params = initialised(CONFIGS["bert"], "classification", pooling="dense")
     with pytest.raises(pretrained.PretrainedError, match="pooling 'dense'"):
         pretrained.save(tmp_path, dense, dense_params)

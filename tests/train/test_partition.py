@@ -24,6 +24,13 @@ SHAPES = {
         "mlp_in": {"kernel": (64, 256)},
         "mlp_out": {"kernel": (256, 64)},
     },
+    "layers": {
+        "attention": {
+            "query": {"kernel": (128, 64, 12, 8), "bias": (128, 12, 8)},
+            "alignment": {"critic": {"hidden": {"kernel": (128, 8, 10)}}},
+        },
+        "mlp_out": {"kernel": (128, 256, 64), "bias": (128, 64)},
+    },
     "word_embeddings": {"embedding": (30523, 64)},
     "classifier": {"kernel": (64, 3)},
 }
@@ -61,6 +68,17 @@ def test_fsdp_cuts_the_longest_axis_that_is_left() -> None:
     assert found["layer_0/mlp_in/kernel"] == ["data", "model"]
     assert found["word_embeddings/embedding"] == [None, "data"]
     assert found["classifier/kernel"] == []  # too small to be worth it
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_a_stack_is_cut_as_its_layers_are_and_never_between_them(fsdp: bool) -> None:
+    found = {name: cut(spec) for name, spec in specs(model=2, fsdp=fsdp).items()}
+    data = "data" if fsdp else None
+    assert found["layers/attention/query/kernel"] == [None, data, "model"]
+    assert found["layers/attention/query/bias"] == [None, "model"]
+    assert found["layers/attention/alignment/critic/hidden/kernel"] == []
+    assert found["layers/mlp_out/kernel"] == [None, "model", *([data] if fsdp else [])]
+    assert found["layers/mlp_out/bias"] == []
 
 
 def test_a_state_takes_less_of_each_device(tiny_config) -> None:

@@ -14,7 +14,7 @@ from train.data.base import ordered_batches
 from train.experiment import build_experiment
 from train.parallel import Parallel, Pmap, make_parallel
 from train.state import AlignmentTerm
-from train.step import eval_step, train_step
+from train.step import _sinkhorn, eval_step, train_step
 
 four_devices = pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
 
@@ -162,6 +162,18 @@ def test_ot_reports_its_solver(tiny_config) -> None:
     _, report = jax.jit(train_step)(state, batch)
     assert report["sinkhorn_iterations"].compute() >= 1
     assert np.isfinite(report["sinkhorn_residual"].compute())
+
+
+def test_the_solvers_report_is_a_mean_over_calls_scanned_or_not() -> None:
+    residuals = jnp.arange(24.0).reshape(3, 4, 2)  # of layers, samples, heads
+    valid = jnp.array([True, True, False, True])
+
+    def mean(calls):
+        return _sinkhorn({"alignment": {"layer": {"sinkhorn_residual": calls}}}, valid)
+
+    for calls in ((residuals,), tuple(residuals), (residuals[:1], residuals[1], residuals[2])):
+        found = mean(calls)["sinkhorn_residual"].compute()
+        assert found == pytest.approx(float(residuals[:, valid].mean()))
 
 
 def test_the_report_has_a_number_per_layer_and_head(tiny_config) -> None:

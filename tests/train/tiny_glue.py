@@ -21,10 +21,10 @@ SIZES = {"train": 40, "validation": 11, "test": 5}
 BUCKETS = (8, 16, 32)
 
 
-def tiny_checkpoint(folder: pathlib.Path) -> pathlib.Path:
-    """Writes a BERT of one layer and its WordPiece tokenizer."""
+def tiny_checkpoint(folder: pathlib.Path, layers: int = 1) -> pathlib.Path:
+    """Writes a small BERT and its WordPiece tokenizer."""
     config = BertConfig(
-        vocab_size=len(VOCAB), hidden_size=16, layers=1, heads=2, mlp_size=16, max_positions=40
+        vocab_size=len(VOCAB), hidden_size=16, layers=layers, heads=2, mlp_size=16, max_positions=40
     )
     model = build(config, "encoder")
     params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
