@@ -53,6 +53,56 @@ def test_chunks_change_nothing(network, shape, vectors, monkeypatch):
                  actual, expected)  # fmt: skip
 
 
+def random_variables(network, x):
+    """Biases too, which start as zeros."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+@pytest.mark.parametrize("make", [networks.Critic, networks.Discriminator])
+@pytest.mark.parametrize("highway", [True, False])
+def test_an_adversary_is_a_network_with_gradient_reversal_on_both_sides(make, highway):
+    x = np.random.default_rng(0).normal(size=(7, WIDTH)).astype(np.float32)
+    network = make(features=1, highway=highway)
+    variables = random_variables(network, x)
+    expected, of_variables, of_x = value_and_gradients(network, variables, x)
+    actual = value_and_gradients(make(features=1, highway=highway, adversarial=True), variables, x)
+    np.testing.assert_array_equal(actual[0], expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-5), actual[1], of_variables)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(of_variables))
+    np.testing.assert_allclose(actual[2], of_x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("highway", [True, False])
+def test_a_critic_and_a_navigator_together_are_the_two_apart(highway):
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            critic = networks.Critic(6, highway=highway, name="critic")
+            return networks.CriticAndNavigator(critic, networks.Navigator(5, name="navigator"))(x)
+
+    x = np.random.default_rng(0).normal(size=(7, WIDTH)).astype(np.float32)
+    variables = random_variables(Both(), x)
+    features, navigation = Both().apply(variables, x)
+    apart = {"critic": networks.Critic(6, highway=highway), "navigator": networks.Navigator(5)}
+    for name, value in (("critic", features), ("navigator", navigation)):
+        own = {"params": variables["params"][name]}
+        np.testing.assert_allclose(value, apart[name].apply(own, x), rtol=1e-5, atol=1e-6)
+
+
+def test_dense_layers_of_flax_have_the_same_parameters():
+    x = np.ones((1, WIDTH), np.float32)
+
+    class Dense(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(10, name="output")(nn.Dense(10, name="hidden")(x))
+
+    own, flax = (m.init(jax.random.key(0), x) for m in (networks.Navigator(10), Dense()))
+    jax.tree.map(np.testing.assert_array_equal, own, flax)
+
+
 @pytest.mark.parametrize("method", ["gan", "ct"])
 def test_chunks_keep_the_game_and_the_parameters_names(method, monkeypatch):
     """Who maximises and who minimises does not depend on how the networks are computed."""
