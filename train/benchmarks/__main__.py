@@ -8,6 +8,7 @@ costs.png. Runs with align_jax, jax, flax and optax alone. Beside it are benchma
 (and a sweep times the steps of whatever config it runs):
 
     python -m train.benchmarks.step_profile    where the time of an aligned step goes
+    python -m train.benchmarks.token_sampling  what drawing some of the tokens does to the value
     python -m train.benchmarks.text_step       fine-tuning beside PyTorch's transformers
     python -m train.benchmarks.gat_epoch       a graph attention network beside PyTorch Geometric's
 """
