@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -166,6 +167,7 @@ def measure(
     methods: Sequence[str],
     turns: int,
     batch: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Cost]:
     """Measures the methods on each shape, in turns within one process.
 
@@ -175,6 +177,7 @@ def measure(
         methods: alignment methods; the plain model comes first in any case.
         turns: how often each is timed.
         batch: examples; 0 takes the model's own number.
+        clock: see `timed_in_turns`.
 
     Yields:
         The costs of one shape after the other.
@@ -184,7 +187,7 @@ def measure(
         for tokens in lengths:
             data = random_batch(size, tokens)
             steps = {m: Step(name, m, data) for m in dict.fromkeys([PLAIN, *methods])}
-            seconds = timed_in_turns(steps, turns)
+            seconds = timed_in_turns(steps, turns, clock=clock)
             plain = steps[PLAIN]
             for method, step in steps.items():
                 pairs = zip(seconds[method], seconds[PLAIN], strict=True)
