@@ -205,7 +205,14 @@ class Alignment(nn.Module):
             return value, {}
         if config.method == "ct":
             value = divergences.conditional_transport(
-                query[0], key[0], query[1], key[1], **masks, rho=config.rho, cost=config.cost
+                query[0],
+                key[0],
+                query[1],
+                key[1],
+                **masks,
+                rho=config.rho,
+                cost=config.cost,
+                implementation=config.implementation,
             )
             return value, {}
         value, report = divergences.optimal_transport(

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from align_jax.divergences.conditional_transport import COSTS
+from align_jax.divergences.conditional_transport import COSTS, TRANSPORT_IMPLEMENTATIONS
 from align_jax.numerics import check_choice
 
 METHODS = ("gan", "ot", "ct", "mmd", "none")
@@ -34,6 +34,8 @@ class AlignmentConfig:
       hidden_features: [gan, ct] width of the networks' hidden layers.
       features: [ct] width of what critic and navigator put out.
       normalize_navigator: [ct] scale the navigator's outputs to norm 1, as the released code does.
+      implementation: [ct] how transport is computed: "auto", "dense", "blockwise" or "fused"; see
+        `divergences.conditional_transport`. All give the same numbers.
       tokens: how many tokens of each sample stand for all of them, drawn anew at each training step
         from those that take part; 0 for all. An approximation that saves time on long texts and
         large graphs: "gan", a mean over tokens, stays unbiased; "ct", "ot" and "mmd" compare pairs
@@ -62,12 +64,14 @@ class AlignmentConfig:
     hidden_features: int = 10
     features: int = 10
     normalize_navigator: bool = False
+    implementation: str = "auto"
     tokens: int = 0
     layers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
         check_choice("cost", self.cost, COSTS)
+        check_choice("implementation", self.implementation, TRANSPORT_IMPLEMENTATIONS)
         check_choice("over", self.over, ("tokens", "heads", "both"))
         check_choice("discriminator", self.discriminator, ("highway", "mlp"))
         if not 0.0 <= self.rho <= 1.0:

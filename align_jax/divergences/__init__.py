@@ -2,13 +2,18 @@
 
 from align_jax.divergences.adversarial import adversarial
 from align_jax.divergences.blocks import IMPLEMENTATIONS
-from align_jax.divergences.conditional_transport import COSTS, conditional_transport
+from align_jax.divergences.conditional_transport import (
+    COSTS,
+    TRANSPORT_IMPLEMENTATIONS,
+    conditional_transport,
+)
 from align_jax.divergences.maximum_mean_discrepancy import maximum_mean_discrepancy
 from align_jax.divergences.optimal_transport import SinkhornReport, optimal_transport
 
 __all__ = [
     "COSTS",
     "IMPLEMENTATIONS",
+    "TRANSPORT_IMPLEMENTATIONS",
     "SinkhornReport",
     "adversarial",
     "conditional_transport",

@@ -1,18 +1,22 @@
 """Bidirectional conditional transport, AA-CT (Zhang et al. 2021, Eq. 4; Zheng & Zhou 2020).
 
-Two implementations of one number: "dense" builds the `[N, M]` matrices and is the oracle;
-"blockwise" (`transport_readout.py`) makes no such matrix, and is several times faster as well.
+Three implementations of one number. "dense" builds the `[N, M]` matrices and is the oracle.
+"blockwise" (`transport_readout.py`) makes no such matrix, and is faster as well, unless there are
+few tokens. "fused" (`transport_kernel.py`) does the same in Pallas kernels for GPU and TPU.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from align_jax import numerics
-from align_jax.divergences import blocks
-from align_jax.divergences.transport_readout import MASKED, cost_factors, mean_costs
+from align_jax import numerics, placement
+from align_jax.divergences import blocks, transport_readout
+from align_jax.divergences.transport_readout import MASKED, cost_factors
 
 COSTS = ("cosine", "squared_euclidean")
+TRANSPORT_IMPLEMENTATIONS = ("auto", *blocks.IMPLEMENTATIONS, "fused")
 
 
 def conditional_transport(
@@ -25,7 +29,7 @@ def conditional_transport(
     key_mask: Bool[Array, "B M"] | None = None,
     rho: float = 0.5,
     cost: str = "cosine",
-    implementation: str = "blockwise",
+    implementation: str = "auto",
 ) -> Float[Array, "B H"]:
     """The cost of carrying each query to the keys the navigator chooses for it, and back.
 
@@ -42,8 +46,11 @@ def conditional_transport(
       key_mask: True for the keys that take part; None for all.
       rho: weight of the query-to-key direction, in `[0, 1]`.
       cost: "cosine" (`1 - cosine`, as the paper) or "squared_euclidean".
-      implementation: "blockwise" (memory linear in the number of tokens; the backward pass makes
-        each block again) or "dense", its oracle.
+      implementation: "dense" (all pairs at once, the oracle), "blockwise" (memory linear in the
+        number of tokens; the backward pass makes each block again), "fused" (the same in Pallas
+        kernels for GPU and TPU; interpreted on a CPU, to test it, and slow there), or "auto":
+        "dense" on a CPU for up to 32 tokens, "blockwise" otherwise. "auto" never picks "fused",
+        whose speed has not been measured on any GPU or TPU.
 
     Returns:
       One value per sample and head, in units of the cost (in `[0, 2]` for the cosine); 0 for a
@@ -51,7 +58,7 @@ def conditional_transport(
 
     Raises:
       ValueError: for a wrong rank, an empty axis, shapes that do not fit, an unknown cost or
-        implementation, or rho outside `[0, 1]`.
+        implementation, rho outside `[0, 1]`, or "fused" where a mesh lets the compiler cut arrays.
       TypeError: for clouds that are not floating point or masks that are not bool.
 
     Example:
@@ -65,7 +72,7 @@ def conditional_transport(
     numerics.check_choice("cost", cost, COSTS)
     if not 0.0 <= rho <= 1.0:
         raise ValueError(f"rho must lie in [0, 1], got {rho}.")
-    numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
+    numerics.check_choice("implementation", implementation, TRANSPORT_IMPLEMENTATIONS)
 
     query_features, query_valid = numerics.prepare(query_features, query_mask)
     key_features, key_valid = numerics.prepare(key_features, key_mask)
@@ -77,12 +84,28 @@ def conditional_transport(
     else:
         query_features, key_features = numerics.centred(query_features, key_features)
 
-    solve = _dense if implementation == "dense" else _blockwise
-    forward, backward = solve(
-        query_features, key_features, query_navigation, key_navigation, query_valid, key_valid, cost
-    )
+    clouds = (query_features, key_features, query_navigation, key_navigation)
+    if implementation == "auto":
+        implementation = _fastest(query_features.shape[1], key_features.shape[1])
+    if implementation == "dense":
+        forward, backward = _dense(*clouds, query_valid, key_valid, cost)
+    else:
+        mean_costs = _fused() if implementation == "fused" else transport_readout.mean_costs
+        forward, backward = _streamed(mean_costs, *clouds, query_valid, key_valid, cost)
     both = jnp.any(query_valid, axis=1) & jnp.any(key_valid, axis=1)
     return jnp.where(both[:, None], rho * forward + (1.0 - rho) * backward, 0.0)
+
+
+def _fastest(queries: int, keys: int) -> str:
+    """What "auto" stands for."""
+    # Milliseconds of one CPU core for value and gradients, 10 features, medians taken in turn:
+    #   heads of all samples x tokens    32x16  384x16  384x32  32x64  384x64
+    #   dense                             0.53    3.56    8.31   1.54    52.3
+    #   blockwise                         0.60    4.16    9.20   1.48    24.9
+    # On GPU and TPU nothing has been measured.
+    if jax.default_backend() == "cpu" and max(queries, keys) <= 32:
+        return "dense"
+    return "blockwise"
 
 
 def _check(
@@ -152,7 +175,8 @@ def _dense(
     )
 
 
-def _blockwise(
+def _streamed(
+    mean_costs: Callable[..., tuple[Array, Array]],
     query_features: Array,
     key_features: Array,
     query_navigation: Array,
@@ -172,3 +196,16 @@ def _blockwise(
         numerics.masked_mean(forward, query_mask, axis=-1).reshape(batch, heads),
         numerics.masked_mean(backward, key_mask, axis=-1).reshape(batch, heads),
     )
+
+
+def _fused() -> Callable[..., tuple[Array, Array]]:
+    if placement.spread_by_compiler():
+        raise ValueError(
+            "implementation='fused' is made of kernels that run on one device each, but a mesh is "
+            "set along which the compiler may cut arrays. Use 'blockwise', or call it inside "
+            "jax.shard_map(..., check_vma=False)."
+        )
+    # Loading Pallas takes time, and its kernels' module is of use to nobody else.
+    from align_jax.divergences import transport_kernel
+
+    return transport_kernel.mean_costs
