@@ -155,7 +155,9 @@ class Discriminator(Critic):
     features: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape"]:
+    def __call__(  # type: ignore[override]  # nothing is read beside it
+        self, x: Float[Array, "*shape D"]
+    ) -> Float[Array, "*shape"]:
         """Returns logits, one per vector: the input's shape without its last axis."""
         return jnp.squeeze(super().__call__(x), axis=-1)
 
