@@ -99,9 +99,9 @@ def conditional_transport(
 def _fastest(queries: int, keys: int) -> str:
     """What "auto" stands for."""
     # Milliseconds of one CPU core for value and gradients, 10 features, medians taken in turn:
-    #   heads of all samples x tokens    32x16  384x16  384x32  32x64  384x64
-    #   dense                             0.53    3.56    8.31   1.54    52.3
-    #   blockwise                         0.60    4.16    9.20   1.48    24.9
+    #   heads of all samples x tokens   32x16  384x16  384x32  32x64  384x64  384x128  96x512
+    #   dense                            0.53    3.56    8.31   1.54    52.3      193     834
+    #   blockwise                        0.60    4.16    9.20   1.48    24.9       95     216
     # On GPU and TPU nothing has been measured.
     if jax.default_backend() == "cpu" and max(queries, keys) <= 32:
         return "dense"

@@ -13,8 +13,8 @@ block is padding, too.
 
 A program holds its own tokens as `[tokens, features]` and reads the others, block by block, as
 `[features, tokens]`. The features are meant to be few, as the critic's and the navigator's 10 are:
-from 64 on, compiling for a GPU takes minutes. A TPU holds all tokens of the other cloud in its fast
-memory: of 10 features, 60,000 fit.
+with 64, XLA compiles for a GPU for 20 seconds instead of 2. A TPU holds all tokens of the other
+cloud in its fast memory: of 10 features, 60,000 fit.
 
 XLA compiles both kernels for NVIDIA's H100 (through Triton) and for TPU v4, v5e, v5p and v6e. They
 have run in Pallas's interpreter alone: nothing is known yet of their speed.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType, PartitionSpec
 
 from align_jax import AlignmentConfig, divergences
@@ -147,7 +148,7 @@ def test_lowers_for_accelerators(platform, call):
 
 
 def test_exports_for_a_tpu():
-    exported = jax.export.export(value_and_gradient("fused"), platforms=["tpu"])(arrays())
+    exported = export.export(value_and_gradient("fused"), platforms=["tpu"])(arrays())
     assert exported.mlir_module().count("tpu_custom_call") == 4
 
 
