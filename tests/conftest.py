@@ -1,8 +1,10 @@
 """Test set-up: four faked devices, and where the real data lies."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Must be set before jax is imported anywhere. Devices that share few cores may wait long for each
 # other, after which XLA by default ends the process; and programs run one at a time, since several
@@ -16,6 +18,7 @@ for _flag, _value in _FLAGS.items():
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import faults  # noqa: E402
@@ -30,6 +33,15 @@ def real_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set ALIGN_JAX_DATA to a folder that has it")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Drops the compiled programs of a module: each holds memory maps, and Linux ends a process
+    that has more than vm.max_map_count (65,530) of them."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
