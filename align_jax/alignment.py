@@ -77,6 +77,9 @@ class Alignment(nn.Module):
         measuring = self.is_mutable_collection(CLOUDS) and not self.is_initializing()
         if not (training or measuring or self.is_initializing()):
             return
+        for name, x in (("query", query), ("key", key)):
+            if x.ndim < 3:
+                raise ValueError(f"{name} must have shape [..., N, H, D], got {x.shape}.")
         query, key = (x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (query, key))
         query_mask, key_mask = (
             x if x is None else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -85,6 +88,8 @@ class Alignment(nn.Module):
         numerics.check_clouds(
             query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D"
         )
+        if self.config.over != "tokens":
+            query_mask = key_mask = self._same_tokens(query, key, query_mask, key_mask)
         batch, queries = query.shape[:2]
         valid_queries = jnp.ones((batch, queries), bool) if query_mask is None else query_mask
         valid_keys = jnp.ones((batch, key.shape[1]), bool) if key_mask is None else key_mask
@@ -107,6 +112,19 @@ class Alignment(nn.Module):
             both = jnp.any(valid_queries, axis=1) & jnp.any(valid_keys, axis=1)
             for name, sown in {"divergence": value, "valid": both, **report}.items():
                 self.sow(NAME, name, sown)
+
+    def _same_tokens(
+        self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
+    ) -> Array | None:
+        """The tokens whose heads can be compared: those that are both query and key."""
+        if query.shape[1] != key.shape[1]:
+            raise ValueError(
+                f"over={self.config.over!r} compares the heads at each token, so there must be as "
+                f"many queries as keys, got {query.shape[1]} and {key.shape[1]}. Use over='tokens'."
+            )
+        if query_mask is None or key_mask is None:
+            return key_mask if query_mask is None else query_mask
+        return query_mask & key_mask
 
     def _sampled(
         self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
@@ -168,18 +186,11 @@ class Alignment(nn.Module):
         over = self.config.over
         if over == "tokens":
             return self._divergence(query, key, query_mask, key_mask)
-        if query[0].shape[1] != key[0].shape[1]:
-            raise ValueError(
-                f"over={over!r} compares the heads at each token, so there must be as many queries "
-                f"as keys, got {query[0].shape[1]} and {key[0].shape[1]}. Use over='tokens'."
-            )
         # The heads at one token play the part of the tokens in one head: swap the two axes.
         queries, keys = (tuple(jnp.swapaxes(x, 1, 2) for x in cloud) for cloud in (query, key))
         per_token, report = self._divergence(queries, keys, None, None)
         shape = query[0].shape[:3:2]
-        mask = jnp.ones(per_token.shape, bool)
-        for token_mask in (query_mask, key_mask):
-            mask = mask if token_mask is None else mask & token_mask
+        mask = jnp.ones(per_token.shape, bool) if query_mask is None else query_mask
 
         def per_sample(x: Array) -> Array:
             mean = numerics.masked_mean(x.astype(jnp.float32), mask, axis=1)

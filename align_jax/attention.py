@@ -47,6 +47,10 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
     ) -> Float[Array, "*batch N E"]:
         """Applies attention.
 
+        It is self-attention, whose padded queries are the padded keys, if keys are left out or the
+        very array of the queries. Under `nn.remat` or `nn.jit` of this module two arguments are
+        never the same array: leave the keys out there, or give `query_mask`.
+
         Args:
           inputs_q: inputs of the queries.
           inputs_k: inputs of the keys; None for self-attention.
@@ -152,7 +156,8 @@ def token_masks(
     tokens are padding, so there a token takes part only if it may be both query and key.
 
     Args:
-      mask: `[..., H or 1, N or 1, M or 1]`; non-zero where attention is allowed, as in flax.
+      mask: `[..., H or 1, N or 1, M or 1]`, or fewer axes; non-zero where attention is allowed, as
+        in flax.
       queries: N.
       keys: M.
       self_attention: whether queries and keys are the same tokens.
@@ -166,6 +171,7 @@ def token_masks(
       >>> token_masks(keys_only, 3, 3, self_attention=True)[0].tolist()
       [[True, True, False]]
     """
+    mask = mask.reshape((1,) * (3 - mask.ndim) + mask.shape)  # flax broadcasts a plain [N, M] too
     allowed = jnp.any(mask.astype(bool), axis=-3)
     rows, columns = jnp.any(allowed, axis=-1), jnp.any(allowed, axis=-2)
     batch = allowed.shape[:-2]

@@ -347,7 +347,7 @@ def fit_temperature(
 
     Returns:
       A scalar in `[0.01, 100]`; an end of it where every prediction is right, or none is better
-      than chance.
+      than chance, 1 where all temperatures are alike, and nan where no example counts.
 
     Raises:
       ValueError: for shapes that do not fit together.
@@ -374,7 +374,9 @@ def fit_temperature(
 
     reach = jnp.log(100.0)
     low, high = jax.lax.fori_loop(0, 40, halve, (-reach, reach))
-    return jnp.exp(-(low + high) / 2)
+    at_one = slope(jnp.ones(()))  # nan, the mean of nothing, where no example counts
+    found = jnp.where(at_one == 0.0, 1.0, jnp.exp(-(low + high) / 2))
+    return jnp.where(jnp.isnan(at_one), jnp.nan, found)
 
 
 def _check_pair(name: str, predictions: Array, labels: Array) -> None:

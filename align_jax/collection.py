@@ -217,15 +217,8 @@ def is_alignment_subtree(name: str, child: Any) -> bool:
 
 def _leaves(
     variables: Mapping[str, Any], collection: str, leaf: str
-) -> Iterator[tuple[str, Mapping[str, tuple[Array, ...]]]]:
+) -> list[tuple[str, Mapping[str, tuple[Array, ...]]]]:
     """The path of every attention that sowed, and what its alignment module sowed."""
-    if not isinstance(variables, Mapping) or not variables.get(collection):
-        raise ValueError(
-            f"No {collection!r} collection, so there is nothing to read. Call model.apply(..., "
-            f"mutable=[{collection!r}]) and pass the variables that it returns. If they are empty: "
-            "does the model contain alignment, is its method 'none', does AlignmentConfig.layers "
-            "match any attention, and do nn.scan and nn.vmap name the collection in variable_axes?"
-        )
 
     def walk(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Any]:
         if isinstance(node.get(leaf), tuple):
@@ -236,7 +229,15 @@ def _leaves(
             if isinstance(node[name], Mapping):
                 yield from walk(node[name], (*path, name))
 
-    yield from walk(variables[collection], ())
+    found = list(walk(variables.get(collection, {}), ())) if isinstance(variables, Mapping) else []
+    if not found:
+        raise ValueError(
+            f"No {collection!r} collection, so there is nothing to read. Call model.apply(..., "
+            f"mutable=[{collection!r}]) and pass the variables that it returns. If they are empty: "
+            "does the model contain alignment, is its method 'none', does AlignmentConfig.layers "
+            "match any attention, and do nn.scan and nn.vmap name the collection in variable_axes?"
+        )
+    return found
 
 
 def _natural(name: str) -> list[Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from align_jax.divergences.conditional_transport import COSTS, TRANSPORT_IMPLEMENTATIONS
-from align_jax.numerics import check_choice
+from align_jax.numerics import check_choice, check_fraction
 
 METHODS = ("gan", "ot", "ct", "mmd", "none")
 
@@ -13,7 +13,7 @@ METHODS = ("gan", "ot", "ct", "mmd", "none")
 class AlignmentConfig:
     """How keys and queries are aligned (Zhang et al. 2021, arXiv 2110.12567).
 
-    The defaults are the paper's. Fields that a method does not name in brackets are ignored by it.
+    The defaults are the paper's. A field with methods in brackets is ignored by all others.
 
     Attributes:
       method: "gan" (adversarial, Eq. 2), "ot" (optimal transport, Eq. 3), "ct" (bidirectional
@@ -28,7 +28,8 @@ class AlignmentConfig:
         is left is reported.
       bandwidth: [mmd] standard deviation of the Gaussian kernel.
       over: "tokens" compares the tokens within each head (the paper), "heads" the heads at each
-        token (the authors' released code), "both" adds the two.
+        token (the authors' released code), "both" adds the two; in the latter a token takes part
+        if it does so both as query and as key.
       discriminator: [gan, ct] "highway" (the paper) or "mlp" (its ablation): the shape of the
         discriminator and of the critic.
       hidden_features: [gan, ct] width of the networks' hidden layers.
@@ -74,14 +75,13 @@ class AlignmentConfig:
         check_choice("implementation", self.implementation, TRANSPORT_IMPLEMENTATIONS)
         check_choice("over", self.over, ("tokens", "heads", "both"))
         check_choice("discriminator", self.discriminator, ("highway", "mlp"))
-        if not 0.0 <= self.rho <= 1.0:
-            raise ValueError(f"rho must lie in [0, 1], got {self.rho}.")
+        check_fraction("rho", self.rho)
         for name in ("epsilon", "sinkhorn_threshold", "bandwidth"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
         for name in ("sinkhorn_iterations", "hidden_features", "features", "tokens"):
             value, least = getattr(self, name), int(name != "tokens")
-            if not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {value!r}."
                 )

@@ -148,8 +148,8 @@ def squared_distance(
     x: Float[Array, "B N H F"], y: Float[Array, "B M H F"]
 ) -> Float[Array, "B H N M"]:
     """Squared Euclidean distances between the tokens of two clouds, within each head."""
-    squares = jnp.einsum("bnhf,bnhf->bhn", x, x)[..., :, None]
-    squares += jnp.einsum("bmhf,bmhf->bhm", y, y)[..., None, :]
+    squares = jnp.einsum("bnhf,bnhf->bhn", x, x, precision=PRECISION)[..., :, None]
+    squares += jnp.einsum("bmhf,bmhf->bhm", y, y, precision=PRECISION)[..., None, :]
     products = jnp.einsum("bnhf,bmhf->bhnm", x, y, precision=PRECISION)
     return clamp_at_zero(squares - 2.0 * products)
 
@@ -179,6 +179,12 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.{hint}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raises ValueError unless `value` lies in `[0, 1]`."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}.")
 
 
 def check_clouds(
@@ -224,9 +230,11 @@ def check_clouds(
     for name, mask, x in masks:
         if mask is None:
             continue
-        if mask.dtype != jnp.bool_:
+        kind = getattr(mask, "dtype", type(mask).__name__)
+        if kind != jnp.bool_:
             raise TypeError(
-                f"{name} must be bool (True = takes part), got {mask.dtype}. Convert with mask > 0."
+                f"{name} must be a bool array (True = takes part), got {kind}. Convert with "
+                f"jnp.asarray(mask) > 0."
             )
         if mask.shape != x.shape[:2]:
             raise ValueError(f"{name} must have shape {x.shape[:2]}, got {mask.shape}.")

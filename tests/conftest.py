@@ -4,7 +4,7 @@ import gc
 import importlib.metadata
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 # Must be set before jax is imported anywhere. Devices that share few cores may wait long for each
 # other, after which XLA by default ends the process; and programs run one at a time, since several
@@ -12,9 +12,23 @@ from collections.abc import Iterator
 _FLAGS = {"--xla_force_host_platform_device_count": 4}
 if int(importlib.metadata.version("jaxlib").split(".")[1]) >= 9:  # a flag it lacks ends XLA
     _FLAGS["--xla_cpu_collective_call_terminate_timeout_seconds"] = 300
-for _flag, _value in _FLAGS.items():
-    if _flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
+
+# Tests compile far more than they compute: so a gradient of CT takes a quarter of the time. The
+# slow tests run what users run.
+QUICK_TO_COMPILE = {
+    "--xla_backend_optimization_level": 0,
+    "--xla_cpu_use_fusion_emitters": "false",
+}
+
+
+def _set_flags(flags: Mapping[str, object]) -> None:
+    """Adds those to XLA_FLAGS that it does not set; too late once jax has made its devices."""
+    for flag, value in flags.items():
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
+
+
+_set_flags(_FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
@@ -24,6 +38,7 @@ import pytest  # noqa: E402
 from tests import faults  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+MANY_MAPS = 20_000
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +52,13 @@ def real_data() -> pathlib.Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
-    """Drops the compiled programs of a module: each holds memory maps, and Linux ends a process
-    that has more than vm.max_map_count (65,530) of them."""
+    """Drops compiled programs where there are many: each holds memory maps, and Linux ends a
+    process that has more than vm.max_map_count (65,530) of them."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,7 +67,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collects the table where it is asked for: in the process that sees all tests."""
+    """Sets how programs are compiled, and collects the table of faults where it is asked for: in
+    the process that sees all tests."""
+    if config.getoption("markexpr") != "slow":
+        _set_flags(QUICK_TO_COMPILE)
     path = config.getoption("--faults")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(faults.FaultTable(pathlib.Path(path)))

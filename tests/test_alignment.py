@@ -194,6 +194,29 @@ def test_over_heads_needs_as_many_queries_as_keys():
         setup("ct", over="heads")
 
 
+@pytest.mark.parametrize("tokens", [0, 2])
+@pytest.mark.parametrize("over", ["heads", "both"])
+def test_over_heads_a_token_must_be_query_and_key(over, tokens):
+    query, key = clouds(keys=N)
+    query_mask, key_mask = (
+        jnp.array([mask] * B, bool) for mask in ([1, 1, 1, 0, 0], [0, 1, 1, 1, 1])
+    )
+    module = Alignment(AlignmentConfig("mmd", over=over, tokens=tokens))
+
+    def value(**masks):
+        rngs = {"alignment": jax.random.key(3)}
+        sown = module.apply({}, query, key, **masks, mutable=["alignment"], rngs=rngs)[1]
+        return sown["alignment"]["divergence"][0], sown["alignment"]["valid"][0]
+
+    both = query_mask & key_mask
+    expected, _ = value(query_mask=both, key_mask=both)
+    actual, valid = value(query_mask=query_mask, key_mask=key_mask)
+    np.testing.assert_array_equal(actual, expected)
+    assert valid.all()
+    _, valid = value(query_mask=query_mask, key_mask=~query_mask)
+    assert not valid.any()  # and so no 0 enters the mean
+
+
 def test_normalized_navigator():
     module, variables, query, key = setup("ct", normalize_navigator=True)
     _, sown = module.apply(variables, query, key, mutable=["alignment"])
@@ -219,7 +242,7 @@ def test_clouds_are_measured_for_every_method():
 
 
 def test_a_missing_collection_is_an_error():
-    for variables in ({}, {"params": {}}, {"alignment": {}}):
+    for variables in ({}, {"params": {}}, {"alignment": {}}, {"alignment": {"a": {}}}):
         with pytest.raises(ValueError, match=r"No 'alignment' collection.*mutable=\['alignment'\]"):
             alignment_loss(variables)
     with pytest.raises(ValueError, match="No 'alignment_clouds' collection"):
@@ -323,3 +346,13 @@ def test_layers_select_by_path():
 def test_bad_configurations_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         AlignmentConfig(**options)
+
+
+def test_bad_shapes_are_named_as_they_were_given():
+    with pytest.raises(ValueError, match=r"query must have shape \[..., N, H, D\], got \(5, 8\)"):
+        Alignment(AlignmentConfig("mmd")).init(
+            jax.random.key(0), jnp.ones((5, 8)), jnp.ones((5, 8))
+        )
+    query, key = clouds()
+    with pytest.raises(TypeError, match="key_mask must be a bool array .*got list"):
+        divergences.maximum_mean_discrepancy(query, key, key_mask=[True])

@@ -139,6 +139,28 @@ def test_token_masks(mask, self_attention, queries, keys):
         assert actual[0].tolist() == [c == "1" for c in expected]
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+def test_masks_of_fewer_axes_are_broadcast(axes):
+    mask = CAUSAL[0].astype(bool) if axes == 1 else CAUSAL.astype(bool)
+    expected = token_masks(jnp.asarray(mask)[(None,) * (4 - mask.ndim)], 4, 4, self_attention=True)
+    derived = token_masks(
+        jnp.asarray(mask)[(None,) * (axes - mask.ndim)], 4, 4, self_attention=True
+    )
+    for one, other in zip(derived, expected, strict=True):
+        np.testing.assert_array_equal(jnp.broadcast_to(one, other.shape), other)
+
+
+def test_a_plain_causal_mask_is_taken_as_flax_takes_it():
+    x = inputs()
+    mask = jnp.tril(jnp.ones((N, N), bool))
+    ours = MultiHeadDotProductAttention(2, alignment=AlignmentConfig("mmd"))
+    variables = ours.init(jax.random.key(0), x, mask=mask)
+    outputs, sown = ours.apply(variables, x, mask=mask, mutable=["alignment"])
+    expected = nn.MultiHeadDotProductAttention(2).apply(variables, x, mask=mask)
+    np.testing.assert_array_equal(outputs, expected)
+    assert sown["alignment"]
+
+
 def test_a_mask_that_differs_between_heads_counts_any_of_them():
     mask = np.zeros((1, 2, 4, 4), bool)
     mask[0, 0, :2, :2] = True

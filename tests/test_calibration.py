@@ -106,6 +106,9 @@ def test_the_temperature_minimises_the_likelihood():
     assert 2.0 < value < 3.0
     right = calibration.fit_temperature(jnp.asarray(logits), logits.argmax(1))
     assert right == pytest.approx(0.01, rel=1e-3)
+    none = calibration.fit_temperature(jnp.asarray(logits), labels, where=jnp.zeros(500, bool))
+    assert np.isnan(none)
+    assert calibration.fit_temperature(jnp.ones((3, 2)), jnp.array([0, 1, 0])) == 1.0
 
 
 def test_bad_input_is_named():

@@ -1,7 +1,7 @@
 """Checkpoints of the whole state.
 
 Orbax writes them in the background, each under another name until it is whole. Beside the arrays
-lie sums of their bits: a file that was damaged since is found out when it is read, and the
+lie sums of their bits: an array that was damaged since is found out when it is read, and the
 checkpoint before it is used.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import sys
@@ -68,7 +69,8 @@ class Checkpoints:
         self.damaged = workdir.resolve() / "damaged"
         sign = -1.0 if monitor.direction == "min" else 1.0
         best = preservation_policy.BestN(
-            get_metric_fn=lambda metrics: sign * metrics[monitor.metric],
+            # A run may go on with another monitor than that of its first checkpoints.
+            get_metric_fn=lambda metrics: sign * metrics.get(monitor.metric, -sign * math.inf),
             n=1,
             keep_checkpoints_without_metrics=False,
         )
@@ -117,7 +119,8 @@ class Checkpoints:
         Args:
             state: the state; its step names the checkpoint. A step already saved is left alone.
             progress: what else to remember.
-            metrics: the latest evaluation's, by which the best checkpoint is chosen.
+            metrics: the evaluation's of this very state, by which the best checkpoint is chosen;
+                None if it was not evaluated.
 
         Raises:
             CheckpointError: this or the last one could not be written, for instance because the
@@ -242,8 +245,8 @@ class Checkpoints:
 def bit_sums(tree: Any) -> dict[str, int]:
     """The sum of each array's 32-bit words, each times its number, modulo 2**32.
 
-    The same however an array is cut over devices, and computed where it lies. Any flipped bit
-    changes it, and so do words that have changed places.
+    The same however an array is cut over devices, and computed where it lies. Any one word that is
+    another changes it, and so do most words that have changed places.
 
     Args:
         tree: nested dicts of arrays.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping, Sequence
 
@@ -50,7 +51,9 @@ class Criterion:
         return float(metrics[self.metric])
 
     def as_good(self, value: float, best: float | None) -> bool:
-        """Whether `value` reaches the best one so far."""
+        """Whether `value` reaches the best one so far; nan never does."""
+        if math.isnan(value):
+            return False
         if best is None:
             return True
         return (operator.le if self.direction == "min" else operator.ge)(value, best)

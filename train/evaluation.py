@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from align_jax import calibration, cloud_mmd
 from train import metrics
@@ -17,6 +18,34 @@ from train.parallel import Parallel
 from train.registry import ConfigError
 from train.state import TrainState
 from train.tasks.base import Task
+
+
+def check_eval(config: ConfigDict, data: DataSource, task: Task) -> None:
+    """Refuses, before anything is trained, an evaluation that could not be made at the end.
+
+    Args:
+        config: its section `eval`.
+        data: the run's.
+        task: the run's.
+
+    Raises:
+        ConfigError: a split that the data do not have, or passes of a task that has no use for
+            them.
+    """
+    measured = {"mmd_split": bool(config.mmd_examples), "temperature_split": True}
+    named = [("during", x) for x in config.during] + [("final", x) for x in config.final]
+    named += [(key, config[key]) for key, used in measured.items() if used and config[key]]
+    for key, split in named:
+        if split not in data.examples:
+            raise ConfigError(
+                f"config.eval.{key} names the split {split!r}; the data have "
+                f"{', '.join(data.examples)}."
+            )
+    if config.stochastic_passes and type(task).stochastic_metrics is Task.stochastic_metrics:
+        raise ConfigError(
+            f"config.eval.stochastic_passes is {config.stochastic_passes}; {type(task).__name__} "
+            f"has no metric of uncertainty. Set it to 0."
+        )
 
 
 def evaluate(
@@ -128,15 +157,7 @@ def measure_uncertainty(
         data: where the batches come from.
         split: its name.
         passes: how often each batch is evaluated, with dropout.
-
-    Raises:
-        ConfigError: the task has no such metrics.
     """
-    if type(state.task).stochastic_metrics is Task.stochastic_metrics:
-        raise ConfigError(
-            f"config.eval.stochastic_passes is {passes}; {type(state.task).__name__} has no metric "
-            f"of uncertainty. Set it to 0."
-        )
     sums = [
         parallel.first(parallel.stochastic_step(state, parallel.shard(batch), number, passes))
         for number, batch in enumerate(data.eval_batches(split, _share()))

@@ -80,7 +80,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
         >>> build_experiment(digits.get_config()).initial_state().step
         Array(0, dtype=int32)
     """
-    alignment = _build_alignment(config)
+    alignment = build_alignment(config)
     data = _build(config, "data", DATA, seed=config.seed)
     task = _build(config, "task", TASKS)
     model, pretrained = _build_model(config, data, alignment)
@@ -92,7 +92,12 @@ def _build(config: ConfigDict, kind: str, registry: dict[str, str], **extra: Any
     return _construct(look_up(kind, section.pop("name"), registry), kind, section | extra)
 
 
-def _build_alignment(config: ConfigDict) -> AlignmentTerm:
+def build_alignment(config: ConfigDict) -> AlignmentTerm:
+    """Builds the section `alignment`.
+
+    Raises:
+        ConfigError: an unknown key, or a value that it refuses.
+    """
     section = config.alignment.to_dict()
     term = {name: section.pop(name) for name in ("weight", "warmup_steps")}
     if section.get("layers") is not None:

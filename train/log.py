@@ -52,7 +52,9 @@ class RunLog:
             (r for r in reversed(kept) if r["split"] == "train"), {}
         )
         self._file = self._path.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1 if start else None
+        )
         self._console = console
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn(title),
@@ -89,7 +91,8 @@ class RunLog:
         """
         record = {"step": step, "split": split} | _plain(values)
         # A run that was killed after its last evaluation evaluates again, with the same result.
-        if not record.keys() <= self._kept.get((step, split), {}).keys():
+        kept = self._kept.get((step, split), {})
+        if any(name not in kept or kept[name] != value for name, value in record.items()):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         curves = {name: value for name, value in values.items() if name not in NOT_CURVES}

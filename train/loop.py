@@ -64,14 +64,14 @@ def run(
     console = console or rich.console.Console()
     experiment = build_experiment(config)
     initial = experiment.initial_state()
-    if config.train.init_from:
-        initial = start_from(initial, pathlib.Path(config.train.init_from), console)
     if hosts.is_first():
         claim_folder(workdir, config)
     hosts.wait_for_all("folder")
     claim_folder(workdir, config)
     monitor = Criterion.parse(config.train.monitor)
     with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
+        if config.train.init_from and checkpoints.latest_step is None:
+            initial = start_from(initial, pathlib.Path(config.train.init_from), console)
         trainer = Trainer.start(experiment, initial, checkpoints, devices)
         make_log = RunLog if hosts.is_first() else SilentLog
         with (
@@ -88,14 +88,26 @@ def run(
     return result
 
 
-def restore_run(workdir: str | pathlib.Path, config: ConfigDict) -> tuple[Experiment, TrainState]:
-    """The experiment and final state of a run's folder (best parameters, if the config says so)."""
+def restore_run(
+    workdir: str | pathlib.Path, config: ConfigDict, step: int | None = None
+) -> tuple[Experiment, TrainState]:
+    """The experiment and the state of a run's folder.
+
+    Args:
+        workdir: the folder.
+        config: the run's.
+        step: of the checkpoint; by default the last one, with the best parameters if the config
+            says so.
+
+    Raises:
+        CheckpointError: the folder is no run's, or has no such checkpoint.
+    """
     claim_folder(pathlib.Path(workdir), config)
     experiment = build_experiment(config)
     monitor = Criterion.parse(config.train.monitor)
     with Checkpoints(pathlib.Path(workdir), config.train.keep_checkpoints, monitor) as checkpoints:
-        state, progress = checkpoints.restore(experiment.initial_state())
-    if config.train.restore_best and progress.best_params is not None:
+        state, progress = checkpoints.restore(experiment.initial_state(), step)
+    if step is None and config.train.restore_best and progress.best_params is not None:
         state = state.replace(params=progress.best_params)
     return experiment, state
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from align_jax.pretrained import Tokenizer, save
+from align_jax.pretrained import save
 from train import cli
 from train.data.base import Batch, DataSource, pad
 from train.data.squad_files import Question
@@ -42,6 +43,9 @@ from train.tasks.vqa import QuestionAnswering
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.")
 INPUT = flags.DEFINE_string("input", None, "The texts: a file of JSON lines, or - for stdin.")
+STEP = flags.DEFINE_integer(
+    "step", None, "Of the checkpoint; by default the last. The folder checkpoints/ names them."
+)
 EXPORT = flags.DEFINE_string("export", None, "A folder to write for transformers.")
 SHOWN = 10  # labels whose probabilities are written
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts labelled at once.", lower_bound=1)
@@ -62,21 +66,21 @@ class PredictSource(DataSource, Protocol):
         """The model's inputs for new examples, one tuple of `fields` each."""
 
 
-class TextSource(PredictSource, Protocol):
-    """What exporting needs besides."""
+def restore_predictor(
+    folder: pathlib.Path, step: int | None = None
+) -> tuple[PredictSource, TrainState]:
+    """The data source and the state of a run that can predict.
 
-    text_tokenizer: Tokenizer
-
-
-def restore_predictor(folder: pathlib.Path) -> tuple[PredictSource, TrainState]:
-    """The data source and the final state of a run that can predict.
+    Args:
+        folder: of the run.
+        step: of the checkpoint, as of `train.loop.restore_run`.
 
     Raises:
-        CheckpointError: the folder is no run's, or it has no checkpoint yet.
+        CheckpointError: the folder is no run's, or it has no such checkpoint.
         ConfigError: it was no run on texts or questions, or what it was made of is not there any
             more.
     """
-    experiment, state = restore_run(folder, ConfigDict(read_config(folder)))
+    experiment, state = restore_run(folder, ConfigDict(read_config(folder)), step)
     data: Any = experiment.data
     if not hasattr(data, "fields"):
         raise ConfigError(
@@ -243,7 +247,7 @@ def main() -> None:
     """Runs the command."""
     if not CHECKPOINT.value or not (INPUT.value or EXPORT.value):
         raise ConfigError("give --checkpoint=RUN_DIR, and --input=FILE.jsonl|- or --export=FOLDER.")
-    data, state = restore_predictor(pathlib.Path(CHECKPOINT.value))
+    data, state = restore_predictor(pathlib.Path(CHECKPOINT.value), STEP.value)
     if EXPORT.value:
         export(data, state, pathlib.Path(EXPORT.value))
         print(f"Exported to {EXPORT.value}", file=sys.stderr)
@@ -251,17 +255,23 @@ def main() -> None:
         _write(data, state, sys.stdin, "standard input")
     elif INPUT.value:
         try:
-            with open(INPUT.value, encoding="utf-8") as file:
-                _write(data, state, file, INPUT.value)
+            file = open(INPUT.value, encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"--input: {error}") from error
+        with file:
+            _write(data, state, file, INPUT.value)
 
 
 def _write(data: PredictSource, state: TrainState, lines: TextIO, where: str) -> None:
     every = isinstance(state.task, SpanExtraction | QuestionAnswering)
     texts = read_texts(lines, data.fields, where, every=every)
-    for answer in predict(data, state, texts, BATCH_SIZE.value):
-        print(json.dumps(answer), flush=True)
+    try:
+        for answer in predict(data, state, texts, BATCH_SIZE.value):
+            print(json.dumps(answer), flush=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8: {error}.") from error
+    except BrokenPipeError:  # whoever reads has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

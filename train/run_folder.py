@@ -70,13 +70,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             f"{workdir} is not the folder of a run: it has no {CONFIG}. Give the folder that was "
             f"--workdir when training (the one above checkpoints/)."
         )
-    try:
-        found = json.loads(marker.read_text())
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
-        raise CheckpointError(f"{marker} is damaged: {error}.") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{marker} is damaged: it holds {found!r:.40}, not a config.")
-    return found
+    return read_json(marker)
 
 
 def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -98,6 +92,21 @@ def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> li
 def to_json(config: ConfigDict) -> dict[str, Any]:
     """A config as plain JSON values (tuples become lists), for writing and comparing."""
     return json.loads(json.dumps(config.to_dict()))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged: it holds {found!r:.40}, not an object.")
+    return found
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

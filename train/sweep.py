@@ -14,7 +14,6 @@ the data have examples to show.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import shlex
 import sys
@@ -28,7 +27,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from train import cli, loop
-from train.benchmarks.step_time import StepTime, measure_step_times
+from train.benchmarks.step_time import StepTime, measure_step_times, read_step_times
+from train.experiment import build_alignment
 from train.interruption import OutOfTime
 from train.registry import ConfigError
 from train.report import table
@@ -42,6 +42,7 @@ from train.run_folder import (
     STEP_TIMES,
     TABLE,
     claim_folder,
+    read_json,
     to_json,
     write_json,
     write_text,
@@ -82,9 +83,16 @@ def sweep(
         The rows of the table.
 
     Raises:
+        ConfigError: there are no methods or seeds, one is named twice, or there is no such method.
         CheckpointError: the folder is not ours or holds another experiment's sweep.
         OutOfTime: the deadline has passed before all was done.
     """
+    for flag, given in (("methods", methods), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            shown = ",".join(map(str, given))
+            raise ConfigError(f"--{flag} is {shown!r}; expected one or more, each of them once.")
+    for method in methods:
+        build_alignment(variant(config, method, 0))  # refuses what there is not, before any run
     claim_folder(workdir, variant(config, "none", 0))
     if command:
         write_text(workdir / COMMAND, command + "\n")
@@ -95,7 +103,9 @@ def sweep(
 
     _check_time(deadline)
     times = _step_times(config, methods, workdir, console)
-    rows = table.comparison(results, times, config.eval.final[-1], config.eval.report)
+    split, finished = config.eval.final[-1], [x for runs in results.values() for x in runs]
+    metrics, left_out = table.measured(finished, split, config.eval.report)
+    rows = table.comparison(results, times, split, metrics)
     drawn = {
         method: (variant(config, method, seeds[0]), run_folder(workdir, method, seeds[0]))
         for method in methods
@@ -111,7 +121,7 @@ def sweep(
 
     devices = jax.local_devices()
     title = f"{config.name}: seeds {list(seeds)}, {len(devices)} x {devices[0].device_kind}"
-    said = findings(table.by_seed(results, config.eval.final[-1], config.eval.report))
+    said = left_out + findings(table.by_seed(results, split, metrics))
     sentences = "".join(f"- {sentence}\n" for sentence in said)
     write_text(workdir / "table.md", f"{title}\n\n{table.to_markdown(rows)}\n{sentences}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
@@ -165,8 +175,8 @@ def finished_result(
     path = run_folder(workdir, method, seed) / RESULT
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
-    return result if result["config"] == to_json(variant(config, method, seed)) else None
+    result = read_json(path)
+    return result if result.get("config") == to_json(variant(config, method, seed)) else None
 
 
 def _finished(
@@ -195,22 +205,24 @@ def _step_times(
     config: ConfigDict, methods: Sequence[str], workdir: pathlib.Path, console: rich.console.Console
 ) -> dict[str, StepTime]:
     """The times of an earlier start if they cover these methods, else new ones."""
-    path = workdir / STEP_TIMES
-    saved = json.loads(path.read_text()) if path.exists() else {}
+    times = read_step_times(workdir)
     base = {method: method.partition(":")[0] for method in methods}  # a weight costs no time
-    if not set(base.values()) <= set(saved):
+    if not set(base.values()) <= set(times):
         with console.status("timing the steps"):
             times = measure_step_times(config, list(dict.fromkeys(base.values())))
         saved = {method: dataclasses.asdict(time) for method, time in times.items()}
-        write_json(path, saved)
-    return {method: StepTime(**saved[base[method]]) for method in methods}
+        write_json(workdir / STEP_TIMES, saved)
+    return {method: times[base[method]] for method in methods}
 
 
 def main() -> None:
     """Runs the command."""
     config = cli.require_config(CONFIG)
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / f"{config.name}-sweep")
-    seeds = [int(seed) for seed in SEEDS.value]
+    try:
+        seeds = [int(seed) for seed in SEEDS.value]
+    except ValueError as error:
+        raise ConfigError(f"--seeds: {error}; expected whole numbers, such as 0,1,2.") from error
     command = shlex.join(["python", "-m", "train.sweep", *sys.argv[1:]])
     sweep(config, METHODS.value, seeds, workdir, rich.console.Console(), command=command)
 

@@ -19,6 +19,7 @@ from train.checkpoint import Checkpoints, Progress
 from train.data.base import Share
 from train.early_stopping import Criterion, EarlyStopping
 from train.evaluation import (
+    check_eval,
     evaluate,
     held_out_temperature,
     measure_mmd,
@@ -29,7 +30,6 @@ from train.hardware import hardware
 from train.interruption import Interrupted, Interruption, OutOfTime
 from train.log import RunLog
 from train.parallel import Parallel, parallel_of
-from train.registry import ConfigError
 from train.run_folder import CheckpointError
 from train.state import TrainState
 
@@ -50,7 +50,8 @@ class Trainer:
         step: the number of steps taken, kept on the host so that nothing waits for a device.
         stopping: watches the evaluations.
         best_params: one copy, of the best evaluation; kept only if the config restores it.
-        latest: the newest evaluation's metrics, {"validation/accuracy": 0.9, ...}.
+        latest: the newest evaluation's metrics, {"validation/accuracy": 0.9, ...}; of parameters
+            that may have changed since.
         evaluated: metrics by split of the parameters as they are now.
         window: metrics of the steps since the last record.
         examples: the ids of these steps' examples, None where the data have no ids.
@@ -82,8 +83,14 @@ class Trainer:
         checkpoints: Checkpoints,
         devices: Sequence[jax.Device] | None,
     ) -> Trainer:
-        """Places the initial state, or the last checkpoint's, on the devices."""
+        """Places the initial state, or the last checkpoint's, on the devices.
+
+        Raises:
+            ConfigError: the config's evaluation does not fit the data or the task.
+            CheckpointError: the checkpoint cannot be read, or is that of a longer run.
+        """
         config = experiment.config
+        check_eval(config.eval, experiment.data, experiment.task)
         stopping = EarlyStopping(
             [Criterion.parse(text) for text in config.train.patience_metrics],
             config.train.patience,
@@ -93,12 +100,14 @@ class Trainer:
             state, progress = checkpoints.restore(state)
             _check_length(state, config)
             stopping.restore(progress.early_stopping)
+        # The optimiser counts them too, and its count is in the checkpoint.
+        skipped = int(state.opt_state.notfinite_count) if config.optimizer.skip_nonfinite else 0
         if not experiment.data.metadata.splittable:
             devices = list(devices or jax.local_devices())[:1]
         parallel = parallel_of(config, devices)
         return cls(
             experiment, parallel, checkpoints, parallel.place(state), int(state.step),
-            stopping, progress.best_params,
+            stopping, progress.best_params, skipped=skipped,
         )  # fmt: skip
 
     def train(self, log: RunLog, interruption: Interruption, deadline: float | None = None) -> None:
@@ -133,10 +142,11 @@ class Trainer:
                 self._evaluate(log)
             interrupted = interruption.reached(self.step)
             late = deadline is not None and time.monotonic() >= deadline and self.step < last
+            if interrupted or late:
+                self._record(log)
             if interrupted or late or self._due(config.train.checkpoint_every):
                 self._save()
             if interrupted or late:
-                self._record(log)
                 self.checkpoints.wait()
                 why, error = (
                     ("Told to stop (SIGTERM)", Interrupted)
@@ -239,6 +249,8 @@ class Trainer:
         for split in config.during:
             values = self.evaluated[split] = self._evaluate_split(log, split, mmd=mmd)
             self.latest |= {f"{split}/{name}": value for name, value in values.items()}
+        if self.latest:  # misspelt, it should be known now and not when a checkpoint is chosen
+            Criterion.parse(self.experiment.config.train.monitor).value(self.latest)
         best = bool(self.latest) and self.stopping.update(self.latest)
         if best and self.experiment.config.train.restore_best:
             self.best_params = self.parallel.first(self.state.params)
@@ -255,10 +267,6 @@ class Trainer:
     ) -> dict[str, float]:
         """Evaluates and logs, the distance of keys and queries too if told; returns scalars."""
         config, data = self.experiment.config.eval, self.experiment.data
-        if split not in data.examples:
-            raise ConfigError(
-                f"config.eval names the split {split!r}; the data have {', '.join(data.examples)}."
-            )
         values = evaluate(self.parallel, self.state, data, split, temperature)
         if passes:
             values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
@@ -277,9 +285,12 @@ class Trainer:
             before = self.skipped
             self._finite(self.parallel.first(self.window))
             self.skipped = before  # these steps are counted when they are recorded
+        began = time.perf_counter()  # no step is in flight: their reports were read
         progress = Progress(self.stopping.to_json(), self.best_params)
-        self.checkpoints.save(self.parallel.to_save(self.state), progress, self.latest)
-        self.window_started = time.perf_counter()
+        # Only if they are these parameters', else another checkpoint would be called the best.
+        measured = self.latest if self.evaluated else None
+        self.checkpoints.save(self.parallel.to_save(self.state), progress, measured)
+        self.window_started += time.perf_counter() - began
 
 
 def _not_finite_heads(report: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ Three implementations of one number. "dense" builds the `[N, M]` matrices and is
 few tokens. "fused" (`transport_kernel.py`) does the same in Pallas kernels for GPU and TPU.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -70,8 +71,7 @@ def conditional_transport(
     """
     _check(query_features, key_features, query_navigation, key_navigation, query_mask, key_mask)
     numerics.check_choice("cost", cost, COSTS)
-    if not 0.0 <= rho <= 1.0:
-        raise ValueError(f"rho must lie in [0, 1], got {rho}.")
+    numerics.check_fraction("rho", rho)
     numerics.check_choice("implementation", implementation, TRANSPORT_IMPLEMENTATIONS)
 
     query_features, query_valid = numerics.prepare(query_features, query_mask)
@@ -133,25 +133,6 @@ def _check(
             )
 
 
-def _scores_and_costs(
-    query_features: Array,
-    key_features: Array,
-    query_navigation: Array,
-    key_navigation: Array,
-    cost: str,
-) -> tuple[Float[Array, "B H N M"], Float[Array, "B H N M"]]:
-    """Scores and costs between a block of queries and all keys; features already directions."""
-    scores = jnp.einsum(
-        "bnhg,bmhg->bhnm", query_navigation, key_navigation, precision=numerics.PRECISION
-    )
-    if cost == "squared_euclidean":
-        return scores, numerics.squared_distance(query_features, key_features)
-    products = jnp.einsum(
-        "bnhf,bmhf->bhnm", query_features, key_features, precision=numerics.PRECISION
-    )
-    return scores, 1.0 - products
-
-
 def _dense(
     query_features: Array,
     key_features: Array,
@@ -162,9 +143,12 @@ def _dense(
     cost: str,
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
     """Mean cost of the query-to-key and of the key-to-query plan, all pairs at once."""
-    scores, costs = _scores_and_costs(
-        query_features, key_features, query_navigation, key_navigation, cost
-    )
+    products = functools.partial(jnp.einsum, "bnhf,bmhf->bhnm", precision=numerics.PRECISION)
+    scores = products(query_navigation, key_navigation)
+    if cost == "cosine":
+        costs = 1.0 - products(query_features, key_features)
+    else:
+        costs = numerics.squared_distance(query_features, key_features)
     to_keys = jax.nn.softmax(jnp.where(key_mask[:, None, None, :], scores, MASKED), axis=-1)
     to_queries = jax.nn.softmax(jnp.where(query_mask[:, None, :, None], scores, MASKED), axis=-2)
     forward = jnp.sum(to_keys * costs, axis=-1)

@@ -66,8 +66,7 @@ def edge_conditional_transport(
                 f"the same shape, with {query_features.shape[:2]} (nodes, heads) in front."
             )
     numerics.check_choice("cost", cost, COSTS)
-    if not 0.0 <= rho <= 1.0:
-        raise ValueError(f"rho must lie in [0, 1], got {rho}.")
+    numerics.check_fraction("rho", rho)
     if senders.ndim != 1 or senders.shape != receivers.shape or not senders.size:
         raise ValueError(
             f"senders and receivers have shapes {senders.shape} and {receivers.shape}; expected "

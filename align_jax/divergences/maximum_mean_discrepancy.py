@@ -81,7 +81,8 @@ def _dense(x: _Cloud, y: _Cloud, bandwidth: float) -> Float[Array, "L"]:
     (x_points, x_weights), (y_points, y_weights) = x, y
     distance = numerics.squared_distance(x_points[:, :, None], y_points[:, :, None])[:, 0]
     kernel = jnp.exp(-distance / (2.0 * bandwidth**2))
-    return jnp.einsum("lnm,ln,lm->l", kernel, x_weights, y_weights)
+    weights = x_weights, y_weights
+    return jnp.einsum("lnm,ln,lm->l", kernel, *weights, precision=numerics.PRECISION)
 
 
 def _blockwise(x: _Cloud, y: _Cloud, bandwidth: float) -> Float[Array, "L"]:

@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float
 from align_jax import numerics
 from align_jax.divergences import blocks
 
-# exp(60) times millions of tokens and exp(-60) both fit float32.
+# exp(60) times millions of tokens and exp(-60) both fit float32. What the exponentials are
+# multiplied by, costs' factors above 1, takes its share of that.
 LARGEST_SHARED_SCORE = 60.0
 
 # Below every score that saturated inputs can produce (1e18 times the number of features), yet
@@ -90,7 +91,9 @@ def _forward(*inputs: Array) -> tuple[tuple[Array, Array], Any]:
     largest = [
         jnp.max(jnp.sum(x * x, axis=-1), axis=-1) for x in (query_navigation, key_navigation)
     ]
-    shared = jnp.all(largest[0] * largest[1] <= LARGEST_SHARED_SCORE**2)
+    factor = jnp.maximum(jnp.max(jnp.abs(query)), jnp.max(jnp.abs(key)))
+    limit = jnp.maximum(LARGEST_SHARED_SCORE - jnp.log(jnp.maximum(factor, 1.0)), 0.0)
+    shared = jnp.all(largest[0] * largest[1] <= limit**2)
     rows, columns = jax.lax.cond(shared, _shared_plans, _separate_plans, *inputs)
     costs = jnp.sum(query * rows.readout, axis=-1), jnp.sum(key * columns.readout, axis=-1)
     return costs, (inputs, shared, rows, columns)

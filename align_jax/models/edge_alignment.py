@@ -32,6 +32,16 @@ class EdgeAlignment(Alignment):
     senders: Array = dataclasses.field(kw_only=True)
     receivers: Array = dataclasses.field(kw_only=True)
 
+    def __post_init__(self) -> None:
+        """Refuses what edges have no part in."""
+        if (self.config.method, self.config.over) != ("ct", "tokens"):
+            raise ValueError(
+                f"Edges carry conditional transport over tokens alone: AlignmentConfig must have "
+                f"method 'ct' and over 'tokens', got {self.config.method!r} and "
+                f"{self.config.over!r}. Use Alignment for others."
+            )
+        super().__post_init__()
+
     def _sampled(
         self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
     ) -> tuple[Array, Array, Array | None, Array | None]:

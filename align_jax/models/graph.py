@@ -107,6 +107,8 @@ def _validate_features(features: Any, num_features: int | None) -> int:
             f"was built for, or build the model for these."
         )
     sparse = isinstance(features, SparseFeatures)
+    if sparse:
+        _validate_places(features)
     bad = np.argwhere(~np.isfinite(np.asarray(features.values if sparse else features)))
     if bad.size:
         first = bad[0]
@@ -116,6 +118,24 @@ def _validate_features(features: Any, num_features: int | None) -> int:
             f"{int(node)}, column {int(column)}. Replace or remove them."
         )
     return num_nodes
+
+
+def _validate_places(features: SparseFeatures) -> None:
+    """Where stored values lie: out of range or order, they would be read silently as others."""
+    places = {"rows": np.asarray(features.rows), "columns": np.asarray(features.columns)}
+    for (name, indices), size in zip(places.items(), features.shape, strict=True):
+        if indices.shape != features.values.shape:
+            raise ValueError(
+                f"features have {name} of shape {indices.shape} for values of shape "
+                f"{features.values.shape}; expected one entry per value."
+            )
+        outside = indices[(indices < 0) | (indices >= size)]
+        if outside.size:
+            raise ValueError(
+                f"features have {name} that hold {int(outside[0])}; expected 0 to {size - 1}."
+            )
+    if (np.diff(places["rows"]) < 0).any():
+        raise ValueError("features have rows out of order; sort the values by their rows.")
 
 
 def _validate_edges(senders: np.ndarray, receivers: np.ndarray, num_nodes: int) -> None:

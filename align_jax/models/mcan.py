@@ -10,6 +10,7 @@ classified.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -201,7 +202,8 @@ class Layer(nn.Module):
                 num_heads=config.heads,
                 dtype=jnp.dtype(config.dtype),
                 dropout_rate=config.attention_dropout,
-                attention_fn=dot_product_attention,
+                force_fp32_for_softmax=True,
+                attention_fn=functools.partial(dot_product_attention, training=not deterministic),
                 alignment=config.alignment,
                 name=name,
             )(

@@ -11,6 +11,7 @@ Sources: Vaswani et al., "Attention Is All You Need", 2017 (arXiv 1706.03762); D
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -238,7 +239,7 @@ class TransformerLayer(nn.Module):
             kernel_init=nn.initializers.normal(config.initializer_range),
             dropout_rate=config.attention_dropout,
             force_fp32_for_softmax=True,
-            attention_fn=dot_product_attention,
+            attention_fn=functools.partial(dot_product_attention, training=not deterministic),
             alignment=config.alignment,
             name="attention",
         )(

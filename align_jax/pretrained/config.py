@@ -76,9 +76,10 @@ def from_json(values: Mapping[str, Any], source: str, **options: Any) -> Encoder
     Raises:
         PretrainedError: the model type or one of its options is not supported, or a value is out
             of range.
+        ValueError: one of the options that override is out of range.
     """
     kind = values.get("model_type")
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         raise PretrainedError(
             f"{source} says model_type {kind!r}; supported are {tuple(KEYS)}. Choose a checkpoint "
             "of one of these."
@@ -91,13 +92,14 @@ def from_json(values: Mapping[str, Any], source: str, **options: Any) -> Encoder
             )
     fields = dict(_DEFAULTS[kind])
     fields.update({field: values[key] for field, key in KEYS[kind].items() if key in values})
-    fields.update({name: value for name, value in options.items() if value is not None})
     if kind != "albert":
         fields["family"] = kind
     try:
-        return AlbertConfig(**fields) if kind == "albert" else BertConfig(**fields)
+        config = AlbertConfig(**fields) if kind == "albert" else BertConfig(**fields)
     except (ValueError, TypeError) as error:
         raise PretrainedError(f"{source} describes no usable model: {error}") from error
+    given = {name: value for name, value in options.items() if value is not None}
+    return dataclasses.replace(config, **given)
 
 
 def labels_in(values: Mapping[str, Any]) -> int:

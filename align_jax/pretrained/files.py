@@ -51,7 +51,10 @@ def find_folder(
         PretrainedError: there is no such folder or name, or it cannot be reached.
     """
     text = os.fspath(name)
-    folder = Path(text).expanduser()
+    try:
+        folder = Path(text).expanduser()
+    except RuntimeError as error:  # "~name" of nobody
+        raise PretrainedError(f"There is no folder {text!r}: {error}") from error
     if text and folder.is_dir():
         if revision is not None:
             raise PretrainedError(
@@ -135,7 +138,7 @@ def read_tensors(folder: Path) -> dict[str, tuple[np.ndarray, str]]:
         )
     tensors: dict[str, tuple[np.ndarray, str]] = {}
     for path in _shards(folder, first):
-        for name, tensor in _checked(read, path).items():
+        for name, tensor in read_checked(read, path).items():
             if name in tensors:
                 raise PretrainedError(f"{path} holds {name!r}, and so does {tensors[name][1]}.")
             tensors[name] = (tensor, path.name)
@@ -158,7 +161,15 @@ def _shards(folder: Path, first: str) -> Iterator[Path]:
         yield folder / file
 
 
-def _checked(read: Callable[[Path], dict[str, np.ndarray]], path: Path) -> dict[str, np.ndarray]:
+def read_checked(
+    read: Callable[[Path], dict[str, np.ndarray]], path: Path
+) -> dict[str, np.ndarray]:
+    """What a reader makes of a file.
+
+    Raises:
+        PretrainedError: it cannot be read.
+        ImportError: the package that reads it is not installed.
+    """
     try:
         return read(path)
     except (ImportError, PretrainedError):

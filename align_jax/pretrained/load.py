@@ -38,6 +38,7 @@ from align_jax.pretrained.errors import PretrainedError
 from align_jax.pretrained.files import (
     ALIGNMENT,
     find_folder,
+    read_checked,
     read_json,
     read_safetensors,
     read_tensors,
@@ -46,6 +47,7 @@ from align_jax.pretrained.tokenizer import Tokenizer
 from align_jax.pretrained.tokenizer_files import has_tokenizer, load_tokenizer
 
 HEADS = ("encoder", "classification", "regression", "multiple_choice", "span")
+UNPOOLED = ("encoder", "span")
 # In config.json: how a model pooled that has no pooler, so that loading it back needs no option.
 POOLING_KEY = "align_jax_pooling"
 
@@ -129,7 +131,8 @@ def load(
         dropout: overrides the checkpoint's setting.
         attention_dropout: overrides the checkpoint's setting.
         classifier_dropout: overrides the checkpoint's setting.
-        dtype: of the computation, "float32" or "bfloat16"; parameters are float32 in any case.
+        dtype: of the computation, "float32", "bfloat16" or "float16"; parameters are float32 in any
+            case.
         remat: see `EncoderConfig`.
         scan_layers: see `EncoderConfig`. What the files hold is the same with and without.
         revision: branch, tag or commit on the hub.
@@ -189,13 +192,18 @@ def load(
         scan_layers=scan_layers,
     )
     labels = labels_in(values) if num_labels is None else num_labels
-    model = build(config, head, labels=labels, pooling=pooling or values.get(POOLING_KEY))
+    model = build(config, head, labels=labels, pooling=pooling or _pooling_in(values, head))
     params, report = _load_parameters(model, config, folder, new_head=new_head, seed=seed)
 
     loaded_tokenizer = None
     if tokenizer and has_tokenizer(folder):
         loaded_tokenizer = load_tokenizer(folder, config)
     return Pretrained(model, config, params, loaded_tokenizer, report)
+
+
+def _pooling_in(values: dict[str, Any], head: str) -> str | None:
+    """What the checkpoint was saved with, if the head has any use for it."""
+    return None if head in UNPOOLED else values.get(POOLING_KEY)
 
 
 def build(
@@ -224,6 +232,8 @@ def build(
     check_choice("head", head, HEADS)
     if pooling is not None:
         check_choice("pooling", pooling, POOLINGS)
+        if head in UNPOOLED:
+            raise ValueError(f"pooling is for heads that classify, got head={head!r}.")
     if head == "encoder":
         return text_encoder(config, pooler=True)
     if head == "span":
@@ -276,10 +286,10 @@ def _load_alignment(
     if not path.is_file() or not wanted:
         return {}, ()
     try:
-        tensors = read_safetensors(path)
-    except Exception as error:
+        tensors = read_checked(read_safetensors, path)
+    except PretrainedError as error:
         raise PretrainedError(
-            f"{path} cannot be read ({error}). Delete it to start with new alignment networks."
+            f"{error} Or delete it to start with new alignment networks."
         ) from error
     networks = {}
     for name in list(tensors):
@@ -292,4 +302,9 @@ def _load_alignment(
                 "the AlignmentConfig that it was trained with, or delete the file."
             )
         networks[key] = tensors.pop(name).astype(np.float32)
+        if not np.isfinite(networks[key]).all():
+            raise PretrainedError(
+                f"{path}: {name!r} holds NaN or infinite values. Delete the file to start with new "
+                "alignment networks."
+            )
     return networks, tuple(f"{ALIGNMENT}:{name}" for name in sorted(tensors))

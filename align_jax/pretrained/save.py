@@ -96,6 +96,7 @@ def save(
         _write_mean_pooling(path, model, config, values)
     _write_json(path / "config.json", values)
     safetensors.save_file(tensors, path / SAFETENSORS, metadata={"format": "pt"})
+    (path / ALIGNMENT).unlink(missing_ok=True)  # an earlier model's do not belong to this one
     if alignment:
         networks = _alignment_networks(params, plain)
         if networks:
@@ -111,16 +112,16 @@ def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, int]:
         return f"{prefix}Model", 0
     if isinstance(model, SpanExtractor):
         return f"{prefix}ForQuestionAnswering", 0
-    if isinstance(model, MultipleChoice):
-        return f"{prefix}ForMultipleChoice", 0
-    # Each architecture has one classifier there: RoBERTa's is the one with a dense layer.
-    own = "dense" if prefix == "Roberta" else "pooler"
+    choice = isinstance(model, MultipleChoice)
+    task = "MultipleChoice" if choice else "SequenceClassification"
+    # Each architecture has one of either there: RoBERTa's classifier is the one with a dense layer.
+    own = "dense" if prefix == "Roberta" and not choice else "pooler"
     if model.pooling not in (own, "mean"):
         raise PretrainedError(
-            f"transformers has no {model_type(config)} classifier with pooling "
-            f"{model.pooling!r}, so it cannot be saved. Train with pooling={own!r} or 'mean'."
+            f"transformers has no {prefix}For{task} with pooling {model.pooling!r}, so it cannot "
+            f"be saved. Train with pooling={own!r} or 'mean'."
         )
-    return f"{prefix}ForSequenceClassification", model.labels
+    return f"{prefix}For{task}", 0 if choice else model.labels
 
 
 def _without_alignment(model: nn.Module, config: EncoderConfig) -> nn.Module:

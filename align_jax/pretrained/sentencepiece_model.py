@@ -40,7 +40,7 @@ def read_sentencepiece(path: Path) -> SentencePieces:
     """
     try:
         pieces, model_type, character_map = _parse(path.read_bytes())
-    except (IndexError, struct.error, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (LookupError, struct.error, ValueError, TypeError, AttributeError) as error:
         raise PretrainedError(
             f"{path} is no SentencePiece model ({error}). Get it anew."
         ) from error

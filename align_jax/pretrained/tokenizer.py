@@ -84,11 +84,6 @@ class Tokenizer:
                 "tokens at all. Use a tokenizer made for BERT, RoBERTa or ALBERT."
             )
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
-
     def tokenize(
         self,
         texts: Sequence[str],
@@ -199,6 +194,12 @@ class Tokenizer:
         if self.token_types == 1:
             types = np.zeros_like(types)
         return Tokens(np.array(encoding.ids, np.int32), types)
+
+    def beginning(self, text: str, tokens: int) -> str:
+        """The text's beginning, of at most so many tokens."""
+        with self._lock:  # another thread may have switched truncation on
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        return text if len(encoding.ids) <= tokens else text[: encoding.offsets[tokens - 1][1]]
 
     @contextlib.contextmanager
     def truncating(self, length: int, **settings: Any) -> Iterator[Any]:

@@ -87,7 +87,7 @@ def encode_windows(
             f"{max_question}, leaves {room} tokens of context per window; stride, which is "
             f"{stride}, must lie in [0, {max(room, 0)}), and max_question be at least 1."
         )
-    inputs = [(_beginning(tokenizer, question, max_question), text) for question, text in inputs]
+    inputs = [(tokenizer.beginning(question, max_question), text) for question, text in inputs]
     with tokenizer.truncating(max_length, stride=stride, strategy="only_second") as backend:
         encodings = backend.encode_batch(inputs)
     windows = [window for first in encodings for window in (first, *first.overflowing)]
@@ -102,9 +102,3 @@ def encode_windows(
     counts = [1 + len(first.overflowing) for first in encodings]
     example = np.repeat(np.arange(len(encodings), dtype=np.int32), counts)
     return Windows(batch, offsets, in_context, example)
-
-
-def _beginning(tokenizer: Tokenizer, text: str, tokens: int) -> str:
-    """The text's beginning, of at most so many tokens."""
-    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
-    return text if len(encoding.ids) <= tokens else text[: encoding.offsets[tokens - 1][1]]

@@ -174,6 +174,26 @@ def test_conditional_transport_is_exact_for_large_scores(cost, implementation, m
         assert np.linalg.norm(gradient - reference) < 2e-5 * np.linalg.norm(reference)
 
 
+def test_blockwise_transport_of_huge_features_and_large_scores_does_not_overflow():
+    """Costs and exponentials that each fit float32, and whose product does not."""
+    cloud, navigation = clouds()
+    largest = np.linalg.norm(navigation, axis=-1).max()
+    navigation *= np.sqrt(0.98 * transport_readout.LARGEST_SHARED_SCORE) / largest
+
+    def value(cloud, navigation, implementation):
+        return divergences.conditional_transport(
+            1e7 * cloud, 1e7 * cloud, navigation, -navigation,
+            cost="squared_euclidean", implementation=implementation,
+        ).sum()  # fmt: skip
+
+    dense, blockwise = (
+        jax.value_and_grad(value, argnums=(0, 1))(cloud, navigation, implementation)
+        for implementation in ("dense", "blockwise")
+    )
+    for one, other in zip(jax.tree.leaves(blockwise), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+
+
 @pytest.mark.parametrize("rho", [-0.1, 1.1, float("nan")])
 def test_conditional_transport_rejects_rho_outside_the_unit_interval(rho):
     with pytest.raises(ValueError, match="rho must lie in"):

@@ -16,9 +16,6 @@ from align_jax.divergences import transport_kernel
 # Two and three of the interpreter's blocks, the last ones incomplete.
 B, N, M, H = 2, 19, 37, 2
 
-# Interpreted kernels are large programs; optimising these takes longer than running them.
-FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
-
 
 def arrays(queries=N, keys=M, scale=1.0, features=4):
     rng = np.random.default_rng(0)
@@ -40,7 +37,7 @@ def value_and_gradient(implementation, **options):
         )
         return jnp.sum(value * jnp.array([[1.0, -2.0], [3.0, 0.5]])), value
 
-    return jax.jit(jax.grad(loss, has_aux=True), compiler_options=FAST_TO_COMPILE)
+    return jax.jit(jax.grad(loss, has_aux=True))
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -116,7 +113,7 @@ def test_under_vmap_pmap_and_remat():
     )(clouds)
     single = [x[:, None] for x in clouds]
     for mapped in (
-        jax.jit(jax.vmap(gradient), compiler_options=FAST_TO_COMPILE),
+        jax.jit(jax.vmap(gradient)),
         jax.pmap(gradient),
     ):
         assert_close([x[:, 0] for x in mapped(*single)], expected)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax import AlignmentConfig
+from align_jax.models.edge_alignment import EdgeAlignment
 from align_jax.models.graph import SparseFeatures, validate_graph
 
 
@@ -83,6 +85,21 @@ class TestValidateGraph:
         with pytest.raises(ValueError, match=r"1 values.*node 2, column 1"):
             self.check(features=features)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"rows": [1, 0]}, "rows out of order"),
+            ({"rows": [0, 4]}, "rows that hold 4; expected 0 to 3"),
+            ({"columns": [0, -1]}, "columns that hold -1; expected 0 to 2"),
+            ({"columns": [0]}, r"columns of shape \(1,\) for values of shape \(2,\)"),
+        ],
+    )
+    def test_misplaced_sparse_values_are_refused(self, change, message):
+        good = {"values": [1.0, 2.0], "rows": [0, 1], "columns": [0, 2]}
+        arrays = {name: np.array(value) for name, value in (good | change).items()}
+        with pytest.raises(ValueError, match=message):
+            self.check(features=SparseFeatures(**arrays, shape=(4, 3)))
+
     def test_indices_must_be_integers(self):
         with pytest.raises(TypeError, match="senders are float64"):
             self.check(senders=self.senders.astype(float))
@@ -101,3 +118,10 @@ class TestValidateGraph:
     def test_bad_masks_are_refused(self, masks, error, message):
         with pytest.raises(error, match=message):
             self.check(masks={name: np.array(mask) for name, mask in masks.items()})
+
+
+@pytest.mark.parametrize("options", [{"method": "gan"}, {"method": "ct", "over": "heads"}])
+def test_edges_carry_transport_over_tokens_alone(options):
+    edges = {"senders": np.array([1, 0]), "receivers": np.array([0, 1])}
+    with pytest.raises(ValueError, match="must have method 'ct' and over 'tokens'"):
+        EdgeAlignment(AlignmentConfig(**options), **edges)

@@ -133,6 +133,9 @@ def test_alignment_networks_are_left_out_or_beside(tmp_path) -> None:
     assert all("alignment" in name.split("/") for name in new.report.fresh)
     other = pretrained.load(tmp_path / "with", alignment=AlignmentConfig("gan"))
     assert all(name.startswith("alignment.safetensors:") for name in other.report.unused)
+    pretrained.save(tmp_path / "again", model, params, alignment=True)
+    pretrained.save(tmp_path / "again", model, params)
+    assert not (tmp_path / "again" / "alignment.safetensors").exists()
     with pytest.raises(pretrained.PretrainedError, match="AlignmentConfig that it was trained"):
         pretrained.load(tmp_path / "with", alignment=AlignmentConfig("ct", features=3))
 
@@ -213,5 +216,8 @@ def test_what_cannot_be_saved_says_why(tmp_path) -> None:
     dense, dense_params = initialised(CONFIGS["bert"], "classification", pooling="dense")
     with pytest.raises(pretrained.PretrainedError, match="pooling 'dense'"):
         pretrained.save(tmp_path, dense, dense_params)
+    choice, choice_params = initialised(CONFIGS["bert"], "multiple_choice", pooling="dense")
+    with pytest.raises(pretrained.PretrainedError, match="MultipleChoice with pooling 'dense'"):
+        pretrained.save(tmp_path, choice, choice_params)
     with pytest.raises(pretrained.PretrainedError, match="Cannot save a Dense"):
         pretrained.save(tmp_path, nn.Dense(2), {})

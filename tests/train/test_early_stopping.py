@@ -31,6 +31,15 @@ def test_any_improvement_resets_the_patience_and_all_make_the_best() -> None:
     assert stopping.stop
 
 
+def test_nan_is_never_the_best() -> None:
+    stopping = watcher(patience=2)
+    assert not stopping.update({"v/loss": float("nan"), "v/accuracy": float("nan")})
+    assert stopping.waited == 1
+    assert stopping.update({"v/loss": 1.0, "v/accuracy": 0.5})
+    assert not stopping.update({"v/loss": float("nan"), "v/accuracy": 0.6})
+    assert stopping.update({"v/loss": 0.9, "v/accuracy": 0.6})
+
+
 def test_patience_zero_never_stops() -> None:
     stopping = watcher(patience=0)
     for loss in (1.0, 2.0, 3.0):

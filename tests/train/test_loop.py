@@ -90,6 +90,46 @@ def test_uncertainty_is_measured_at_the_end_and_each_time_the_same(tmp_path, tin
     assert run(config, tmp_path)[0]["metrics"] == result["metrics"]
 
 
+def test_a_checkpoint_is_the_best_only_by_its_own_evaluation(tmp_path, tiny_config) -> None:
+    """Saved at 2, 3, ... and evaluated at 3: whatever is saved later has no metrics."""
+    config = tiny_config(train__steps=5, eval__every=3, train__checkpoint_every=1)
+    config.train.keep_checkpoints = 1
+    run(config, tmp_path)
+    kept = {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {3, 5}
+    assert int(loop.restore_run(tmp_path, config, step=3)[1].step) == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("eval", "final", ("tset",), "config.eval.final names the split 'tset'; the data have"),
+        ("eval", "mmd_split", "dev", "config.eval.mmd_split names the split 'dev'"),
+        ("eval", "temperature_split", "dev", "config.eval.temperature_split names the split 'dev'"),
+        ("train", "monitor", "validation/acuracy:max", "'validation/acuracy' is not measured"),
+    ],
+)
+def test_a_mistake_in_the_evaluation_shows_before_the_first_step(
+    tmp_path, tiny_config, monkeypatch, section, key, value, message
+) -> None:
+    monkeypatch.setattr(Pmap, "train_step", lambda *_: pytest.fail("trained"))
+    config = tiny_config()
+    config[section][key] = value
+    with pytest.raises(ConfigError, match=message):
+        run(config, tmp_path)
+
+
+def test_another_evaluation_of_a_finished_run_is_recorded(tmp_path, tiny_config) -> None:
+    config = tiny_config(train__steps=2)
+    run(config, tmp_path)
+    before = read_records(tmp_path)
+    run(config, tmp_path)
+    assert read_records(tmp_path) == before
+    config.eval.mmd_bandwidth = 3.0
+    again, _ = run(config, tmp_path)
+    assert read_records(tmp_path)[-1]["mmd"] == again["mmd"] != before[-1]["mmd"]
+
+
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch) -> None:
     config, workdir, first, _ = finished
     monkeypatch.setattr(Pmap, "train_step", lambda *_: pytest.fail("trained again"))

@@ -10,6 +10,7 @@ import pytest
 import rich.console
 
 from train import loop, sweep
+from train.registry import ConfigError
 from train.run_folder import CheckpointError
 
 
@@ -54,3 +55,20 @@ def test_a_foreign_folder_is_refused(tmp_path, tiny_config) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="was not made by this program"):
         run(tiny_config(), ["none"], [0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "message"),
+    [
+        ([], [0], "--methods is ''; expected one or more"),
+        (["none"], [0, 0], "--seeds is '0,0'"),
+        (["none", "got"], [0], "config.alignment: method must be one of"),
+        (["none", "ct:x"], [0], "'ct:x'; expected METHOD or METHOD:WEIGHT"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is(
+    tmp_path, tiny_config, methods, seeds, message
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tiny_config(), methods, seeds, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()

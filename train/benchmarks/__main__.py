@@ -36,10 +36,10 @@ def main() -> None:
         print("ott-jax is not installed; leaving ot out.", file=sys.stderr)
         options.methods.remove("ot")
     device = jax.local_devices()[0].device_kind
-    clock, named = time.perf_counter, ""
+    clock, named = time.perf_counter, "wall time"
     if options.cpu_time:
-        clock, named = time.process_time, ", CPU time"
-    print(f"{device}, jax {jax.__version__}, {options.turns} turns{named}\n{cost_report.HEADER}")
+        clock, named = time.process_time, "CPU time"
+    print(f"{device}, jax {jax.__version__}, {options.turns} turns, {named}\n{cost_report.HEADER}")
     costs = []
     sizes = (options.models, options.tokens, options.methods, options.turns, options.batch)
     for cost in alignment_cost.measure(*sizes, clock=clock):
@@ -47,10 +47,10 @@ def main() -> None:
         print(cost_report.row(cost), flush=True)
     long = []
     for tokens in LONG_TOKENS if options.long else ():
-        long.append(alignment_cost.measure_long(tokens, turns=3))
+        long.append(alignment_cost.measure_long(tokens, turns=3, clock=clock))
         print(cost_report.long_row(long[-1]), flush=True)
     if options.output:
-        cost_report.write(options.output, device, costs, long)
+        cost_report.write(options.output, device, costs, long, named)
 
 
 def _options() -> argparse.Namespace:

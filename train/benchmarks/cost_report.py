@@ -33,11 +33,22 @@ def long_row(cost: LongCost) -> str:
     )
 
 
-def write(folder: Path, device: str, costs: Sequence[Cost], long: Sequence[LongCost]) -> None:
-    """Writes costs.json, and costs.png where matplotlib is installed."""
+def write(
+    folder: Path, device: str, costs: Sequence[Cost], long: Sequence[LongCost], clock: str
+) -> None:
+    """Writes costs.json, and costs.png where matplotlib is installed.
+
+    Args:
+        folder: to write to.
+        device: that was measured.
+        costs: of steps.
+        long: of long clouds.
+        clock: whose time it is, "CPU time" or "wall time".
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "device": device,
+        "clock": clock,
         "steps": [dataclasses.asdict(cost) | {"ratio": cost.ratio} for cost in costs],
         "long": [dataclasses.asdict(cost) for cost in long],
     }

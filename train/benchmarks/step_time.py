@@ -7,6 +7,7 @@ on all of them alike, and a ratio is taken within each turn.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from train.benchmarks.turns import timed_in_turns
 from train.data.base import Batch
 from train.experiment import build_experiment
 from train.parallel import parallel_of
+from train.run_folder import STEP_TIMES, CheckpointError, read_json
 
 PLAIN = "none"
 WARM_UP = 3  # turns left out: compilation, and the first use of each program
@@ -67,6 +69,21 @@ def measure_step_times(
         )
         for method, times in seconds.items()
     }
+
+
+def read_step_times(folder: pathlib.Path) -> dict[str, StepTime]:
+    """The times that a sweep has written to its folder, by method; none if it has not.
+
+    Raises:
+        CheckpointError: their file is damaged.
+    """
+    path = folder / STEP_TIMES
+    if not path.is_file():
+        return {}
+    try:
+        return {method: StepTime(**time) for method, time in read_json(path).items()}
+    except TypeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
 
 
 def _stepper(

@@ -47,10 +47,13 @@ def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) ->
         hidden_dropout_prob=config.model.dropout,
         attention_probs_dropout_prob=config.model.attention_dropout,
         classifier_dropout=config.model.classifier_dropout,
+        num_labels=build_experiment(config).data.metadata.model["num_labels"],
     ).train()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.optimizer.learning_rate,
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+        eps=config.optimizer.epsilon,
         weight_decay=config.optimizer.weight_decay,
     )
     inputs = {
@@ -62,7 +65,8 @@ def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) ->
     def step() -> None:
         optimizer.zero_grad()
         model(**inputs, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        if config.optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
         optimizer.step()
 
     return step

@@ -40,8 +40,9 @@ def default_config() -> ConfigDict:
     config.train.log_every = 50
     config.train.checkpoint_every = 500
     config.train.keep_checkpoints = 2  # the newest ones; the best one is kept beside them
-    config.train.monitor = "validation/accuracy:max"  # which checkpoint is the best
-    config.train.restore_best = False  # end with the parameters of the best evaluation
+    # Which checkpoint is the best, of those saved right after an evaluation; for --step of predict.
+    config.train.monitor = "validation/accuracy:max"
+    config.train.restore_best = False  # end with the parameters best by all of patience_metrics
     config.train.patience = 0  # evaluations without improvement before stopping; 0: never stop
     config.train.patience_metrics = ("validation/loss:min", "validation/accuracy:max")
 

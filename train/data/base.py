@@ -169,11 +169,12 @@ def shuffled_batches(
         Batches of `batch_size` examples (or the share of it), all with mask True.
 
     Raises:
-        ValueError: there are no examples, or fewer than a batch holds.
+        ConfigError: there are fewer examples than a batch holds.
+        ValueError: there are none.
     """
     examples = _common_length(arrays)
     if not 1 <= batch_size <= examples:
-        raise ValueError(
+        raise ConfigError(
             f"data.batch_size is {batch_size}; expected 1 to {examples}, the number of examples."
         )
     steps_per_epoch = examples // batch_size
@@ -201,11 +202,12 @@ def ordered_batches(
         Batches of `batch_size` rows (or the share of it); mask is False in the padding.
 
     Raises:
-        ValueError: there are no examples, or the batch size is below one.
+        ConfigError: the batch size is below one.
+        ValueError: there are no examples.
     """
     examples = _common_length(arrays)
     if batch_size < 1:
-        raise ValueError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
+        raise ConfigError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
     for start in range(0, examples, batch_size):
         chunk = {name: array[start : start + batch_size] for name, array in arrays.items()}
         whole = pad(_with_mask(chunk, len(next(iter(chunk.values())))), batch_size)

@@ -30,6 +30,7 @@ import numpy as np
 from align_jax.models.graph import SparseFeatures, validate_graph
 from train.data import planetoid_download, safe_pickle
 from train.data.base import WHOLE, DataSource, Metadata, Share
+from train.registry import ConfigError
 
 SPLITS = ("train", "validation", "test")
 
@@ -64,11 +65,18 @@ class Planetoid(DataSource):
 
     @functools.cached_property
     def graph(self) -> Graph:
-        """The graph, read on first use."""
-        folder = self._folder()
-        if self.download and self.dataset in planetoid_download.SHA256:
-            planetoid_download.download(self.dataset, folder)
-        return read(folder, self.dataset, num_validation=self.num_validation, verify=self.verify)
+        """The graph, read on first use.
+
+        Raises:
+            ConfigError: the files are not there and cannot be fetched, or are damaged.
+        """
+        folder, dataset = self._folder(), self.dataset
+        try:
+            if self.download and dataset in planetoid_download.SHA256:
+                planetoid_download.download(dataset, folder)
+            return read(folder, dataset, num_validation=self.num_validation, verify=self.verify)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"config.data: {error}") from error
 
     @functools.cached_property
     def metadata(self) -> Metadata:

@@ -97,10 +97,10 @@ def shuffled_text_batches(
         Batches of `batch_size` examples (or the share of it), all with mask True.
 
     Raises:
-        ValueError: there are fewer examples than a batch holds.
+        ConfigError: there are fewer examples than a batch holds.
     """
     if not 1 <= batch_size <= len(texts):
-        raise ValueError(
+        raise ConfigError(
             f"data.batch_size is {batch_size}; expected 1 to {len(texts)}, the number of examples."
         )
     lengths, steps_per_epoch = texts.lengths, len(texts) // batch_size
@@ -153,10 +153,10 @@ def ordered_text_batches(
     """Every example once, in order, `batch_size` rows each: the last batch is padded.
 
     Raises:
-        ValueError: the batch size is below one.
+        ConfigError: the batch size is below one.
     """
     if batch_size < 1:
-        raise ValueError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
+        raise ConfigError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
     for start in range(0, len(texts), batch_size):
         rows = np.arange(start, min(start + batch_size, len(texts)))
         yield share.of_batch(pad(texts.batch(rows, tokenizer, buckets), batch_size))

@@ -119,12 +119,12 @@ def _texts(values: Mapping[str, Any], fields: tuple[str, ...], where: str) -> tu
 
 
 def _label(value: Any, labels: tuple[str, ...], where: str) -> int:
-    """The number of a class, given its number or its name."""
+    """The number of a class, given its number or its name; -1 is that of an unlabelled example."""
     if value in labels:
         return labels.index(value)
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and re.fullmatch(r"-1|[0-9]+", value):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(labels):
+    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < len(labels):
         raise _FormatError(
             f"{where} has the label {value!r}; expected 0 to {len(labels) - 1}, or one of "
             f"{', '.join(labels)}"

@@ -17,10 +17,10 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from train.benchmarks.step_time import StepTime
+from train.benchmarks.step_time import StepTime, read_step_times
 from train.log import read_records
 from train.report.style import NAMES
-from train.run_folder import COMMAND, CONFIG, RESULT, STEP_TIMES, CheckpointError, read_config
+from train.run_folder import COMMAND, CONFIG, RESULT, CheckpointError, read_config, read_json
 
 SECTIONS = ("alignment", "data", "eval", "model", "name", "optimizer", "seed", "task", "train")
 
@@ -130,10 +130,7 @@ def _runs_in(folder: pathlib.Path) -> list[Run]:
 def _read_run(folder: pathlib.Path) -> Run:
     values, path, result = read_config(folder), folder / RESULT, None
     if path.is_file():
-        try:
-            result = json.loads(path.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: {error}.") from error
+        result = read_json(path)
         # A run may go on with other sections `train` and `eval` than it began with.
         values = result.pop("config", values)
     missing = [name for name in SECTIONS if not isinstance(values, dict) or name not in values]
@@ -159,7 +156,7 @@ def _study(found: Sequence[tuple[pathlib.Path, Run]]) -> Study:
             )
             continue
         runs[label][run.seed] = run
-        measured = _step_times(folder).get(run.values["alignment"]["method"])
+        measured = read_step_times(folder).get(run.values["alignment"]["method"])
         if measured is not None:
             times.setdefault(label, measured)
     for label, seeds in runs.items():
@@ -191,16 +188,6 @@ def _labels(sections: Sequence[Mapping[str, Any]]) -> list[str]:
 def _order(label: str) -> tuple[int, str]:
     method, known = label.partition(":")[0], list(NAMES)
     return (known.index(method) if method in known else len(known), label)
-
-
-def _step_times(folder: pathlib.Path) -> dict[str, StepTime]:
-    path = folder / STEP_TIMES
-    if not path.is_file():
-        return {}
-    try:
-        return {method: StepTime(**time) for method, time in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}.") from error
 
 
 def config_keys(values: Mapping[str, Any]) -> dict[str, Any]:

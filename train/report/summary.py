@@ -60,15 +60,9 @@ def results(study: Study) -> Section:
     if not finished:
         section.missing.append("No run is finished, so there are no results yet.")
         return section
-    metrics = []
-    for name in study.eval["report"]:
-        without = [run for run in _finished(study) if _metric(run, study, name) is None]
-        if without:
-            section.missing.append(
-                f"{name} is left out: {len(without)} of the finished runs do not have it."
-            )
-        else:
-            metrics.append(name)
+    every = [run.result for run in _finished(study) if run.result is not None]
+    metrics, left_out = table.measured(every, study.split, study.eval["report"])
+    section.missing += left_out
     rows = table.comparison(_results(finished), study.times, study.split, metrics)
     columns = [
         name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())

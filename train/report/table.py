@@ -85,6 +85,30 @@ def by_seed(
     }
 
 
+def measured(
+    runs: Sequence[Mapping[str, Any]], split: str, metrics: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Which metrics all runs have.
+
+    Args:
+        runs: what `train.loop.run` returned for each.
+        split: as of `comparison`.
+        metrics: likewise.
+
+    Returns:
+        Those, and a sentence on each of the others.
+    """
+    known, sentences = [], []
+    for name in metrics:
+        of, _, metric = name.rpartition("/")
+        without = sum(metric not in run["metrics"].get(of or split, {}) for run in runs)
+        if without:
+            sentences.append(f"{name} is left out: {without} of the finished runs do not have it.")
+        else:
+            known.append(name)
+    return known, sentences
+
+
 def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
     """The table for the terminal."""
     table = rich.table.Table(title=title, title_justify="left")

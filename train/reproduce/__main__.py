@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ import rich.table
 
 from train import cli
 from train.hardware import hardware
-from train.interruption import OutOfTime
+from train.interruption import Interrupted, OutOfTime
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
@@ -141,6 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import shlex
@@ -18,7 +17,7 @@ from train import cli
 from train.experiment import build_experiment
 from train.interruption import OutOfTime
 from train.registry import ConfigError
-from train.run_folder import TABLE
+from train.run_folder import TABLE, read_json
 from train.sweep import finished_result, run_folder, sweep
 
 ATTACK_PYTHON = "ALIGN_JAX_ATTACK_PYTHON"
@@ -250,7 +249,7 @@ class Attacks:
 
     def _attacked(self, folder: pathlib.Path) -> bool:
         path = folder / f"attack-{self.recipe}.json"
-        return path.is_file() and json.loads(path.read_text())["attacks"] >= self.examples
+        return path.is_file() and read_json(path).get("attacks", 0) >= self.examples
 
     def _folder(self, workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
         return run_folder(workdir / self.of.name, method, seed)

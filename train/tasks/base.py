@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from train.registry import ConfigError
+
 Batch = Mapping[str, Any]
 
 
@@ -108,7 +110,7 @@ class Task:
     def _arguments(self, batch: Batch) -> list[jax.Array]:
         missing = [name for name in self.inputs if name not in batch]
         if missing:
-            raise ValueError(
+            raise ConfigError(
                 f"task.inputs names {missing}, which the data do not have; the batch holds "
                 f"{sorted(batch)}."
             )

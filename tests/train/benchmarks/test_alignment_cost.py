@@ -82,8 +82,9 @@ def test_the_report(tmp_path) -> None:
     assert "1.500 [1.000, 4.000]" in cost_report.row(COST)
     assert len(cost_report.row(COST)) == len(cost_report.HEADER)
     long = alignment_cost.LongCost(32_768, 1.0, 2.0)
-    cost_report.write(tmp_path, "cpu", [COST], [long])
+    cost_report.write(tmp_path, "cpu", [COST], [long], "CPU time")
     written = json.loads((tmp_path / "costs.json").read_text())
+    assert written["clock"] == "CPU time"
     assert written["steps"][0]["ratio"] == 1.5
     assert written["long"][0]["tokens"] == 32_768
     assert (tmp_path / "costs.png").stat().st_size > 10_000

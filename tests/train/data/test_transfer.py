@@ -152,6 +152,7 @@ def test_published_files_are_read_as_they_are(tmp_path) -> None:
         ("a.jsonl", "[1]", "line 1 is no JSON object"),
         ("a.jsonl", '{"sentence": 3, "label": 1}', "line 1: .*sentence is none"),
         ("a.jsonl", '{"sentence": "a", "label": 2}', "line 1 has the label 2; expected 0 to 1, or"),
+        ("a.jsonl", '{"sentence": "a", "label": -2}', "line 1 has the label -2"),
         ("a.jsonl", '{"sentence": "a"}', "line 1 has the label None"),
         ("a.jsonl", "", "holds no examples"),
         ("a.txt", "a\tb\tyes", r"line 1: .*such as \(4, 6\)"),
@@ -161,6 +162,13 @@ def test_bad_lines_are_named(tmp_path, name, line, message) -> None:
     (tmp_path / name).write_text(line)
     with pytest.raises(ConfigError, match=message):
         read_labelled(tmp_path / name, ("sentence",), ("negative", "positive"))
+
+
+def test_examples_without_a_label_are_read(tmp_path) -> None:
+    """People did not agree on some of SNLI's; the data source leaves these out."""
+    lines = ({"sentence": "a", "label": label} for label in (-1, "-1", "1"))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert read_labelled(tmp_path / "a.jsonl", ("sentence",), ("no", "yes"))[1] == [-1, -1, 1]
 
 
 def test_a_label_may_be_a_name(tmp_path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from train.benchmarks.step_time import StepTime
-from train.report.table import comparison, to_json, to_markdown
+from train.report.table import comparison, measured, to_json, to_markdown
 
 
 def result(accuracy: float, mmd: float, alignment: float | None) -> dict:
@@ -48,3 +48,14 @@ def test_markdown_has_a_line_per_method() -> None:
 def test_json_keeps_numbers() -> None:
     assert to_json(ROWS)["none"]["MMD"] == {"mean": 2.0, "std": None}
     assert to_json(ROWS)["none"]["divergence"] is None
+
+
+def test_metrics_that_some_runs_lack_are_named_and_left_out() -> None:
+    runs = [{"metrics": {"test": {"a": 1.0, "b": 2.0}}}, {"metrics": {"test": {"a": 1.0}}}]
+    assert measured(runs, "test", ["a", "b", "dev/a"]) == (
+        ["a"],
+        [
+            "b is left out: 1 of the finished runs do not have it.",
+            "dev/a is left out: 2 of the finished runs do not have it.",
+        ],
+    )
