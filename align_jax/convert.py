@@ -23,6 +23,10 @@ def aligned(model: nn.Module, config: AlignmentConfig) -> "AlignedModel":
     parameters (in evaluation, where it gives the original's outputs bit for bit), and
     `strip_alignment` of its own gives exactly the original's tree.
 
+    A mask of the keys alone is taken for padding of the queries too where both are the same array.
+    As two arguments of an attention that is itself under `nn.remat` or `nn.jit` they never are:
+    call it there as `attention(x)`, or remat the layer around it.
+
     Args:
       model: a Linen module, not yet bound.
       config: what to align, and how.
