@@ -6,6 +6,7 @@ is therefore one matrix product: the highway's gate and transform, and with them
 first layer where critic and navigator read the same cloud (`CriticAndNavigator`).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -152,7 +153,7 @@ class Discriminator(Critic):
       (2,)
     """
 
-    features: int = 1
+    features: int = dataclasses.field(default=1, init=False)
 
     @nn.compact
     def __call__(  # type: ignore[override]  # nothing is read beside it

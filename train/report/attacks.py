@@ -22,26 +22,32 @@ NUMBERS = {
 
 
 def attacks(study: Study) -> list[Section]:
-    """A section with a table per recipe; none where no run was attacked.
+    """A section with a table per recipe and split; none where no run was attacked.
 
     Raises:
-        CheckpointError: a file is damaged.
+        CheckpointError: a file is damaged, or two of a run hold attacks of one recipe and split.
     """
-    recipes: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    tables: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     for method, runs in study.finished.items():
         for seed, run in runs.items():
             for content in _attacks_on(run):
-                of_method = recipes.setdefault(content["recipe"], {}).setdefault(method, {})
+                group = content["recipe"], content["split"]
+                of_method = tables.setdefault(group, {}).setdefault(method, {})
+                if seed in of_method:
+                    raise CheckpointError(
+                        f"{run.folder} holds two files of attacks by {group[0]} on {group[1]}; "
+                        f"move one away."
+                    )
                 of_method[seed] = content
-    if not recipes:
+    if not tables:
         return []
     section = Section("Attacks", printed=True)
     section.text = (
         "A failed attack left the model's right answer right. Means and standard deviations over "
         "seeds; what the model had wrong from the start is not attacked."
     )
-    for recipe, found in recipes.items():
-        section.tables.append(_table(recipe, found))
+    for (recipe, split), found in tables.items():
+        section.tables.append(_table(recipe, split, found))
         section.sentences += [f"{recipe}: {sentence}" for sentence in _differences(found)]
     return [section]
 
@@ -59,7 +65,7 @@ def _attacks_on(run: Run) -> list[dict[str, Any]]:
     return [content for content in found if content["attacks"]]
 
 
-def _table(recipe: str, found: dict[str, dict[int, dict[str, Any]]]) -> Table:
+def _table(recipe: str, split: str, found: dict[str, dict[int, dict[str, Any]]]) -> Table:
     paper = FAILED_ATTACKS.get(recipe, {})
     columns = ["method", "seeds", "attacks", *NUMBERS.values()]
     rows = []
@@ -73,8 +79,7 @@ def _table(recipe: str, found: dict[str, dict[int, dict[str, Any]]]) -> Table:
         if paper:
             row.append(f"{paper[method]:.1f}" if method in paper else NOTHING)
         rows.append(row)
-    splits = sorted({content["split"] for runs in found.values() for content in runs.values()})
-    caption = f"{recipe}, examples of {', '.join(splits)}."
+    caption = f"{recipe}, examples of {split}."
     if paper:
         columns.append("the paper, %")
         caption += " The paper: Table 3, mean over five tasks, 1000 attacks each."

@@ -39,6 +39,18 @@ def test_failed_attacks_are_means_over_seeds_beside_the_paper(runs) -> None:
     assert sentence.startswith("bae: CT, failed attacks, %: +5.0000 over plain")
 
 
+def test_splits_are_kept_apart_and_none_counts_twice(runs) -> None:
+    file = runs / "ct-seed0" / "attack-bae.json"
+    other = json.loads(file.read_text())
+    (runs / "ct-seed0" / "attack-bae-test.json").write_text(json.dumps(other | {"split": "test"}))
+    (section,) = attacks(read_studies([runs])[0])
+    assert [len(table.rows) for table in section.tables] == [2, 1]
+    assert ["validation" in table.caption for table in section.tables] == [True, False]
+    (runs / "ct-seed0" / "attack-bae-2.json").write_text(json.dumps(other))
+    with pytest.raises(CheckpointError, match="two files of attacks by bae on validation"):
+        attacks(read_studies([runs])[0])
+
+
 def test_without_attacks_there_is_no_section_and_a_damaged_file_is_named(runs) -> None:
     study = read_studies([runs])[0]
     for path in runs.glob("*/attack-bae.json"):
