@@ -6,7 +6,6 @@ is therefore one matrix product: the highway's gate and transform, and with them
 first layer where critic and navigator read the same cloud (`CriticAndNavigator`).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,7 +152,7 @@ class Discriminator(Critic):
       (2,)
     """
 
-    features: int = dataclasses.field(default=1, init=False)
+    features: int = 1
 
     @nn.compact
     def __call__(  # type: ignore[override]  # nothing is read beside it
