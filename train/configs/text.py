@@ -59,7 +59,8 @@ def use_minilm(config: ConfigDict, examples: int, epochs: int) -> None:
     """
     config.model.pretrained = MINILM
     config.model.pooling = "mean"
-    # With 0.1 instead, this model learns far more slowly: after an epoch of MRPC 74 against 79 %.
+    # With 0.1 instead, this model learns far more slowly (after an epoch of MRPC 73 against 77 %),
+    # and comes no farther in six epochs than in four without.
     config.model.dropout = config.model.attention_dropout = 0.0
     config.data.max_length = 128
     config.data.buckets = (16, 32, 48, 64, 80, 96, 128)  # most texts are short
