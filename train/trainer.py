@@ -142,11 +142,12 @@ class Trainer:
                 self._evaluate(log)
             interrupted = interruption.reached(self.step)
             late = deadline is not None and time.monotonic() >= deadline and self.step < last
-            if interrupted or late:
+            stop = interrupted or late
+            if stop:
                 self._record(log)
-            if interrupted or late or self._due(config.train.checkpoint_every):
+            if stop or self._due(config.train.checkpoint_every):
                 self._save()
-            if interrupted or late:
+            if stop:
                 self.checkpoints.wait()
                 why, error = (
                     ("Told to stop (SIGTERM)", Interrupted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from train.report.contents import Section, Table
@@ -11,7 +10,7 @@ from train.report.runs import Run, Study
 from train.report.statistics import PLAIN, findings
 from train.report.style import method_name
 from train.report.summary import NOTHING, mean_and_spread
-from train.run_folder import CheckpointError
+from train.run_folder import CheckpointError, read_json
 
 # What a file says of all its attacks, and the column that shows it.
 NUMBERS = {
@@ -55,10 +54,10 @@ def attacks(study: Study) -> list[Section]:
 def _attacks_on(run: Run) -> list[dict[str, Any]]:
     found = []
     for path in sorted(run.folder.glob("attack-*.json")):
+        content = read_json(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             found.append({name: content[name] for name in ("recipe", "split", "attacks", *NUMBERS)})
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
             raise CheckpointError(
                 f"{path} is damaged, or no file of train.attack: {error}."
             ) from error
