@@ -261,5 +261,5 @@ def test_bad_masks_are_named(case):
     arrays = case.arrays()
     with pytest.raises(ValueError, match=r"query_mask must have shape \(3, 5\), got \(3, 7\)"):
         case.function(*arrays, query_mask=np.ones((B, M), bool))
-    with pytest.raises(TypeError, match="key_mask must be bool .* got int32"):
+    with pytest.raises(TypeError, match="key_mask must be a bool array .*, got int32"):
         case.function(*arrays, key_mask=np.ones((B, M), np.int32))
