@@ -6,8 +6,10 @@ kernel then clears some 260,000 of them per step of MiniLM (32 pairs), a sixth o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
@@ -26,3 +28,18 @@ def restart_with_huge_pages() -> None:
     if module.partition(".")[0] == "train":
         os.environ[VARIABLE] = ":".join(filter(None, [tunables, f"{SETTING}=1"]))
         os.execv(sys.executable, sys.orig_argv)
+
+
+@contextlib.contextmanager
+def children_without_huge_pages() -> Iterator[None]:
+    """Processes started meanwhile have glibc's memory as it comes, whatever this process has."""
+    tunables = os.environ.get(VARIABLE)
+    if tunables is None:
+        yield
+        return
+    others = [option for option in tunables.split(":") if not option.startswith(f"{SETTING}=")]
+    os.environ[VARIABLE] = ":".join(others)
+    try:
+        yield
+    finally:
+        os.environ[VARIABLE] = tunables

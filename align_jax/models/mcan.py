@@ -23,6 +23,7 @@ from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import dot_product_attention
 from align_jax.models.dropout import Dropout
+from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
 
 
@@ -204,6 +205,8 @@ class Layer(nn.Module):
                 dropout_rate=config.attention_dropout,
                 force_fp32_for_softmax=True,
                 attention_fn=functools.partial(dot_product_attention, training=not deterministic),
+                qkv_dot_general=flat_dot_general,
+                out_dot_general=flat_dot_general,
                 alignment=config.alignment,
                 name=name,
             )(
@@ -244,7 +247,9 @@ class Reduction(nn.Module):
 
 
 def _dense(config: MCANConfig, features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=jnp.dtype(config.dtype), name=name)
+    return nn.Dense(
+        features, dtype=jnp.dtype(config.dtype), dot_general=flat_dot_general, name=name
+    )
 
 
 def _norm(config: MCANConfig, name: str) -> nn.LayerNorm:

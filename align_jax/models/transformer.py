@@ -25,6 +25,7 @@ from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import dot_product_attention
 from align_jax.models.dropout import Dropout
+from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
 
 
@@ -148,6 +149,7 @@ def dense(config: EncoderConfig, features: int, name: str, dtype: Any = None) ->
         features,
         dtype=jnp.dtype(config.dtype) if dtype is None else dtype,
         kernel_init=nn.initializers.normal(config.initializer_range),
+        dot_general=flat_dot_general,
         name=name,
     )
 
@@ -240,6 +242,8 @@ class TransformerLayer(nn.Module):
             dropout_rate=config.attention_dropout,
             force_fp32_for_softmax=True,
             attention_fn=functools.partial(dot_product_attention, training=not deterministic),
+            qkv_dot_general=flat_dot_general,
+            out_dot_general=flat_dot_general,
             alignment=config.alignment,
             name="attention",
         )(

@@ -44,3 +44,21 @@ def test_importing_the_package_leaves_the_process_as_it_is() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert done.stdout.strip() == "None"
+
+
+@pytest.mark.parametrize(
+    ("tunables", "expected"),
+    [
+        (None, None),
+        ("glibc.malloc.hugetlb=1", ""),
+        ("a.b=2:glibc.malloc.hugetlb=1", "a.b=2"),
+    ],
+)
+def test_children_without_huge_pages(monkeypatch, tunables, expected) -> None:
+    if tunables is None:
+        monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(huge_pages.VARIABLE, tunables)
+    with huge_pages.children_without_huge_pages():
+        assert os.environ.get(huge_pages.VARIABLE) == expected
+    assert os.environ.get(huge_pages.VARIABLE) == tunables

@@ -5,12 +5,17 @@
 Needs torch and transformers. Both train the same checkpoint with the same head on the same batch,
 the first of the config's data, with the config's dropout, AdamW and clipping. Each runs in a
 process of its own, with as many threads as its library takes by default. The processes take turns:
-while one trains the other waits, so that whatever else the machine does meets both. What counts is
+while one trains the others wait, so that whatever else the machine does meets all. What counts is
 the median of the rounds' ratios.
+
+PyTorch runs twice: as it comes, and with huge pages (`train.huge_pages`), which `python -m train`
+sees to by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import multiprocessing
 import statistics
 import time
@@ -28,6 +33,7 @@ from train import cli
 from train.benchmarks.step_time import stepper
 from train.data.text import checkpoint_folder
 from train.experiment import build_experiment
+from train.huge_pages import children_without_huge_pages
 from train.registry import ConfigError
 
 CONFIG = cli.define_config_flag()
@@ -72,10 +78,23 @@ def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) ->
     return step
 
 
-# What makes a function that takes one training step, out of a config and a batch.
-STEPPERS: dict[str, Callable[[ConfigDict, Any], Stepper]] = {
-    "align_jax": stepper,
-    "transformers": transformers_stepper,
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """Who takes the steps.
+
+    Attributes:
+        stepper: makes a function that takes one training step, out of a config and a batch.
+        huge_pages: False if its process is to have memory as it comes.
+    """
+
+    stepper: Callable[[ConfigDict, Any], Stepper]
+    huge_pages: bool = True
+
+
+CONTESTANTS = {
+    "align_jax": Contestant(stepper),
+    "transformers": Contestant(transformers_stepper, huge_pages=False),
+    "transformers, huge pages": Contestant(transformers_stepper),
 }
 
 
@@ -91,10 +110,12 @@ def measure(
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
-    for name in STEPPERS:
+    for name, contestant in CONTESTANTS.items():
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(name, theirs, config, dict(batch)))
-        process.start()
+        pages = contextlib.nullcontext() if contestant.huge_pages else children_without_huge_pages()
+        with pages:
+            process.start()
         theirs.close()
         workers[name] = (process, ours)
     times: dict[str, list[float]] = {name: [] for name in workers}
@@ -125,7 +146,7 @@ def _work(name: str, pipe: Connection, config: ConfigDict, batch: dict[str, np.n
     """Takes as many steps as it is told to, and answers with the seconds per step."""
     cli.use_compilation_cache()
     try:
-        step = STEPPERS[name](config, batch)
+        step = CONTESTANTS[name].stepper(config, batch)
         while True:
             steps = pipe.recv()
             start = time.perf_counter()

@@ -1,0 +1,89 @@
+"""The product of flattened matrices against NumPy's, and in flax's dense layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax.models.flat_dot_general import flat_dot_general
+
+# Shapes of inputs and kernel, the axes that are contracted, the axes of the batch.
+PRODUCTS = {
+    "a dense layer's": ((2, 5, 4), (4, 3), ((2,), (0,)), ((), ())),
+    "to heads": ((2, 5, 4), (4, 3, 2), ((2,), (0,)), ((), ())),
+    "from heads": ((2, 5, 3, 2), (3, 2, 4), ((2, 3), (0, 1)), ((), ())),
+    "no axes but the contracted": ((4,), (4, 3), ((0,), (0,)), ((), ())),
+    "no tokens": ((2, 0, 4), (4, 3), ((2,), (0,)), ((), ())),
+    "another order": ((3, 2, 5), (2, 3, 4), ((1, 0), (0, 1)), ((), ())),
+    "a kernel's last axis": ((2, 5, 4), (3, 4), ((2,), (1,)), ((), ())),
+    "with a batch": ((2, 5, 4), (2, 4, 3), ((2,), (1,)), ((0,), (0,))),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_values_and_gradients(product) -> None:
+    lhs_shape, rhs_shape, axes, batch = PRODUCTS[product]
+    random = np.random.default_rng(0)
+    lhs, rhs = random.normal(size=lhs_shape), random.normal(size=rhs_shape)
+
+    def oracle(lhs, rhs):
+        if batch[0]:
+            return np.einsum("bik,bkj->bij", lhs, rhs)
+        return np.tensordot(lhs, rhs, axes)
+
+    expected = oracle(lhs, rhs)
+    weight = random.normal(size=expected.shape)
+    value, pullback = jax.vjp(
+        lambda lhs, rhs: flat_dot_general(lhs, rhs, (axes, batch)),
+        jnp.asarray(lhs, jnp.float32),
+        jnp.asarray(rhs, jnp.float32),
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    # The product is linear in each operand, so that its differences are exact.
+    for which, gradient in enumerate(pullback(jnp.asarray(weight, jnp.float32))):
+        operands = [lhs, rhs]
+        direction = random.normal(size=operands[which].shape)
+        operands[which] = direction
+        np.testing.assert_allclose(
+            (np.asarray(gradient, np.float64) * direction).sum(),
+            (weight * oracle(*operands)).sum(),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Dense(3, dot_general=flat_dot_general), (2, 5, 4)),
+        (nn.DenseGeneral((3, 2), dot_general=flat_dot_general), (2, 5, 4)),
+        (nn.DenseGeneral(4, axis=(-2, -1), dot_general=flat_dot_general), (2, 5, 3, 2)),
+    ],
+)
+def test_in_a_layer_every_product_is_of_two_matrices(layer, shape) -> None:
+    """What it is for: the gradients too contract over one axis alone."""
+    inputs = jnp.ones(shape)
+    params = layer.init(jax.random.key(0), inputs)
+
+    def loss(params, inputs):
+        return (layer.apply(params, inputs) ** 2).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, inputs)
+    products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert len(products) == 3  # the layer's, and the gradients of inputs and kernel
+    for eqn in products:
+        assert [var.aval.ndim for var in eqn.invars] == [2, 2]
+
+
+def test_precision_and_dtype_are_passed_on() -> None:
+    lhs, rhs = jnp.ones((2, 5, 4), jnp.bfloat16), jnp.ones((4, 3), jnp.bfloat16)
+    numbers = (((2,), (0,)), ((), ()))
+    wide = flat_dot_general(
+        lhs, rhs, numbers, precision="highest", preferred_element_type=jnp.float32
+    )
+    assert wide.dtype == jnp.float32
+    text = jax.jit(
+        lambda lhs, rhs: flat_dot_general(lhs, rhs, numbers, precision="highest")
+    ).lower(lhs, rhs).as_text()  # fmt: skip
+    assert "HIGHEST" in text
