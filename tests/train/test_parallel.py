@@ -43,3 +43,15 @@ def test_replicas_are_equal_and_come_back() -> None:
 def test_an_unknown_way_of_running_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match='did you mean "pmap"'):
         make_parallel("pmapp")
+
+
+@pytest.mark.parametrize("name", ["pmap", "mesh"])
+def test_on_one_device_nothing_has_a_device_axis(name: str) -> None:
+    """With one, XLA copies the whole state in every step."""
+    parallel = make_parallel(name, jax.local_devices()[:1])
+    tree = {"w": np.arange(6.0).reshape(2, 3)}
+    assert parallel.place(tree)["w"].shape == (2, 3)
+    np.testing.assert_array_equal(parallel.first(parallel.place(tree))["w"], tree["w"])
+    shares = parallel.shard(batch(3))
+    assert shares["x"].shape == (3, 2)
+    np.testing.assert_array_equal(parallel.join(shares)["x"], batch(3)["x"])
