@@ -24,6 +24,7 @@ from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import dot_product_attention
 from align_jax.models.dropout import Dropout
 from align_jax.models.flat_dot_general import flat_dot_general
+from align_jax.models.layer_norm import LayerNorm
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
 
 
@@ -252,8 +253,8 @@ def _dense(config: MCANConfig, features: int, name: str) -> nn.Dense:
     )
 
 
-def _norm(config: MCANConfig, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(dtype=jnp.dtype(config.dtype), name=name)
+def _norm(config: MCANConfig, name: str) -> LayerNorm:
+    return LayerNorm(dtype=jnp.dtype(config.dtype), name=name)
 
 
 def _check_inputs(

@@ -26,6 +26,7 @@ from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import dot_product_attention
 from align_jax.models.dropout import Dropout
 from align_jax.models.flat_dot_general import flat_dot_general
+from align_jax.models.layer_norm import LayerNorm
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
 
 
@@ -154,16 +155,9 @@ def dense(config: EncoderConfig, features: int, name: str, dtype: Any = None) ->
     )
 
 
-def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
+def layer_norm(config: EncoderConfig, name: str) -> LayerNorm:
     """LayerNorm as these models have it."""
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_epsilon,
-        dtype=jnp.dtype(config.dtype),
-        # E[x^2] - E[x]^2 loses digits where one feature is far larger than the others, which
-        # trained BERTs have.
-        use_fast_variance=False,
-        name=name,
-    )
+    return LayerNorm(config.layer_norm_epsilon, jnp.dtype(config.dtype), name=name)
 
 
 class Embeddings(nn.Module):
