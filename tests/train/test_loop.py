@@ -14,11 +14,11 @@ import rich.console
 
 from tests.train.tiny_glue import fake_glue, tiny_checkpoint
 from tests.train.tiny_glue import tiny_config as tiny_config_of_texts
-from train import loop, parallel
+from train import loop, mesh
 from train.data.digits import Digits
 from train.interruption import Interrupted, OutOfTime
 from train.log import read_records
-from train.parallel import Pmap
+from train.mesh import MeshRunner
 from train.registry import ConfigError
 from train.run_folder import CheckpointError
 from train.trainer import Trainer, TrainingDiverged
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_the_best_only_by_its_own_evaluation(tmp_path, tiny_conf
 def test_a_mistake_in_the_evaluation_shows_before_the_first_step(
     tmp_path, tiny_config, monkeypatch, section, key, value, message
 ) -> None:
-    monkeypatch.setattr(Pmap, "train_step", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(MeshRunner, "train_step", lambda *_: pytest.fail("trained"))
     config = tiny_config()
     config[section][key] = value
     with pytest.raises(ConfigError, match=message):
@@ -136,7 +136,7 @@ def test_another_evaluation_of_a_finished_run_is_recorded(tmp_path, tiny_config)
 
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch) -> None:
     config, workdir, first, _ = finished
-    monkeypatch.setattr(Pmap, "train_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(MeshRunner, "train_step", lambda *_: pytest.fail("trained again"))
     again, _ = run(config, workdir)
     assert again["metrics"] == first["metrics"]
     assert again["alignment"] == first["alignment"]
@@ -268,9 +268,11 @@ def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_pat
     "It goes on with the numbers of one that stayed",
 )
 @pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
-def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config) -> None:
+@pytest.mark.parametrize("way", ["pmap", "mesh"])
+def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, way) -> None:
     settings = {"optimizer__epsilon": 1e-3, "optimizer__decay": "constant"}
-    cut = tiny_config(train__steps=3, train__parallel="mesh", train__mesh_fsdp=True, **settings)
+    fsdp = way == "mesh"
+    cut = tiny_config(train__steps=3, train__parallel=way, train__mesh_fsdp=fsdp, **settings)
     loop.run(cut, tmp_path / "moved", devices=jax.local_devices()[:4], summary=False)
     config = tiny_config(**settings)
     loop.run(config, tmp_path / "moved", devices=DEVICES, summary=False)
@@ -287,7 +289,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config) -> None:
     "Saves and exits; the same command goes on, bitwise",
 )
 def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, tiny_config, monkeypatch) -> None:
-    step, taken = Pmap.train_step, []
+    step, taken = MeshRunner.train_step, []
 
     def terminated(self, *arguments):
         taken.append(1)
@@ -296,7 +298,7 @@ def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, tiny_config, monkeypa
         return step(self, *arguments)
 
     config = tiny_config("ct", train__checkpoint_every=0)
-    monkeypatch.setattr(Pmap, "train_step", terminated)
+    monkeypatch.setattr(MeshRunner, "train_step", terminated)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="after step 2 of 6"):
         run(config, tmp_path / "cut")
@@ -376,7 +378,7 @@ def test_one_compilation_per_shape_of_batch(tmp_path, monkeypatch) -> None:
     config = tiny_config_of_texts(tiny_checkpoint(tmp_path / "bert"), method="ct").unlock()
     config.data.buckets, config.train.steps, config.eval.every = (16, 32), 20, 20
     traced, shapes = [], []
-    step, shard = parallel.train_step, Pmap.shard
+    step, shard = mesh.train_step, MeshRunner.shard
 
     def counting(state, batch, **options):
         traced.append(batch["input_ids"].shape)
@@ -386,8 +388,8 @@ def test_one_compilation_per_shape_of_batch(tmp_path, monkeypatch) -> None:
         shapes.append(batch["input_ids"].shape)
         return shard(self, batch)
 
-    monkeypatch.setattr(parallel, "train_step", counting)
-    monkeypatch.setattr(Pmap, "shard", recording)
+    monkeypatch.setattr(mesh, "train_step", counting)
+    monkeypatch.setattr(MeshRunner, "shard", recording)
     run(config.lock(), tmp_path / "run")
     trained = set(shapes[:20])
     assert len(trained) == 2
