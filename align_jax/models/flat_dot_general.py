@@ -1,30 +1,40 @@
-"""Dense layers as products of two matrices, which XLA differentiates into faster code on a CPU."""
+"""Dense layers as products of two matrices, with a derivative that XLA computes faster on a CPU."""
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
+import jax
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
+
+# Inner product of rows and columns, and of columns and columns.
+_ROWS_COLUMNS = (((1,), (0,)), ((), ()))
+_COLUMNS_COLUMNS = (((0,), (0,)), ((), ()))
 
 
 def flat_dot_general(
-    lhs: Array, rhs: Array, dimension_numbers: Any, precision: Any = None, **options: Any
+    lhs: Array,
+    rhs: Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
 ) -> Array:
     """`jax.lax.dot_general`, with the axes that belong together merged into one first.
 
     For the `dot_general` of flax's layers. The gradient of a kernel contracts over batch and
     tokens. If these are two axes, XLA on a CPU copies the larger operand into another order first,
-    and takes a slower product: 77 instead of 45 ms for 32 x 64 tokens from 384 to 1536 features on
-    one core.
+    and takes a slower product. A step of MiniLM (32 x 64 tokens, 2 cores) takes a fifth less time
+    with merged axes, and again a seventh less with `_product`.
 
     Args:
         lhs: [..., *contracted], the inputs.
         rhs: [*contracted, ...], the kernel.
         dimension_numbers: as of `jax.lax.dot_general`.
         precision: as of `jax.lax.dot_general`.
-        **options: others of `jax.lax.dot_general`.
+        preferred_element_type: as of `jax.lax.dot_general`.
 
     Returns:
         What `jax.lax.dot_general` returns. Products of another form than the above go to it as
@@ -41,15 +51,38 @@ def flat_dot_general(
     trailing = tuple(range(kept, lhs.ndim))
     leading = tuple(range(len(rhs_axes)))
     if any(batch_axes) or tuple(lhs_axes) != trailing or tuple(rhs_axes) != leading or not kept:
-        return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision, **options)
+        return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type)
     outer, inner = lhs.shape[:kept], lhs.shape[kept:]
     columns = rhs.shape[len(leading) :]
     width = math.prod(inner)
-    product = lax.dot_general(
-        lhs.reshape(math.prod(outer), width),
-        rhs.reshape(width, math.prod(columns)),
-        (((1,), (0,)), ((), ())),
-        precision=precision,
-        **options,
-    )
+    rows, kernel = lhs.reshape(math.prod(outer), width), rhs.reshape(width, math.prod(columns))
+    if jax.default_backend() == "cpu":
+        product = _product(rows, kernel, precision, preferred_element_type)
+    else:
+        product = lax.dot_general(rows, kernel, _ROWS_COLUMNS, precision, preferred_element_type)
     return product.reshape(outer + columns)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _product(
+    rows: Float[Array, "T K"], kernel: Float[Array, "K F"], precision: Any, dtype: Any
+) -> Float[Array, "T F"]:
+    return lax.dot_general(rows, kernel, _ROWS_COLUMNS, precision, dtype)
+
+
+@_product.defjvp
+def _product_jvp(
+    precision: Any,
+    dtype: Any,
+    primals: tuple[Array, Array],
+    tangents: tuple[Array, Array],
+) -> tuple[Array, Array]:
+    """The kernel's tangent is multiplied by transposed rows that XLA may not fold into the product.
+
+    Backwards that makes the kernel's gradient a product of two matrices as they lie in memory.
+    """
+    (rows, kernel), (rows_tangent, kernel_tangent) = primals, tangents
+    columns = lax.optimization_barrier(rows.T)
+    from_rows = lax.dot_general(rows_tangent, kernel, _ROWS_COLUMNS, precision, dtype)
+    from_kernel = lax.dot_general(columns, kernel_tangent, _COLUMNS_COLUMNS, precision, dtype)
+    return _product(rows, kernel, precision, dtype), from_rows + from_kernel
