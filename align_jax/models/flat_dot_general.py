@@ -10,8 +10,9 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
-# Inner product of rows and columns, and of columns and columns.
+# Inner products of rows and columns, and so on.
 _ROWS_COLUMNS = (((1,), (0,)), ((), ()))
+_ROWS_ROWS = (((1,), (1,)), ((), ()))
 _COLUMNS_COLUMNS = (((0,), (0,)), ((), ()))
 
 
@@ -77,12 +78,18 @@ def _product_jvp(
     primals: tuple[Array, Array],
     tangents: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    """The kernel's tangent is multiplied by transposed rows that XLA may not fold into the product.
+    """Backwards, the kernel's gradient is a product of two matrices as they lie in memory.
 
-    Backwards that makes the kernel's gradient a product of two matrices as they lie in memory.
+    It contracts over the rows, T, so that one of two matrices has to be transposed first: here the
+    narrower one, behind a barrier, without which XLA folds the transpose into a slower product.
     """
     (rows, kernel), (rows_tangent, kernel_tangent) = primals, tangents
-    columns = lax.optimization_barrier(rows.T)
     from_rows = lax.dot_general(rows_tangent, kernel, _ROWS_COLUMNS, precision, dtype)
-    from_kernel = lax.dot_general(columns, kernel_tangent, _COLUMNS_COLUMNS, precision, dtype)
+    barrier = lax.optimization_barrier
+    if kernel.shape[0] <= kernel.shape[1]:
+        columns = barrier(rows.T)
+        from_kernel = lax.dot_general(columns, kernel_tangent, _COLUMNS_COLUMNS, precision, dtype)
+    else:
+        transposed = lax.dot_general(kernel_tangent.T, rows, _ROWS_ROWS, precision, dtype)
+        from_kernel = barrier(transposed).T
     return _product(rows, kernel, precision, dtype), from_rows + from_kernel
