@@ -13,7 +13,7 @@ def works_in_cache() -> bool:
 
 
 def spread_by_compiler() -> bool:
-    """Whether a mesh is set some of whose axes the compiler may cut arrays along.
+    """Whether several devices form a mesh that the compiler may cut arrays along.
 
     Inside `jax.pmap` and `jax.shard_map` a function sees its own share, which no one cuts again.
 
@@ -22,4 +22,5 @@ def spread_by_compiler() -> bool:
       False
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    several = not mesh.empty and mesh.size > 1
+    return several and any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)
