@@ -95,10 +95,10 @@ class MeshRunner:
         if count > 1:
             batch = pad(batch, -(-len(batch["mask"]) // count) * count)
         # A batch that cannot be cut, whose arrays differ in length, is on one device as it is.
-        return {
-            name: jax.make_array_from_process_local_data(self._rows, np.asarray(x))
-            for name, x in batch.items()
-        }
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self._rows, np.asarray(x)),
+            dict(batch),
+        )
 
     def first(self, tree: Any) -> Any:
         """Whole arrays, as NumPy arrays."""
