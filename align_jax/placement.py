@@ -22,5 +22,4 @@ def spread_by_compiler() -> bool:
       False
     """
     mesh = jax.sharding.get_abstract_mesh()
-    several = not mesh.empty and mesh.size > 1
-    return several and any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    return mesh.size > 1 and any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)

@@ -117,8 +117,6 @@ class Pmap:
         Rows that are missing for equal shares are filled in with mask False.
         """
         count = len(self.devices)
-        if count == 1:  # nothing to cut: also a batch that cannot be, whose arrays differ in length
-            return jax.device_put(jax.tree.map(lambda x: x[None], dict(batch)), self._sharding)
         rows = -(-len(batch["mask"]) // count)
         padded = pad(batch, rows * count)
         shares = {name: x.reshape(count, rows, *x.shape[1:]) for name, x in padded.items()}

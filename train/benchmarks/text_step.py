@@ -84,16 +84,16 @@ class Contestant:
 
     Attributes:
         stepper: makes a function that takes one training step, out of a config and a batch.
-        huge_pages: False if its process is to have memory as it comes.
+        surroundings: makes the context in which its process is started.
     """
 
     stepper: Callable[[ConfigDict, Any], Stepper]
-    huge_pages: bool = True
+    surroundings: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 CONTESTANTS = {
     "align_jax": Contestant(stepper),
-    "transformers": Contestant(transformers_stepper, huge_pages=False),
+    "transformers": Contestant(transformers_stepper, children_without_huge_pages),
     "transformers, huge pages": Contestant(transformers_stepper),
 }
 
@@ -113,8 +113,7 @@ def measure(
     for name, contestant in CONTESTANTS.items():
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(name, theirs, config, dict(batch)))
-        pages = contextlib.nullcontext() if contestant.huge_pages else children_without_huge_pages()
-        with pages:
+        with contestant.surroundings():
             process.start()
         theirs.close()
         workers[name] = (process, ours)
