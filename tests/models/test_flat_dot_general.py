@@ -1,5 +1,6 @@
 """The product of flattened matrices against NumPy's, and in flax's dense layers."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -118,3 +119,68 @@ def test_precision_and_dtype_are_passed_on() -> None:
         lambda lhs, rhs: flat_dot_general(lhs, rhs, numbers, precision="highest")
     ).lower(lhs, rhs).as_text()  # fmt: skip
     assert "HIGHEST" in text
+
+
+BFLOAT16 = {
+    "operands of bfloat16": (jnp.bfloat16, None),
+    "asked for": (jnp.float32, jax.lax.DotAlgorithmPreset.BF16_BF16_F32),
+    "asked for by name": (jnp.float32, "BF16_BF16_F32"),
+}
+
+
+@pytest.mark.parametrize("operands", BFLOAT16)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_bfloat16_are_summed_in_float32(operands, transposed) -> None:
+    """Value and gradients are the exact products of rounded operands, rounded once more at most."""
+    dtype, precision = BFLOAT16[operands]
+    random = np.random.default_rng(0)
+    rows, kernel, weight = (
+        jnp.asarray(random.normal(size=shape), jnp.bfloat16)
+        for shape in ((6, 500), (500, 4), (6, 4))
+    )
+
+    def product(rows, kernel):
+        value = flat_dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision)
+        return value.T if transposed else value
+
+    @jax.jit
+    def results(rows, kernel, weight):
+        value, pullback = jax.vjp(product, rows, kernel)
+        return value, *pullback(weight.T if transposed else weight)
+
+    found = results(*(x.astype(dtype) for x in (rows, kernel, weight)))
+    rows, kernel, weight = (np.asarray(x, np.float64) for x in (rows, kernel, weight))
+    value = rows @ kernel
+    expected = (value.T if transposed else value, weight @ kernel.T, rows.T @ weight)
+    for one, exact in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        tolerance = 2.0**-8 if dtype == jnp.bfloat16 else 1e-5
+        np.testing.assert_allclose(np.asarray(one, np.float64), exact, rtol=tolerance, atol=1e-4)
+
+
+def test_jaxs_setting_asks_for_products_of_bfloat16() -> None:
+    x = jnp.full((1, 1), 1.0 + 2.0**-10)
+
+    def product():
+        return float(flat_dot_general(x, jnp.ones((1, 1)), (((1,), (0,)), ((), ())))[0, 0])
+
+    assert product() == 1.0 + 2.0**-10
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        assert product() == 1.0
+
+
+def test_many_products_of_bfloat16_at_once() -> None:
+    random = np.random.default_rng(0)
+    lhs, rhs = (jnp.asarray(random.normal(size=s), jnp.bfloat16) for s in ((3, 5, 4), (3, 4, 6)))
+
+    def loss(dot_general, lhs, rhs):
+        return (dot_general(lhs, rhs, (((1,), (0,)), ((), ()))).astype(jnp.float32) ** 2).sum()
+
+    ours, jaxs = (
+        jax.jit(jax.vmap(jax.grad(functools.partial(loss, dot_general), argnums=(0, 1))))(lhs, rhs)
+        for dot_general in (flat_dot_general, jax.lax.dot_general)
+    )
+    for one, other in zip(ours, jaxs, strict=True):
+        np.testing.assert_allclose(
+            one.astype(jnp.float32), other.astype(jnp.float32), rtol=0.05, atol=0.1
+        )
