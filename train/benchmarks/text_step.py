@@ -8,6 +8,9 @@ process of its own, with as many threads as its library takes by default. The pr
 while one trains the others wait, so that whatever else the machine does meets all. What counts is
 the median of the rounds' ratios.
 
+With JAX_DEFAULT_MATMUL_PRECISION=BF16_BF16_F32 in the environment the dense layers' products are of
+bfloat16, summed in float32, and so are PyTorch's products of float32 ("medium").
+
 PyTorch runs twice: as it comes, and with huge pages (`train.huge_pages`), which `python -m train`
 sees to by itself.
 """
@@ -23,6 +26,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+import jax
 import numpy as np
 import rich.console
 import rich.table
@@ -48,6 +52,8 @@ def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) ->
     import torch
     import transformers
 
+    if jax.config.jax_default_matmul_precision == "BF16_BF16_F32":  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision("medium")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         checkpoint_folder(config.model.pretrained, config.model.revision, config.model.offline),
         hidden_dropout_prob=config.model.dropout,
