@@ -12,7 +12,7 @@ CPU_INFO = pathlib.Path("/proc/cpuinfo")  # of Linux
 
 
 def hardware() -> str:
-    """The devices, the processor, and the version of jax.
+    """The devices, the processor, the version of jax, and the precision of products if it is set.
 
     Example:
         >>> hardware()  # doctest: +SKIP
@@ -21,7 +21,9 @@ def hardware() -> str:
     devices = jax.local_devices()
     cores = f"{_cores()} cores of {_processor()}"
     parts = [] if devices[0].platform == "cpu" else [f"{len(devices)} x {devices[0].device_kind}"]
-    return "; ".join([*parts, cores, f"jax {jax.__version__}"])
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    products = [f"matrix products {precision}"] if precision else []
+    return "; ".join([*parts, cores, f"jax {jax.__version__}", *products])
 
 
 def _cores() -> int:
