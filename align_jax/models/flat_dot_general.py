@@ -17,6 +17,8 @@ _ROWS_COLUMNS = (((1,), (0,)), ((), ()))
 _ROWS_ROWS = (((1,), (1,)), ((), ()))
 _COLUMNS_COLUMNS = (((0,), (0,)), ((), ()))
 _ALGORITHM = "BF16_BF16_F32"
+# JAX 0.6 can prescribe a layout in compiled functions alone.
+_PRESCRIBES_LAYOUTS = not hasattr(layout, "DeviceLocalLayout")
 
 
 def flat_dot_general(
@@ -108,6 +110,8 @@ def _product_jvp(
 
 def _in_bfloat16(rows: Array, kernel: Array, precision: Any) -> bool:
     """Whether the operands are of bfloat16, or shall be rounded to it."""
+    if not _PRESCRIBES_LAYOUTS:
+        return False
     if precision is None:
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     algorithm = getattr(precision, "name", precision)
@@ -141,9 +145,7 @@ def _bfloat16_product_bwd(
     """As in `_product_jvp`, but only a layout keeps XLA from the transpose here, no barrier."""
     rows, kernel, of_rows, of_kernel = residuals
     gradient = gradient.astype(jnp.bfloat16)
-    columns = rows.T
-    if hasattr(layout, "Format"):  # older JAX names it otherwise; slower there
-        columns = layout.with_layout_constraint(columns, layout.Layout((0, 1)))
+    columns = layout.with_layout_constraint(rows.T, layout.Layout((0, 1)))
     return (
         _summed_in_float32(gradient, kernel, _ROWS_ROWS, of_rows.dtype),
         _summed_in_float32(columns, gradient, _ROWS_COLUMNS, of_kernel.dtype),
