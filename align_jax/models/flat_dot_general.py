@@ -12,6 +12,8 @@ from jax import lax
 from jax.experimental import layout
 from jaxtyping import Array, Float
 
+from align_jax.placement import works_in_cache
+
 # Inner products of rows and columns, and so on.
 _ROWS_COLUMNS = (((1,), (0,)), ((), ()))
 _ROWS_ROWS = (((1,), (1,)), ((), ()))
@@ -67,7 +69,7 @@ def flat_dot_general(
     columns = rhs.shape[len(leading) :]
     width = math.prod(inner)
     rows, kernel = lhs.reshape(math.prod(outer), width), rhs.reshape(width, math.prod(columns))
-    if jax.default_backend() == "cpu" and _in_bfloat16(rows, kernel, precision):
+    if works_in_cache() and _in_bfloat16(rows, kernel, precision):
         dtype = preferred_element_type or jnp.promote_types(rows.dtype, kernel.dtype)
         product = _bfloat16_product(rows, kernel, dtype)
     elif jax.default_backend() == "cpu":

@@ -184,3 +184,29 @@ def test_many_products_of_bfloat16_at_once() -> None:
         np.testing.assert_allclose(
             one.astype(jnp.float32), other.astype(jnp.float32), rtol=0.05, atol=0.1
         )
+
+
+@pytest.mark.parametrize("how", ["pmap", "mesh"])
+def test_products_of_bfloat16_on_several_devices(how) -> None:
+    """A mesh's compiler cuts the arrays, and keeps to the ordinary product."""
+    devices = 4
+    random = np.random.default_rng(0)
+    rows = jnp.asarray(random.normal(size=(devices, 6, 8)), jnp.bfloat16)
+    kernel = jnp.asarray(random.normal(size=(8, 3)), jnp.bfloat16)
+
+    def gradient(rows):
+        def loss(kernel):
+            product = flat_dot_general(rows, kernel, (((rows.ndim - 1,), (0,)), ((), ())))
+            return product.astype(jnp.float32).sum()
+
+        return jax.grad(loss)(kernel)
+
+    if how == "pmap":
+        found = jax.pmap(gradient)(rows).astype(jnp.float32).sum(axis=0)
+    else:
+        mesh = jax.make_mesh((devices,), ("data",))
+        with jax.set_mesh(mesh):
+            rows = jax.device_put(rows, jax.NamedSharding(mesh, jax.P("data")))
+            found = jax.jit(gradient)(rows).astype(jnp.float32)
+    expected = np.asarray(rows, np.float32).sum(axis=(0, 1))
+    np.testing.assert_allclose(found, np.repeat(expected[:, None], 3, axis=1), rtol=0.02, atol=0.05)
