@@ -21,7 +21,7 @@ def hardware() -> str:
     devices = jax.local_devices()
     cores = f"{_cores()} cores of {_processor()}"
     parts = [] if devices[0].platform == "cpu" else [f"{len(devices)} x {devices[0].device_kind}"]
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = getattr(jax.config, "jax_default_matmul_precision", None)
     products = [f"matrix products {precision}"] if precision else []
     return "; ".join([*parts, cores, f"jax {jax.__version__}", *products])
 

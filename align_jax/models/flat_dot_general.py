@@ -9,10 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import layout
 from jaxtyping import Array, Float
 
 from align_jax.placement import works_in_cache
+
+try:
+    from jax.experimental import layout
+except ImportError:  # experimental, so it may move; then products are the ordinary ones
+    layout = None  # type: ignore[assignment]
 
 # Inner products of rows and columns, and so on.
 _ROWS_COLUMNS = (((1,), (0,)), ((), ()))
@@ -20,7 +24,7 @@ _ROWS_ROWS = (((1,), (1,)), ((), ()))
 _COLUMNS_COLUMNS = (((0,), (0,)), ((), ()))
 _ALGORITHM = "BF16_BF16_F32"
 # JAX 0.6 can prescribe a layout in compiled functions alone.
-_PRESCRIBES_LAYOUTS = not hasattr(layout, "DeviceLocalLayout")
+_PRESCRIBES_LAYOUTS = layout is not None and not hasattr(layout, "DeviceLocalLayout")
 
 
 def flat_dot_general(
@@ -115,7 +119,7 @@ def _in_bfloat16(rows: Array, kernel: Array, precision: Any) -> bool:
     if not _PRESCRIBES_LAYOUTS:
         return False
     if precision is None:
-        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        precision = getattr(jax.config, "jax_default_matmul_precision", None)
     algorithm = getattr(precision, "name", precision)
     dtypes = {rows.dtype, kernel.dtype}
     if algorithm == _ALGORITHM:

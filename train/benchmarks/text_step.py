@@ -52,7 +52,7 @@ def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) ->
     import torch
     import transformers
 
-    if jax.config.jax_default_matmul_precision == "BF16_BF16_F32":  # type: ignore[attr-defined]
+    if getattr(jax.config, "jax_default_matmul_precision", None) == "BF16_BF16_F32":
         torch.set_float32_matmul_precision("medium")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         checkpoint_folder(config.model.pretrained, config.model.revision, config.model.offline),
