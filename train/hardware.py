@@ -19,7 +19,8 @@ def hardware() -> str:
         '1 x NVIDIA H200; 16 cores of Intel(R) Xeon(R) Platinum 8481C; jax 0.10.2'
     """
     devices = jax.local_devices()
-    cores = f"{_cores()} cores of {_processor()}"
+    count = _cores()
+    cores = f"{count} core{'' if count == 1 else 's'} of {_processor()}"
     parts = [] if devices[0].platform == "cpu" else [f"{len(devices)} x {devices[0].device_kind}"]
     precision = getattr(jax.config, "jax_default_matmul_precision", None)
     products = [f"matrix products {precision}"] if precision else []
