@@ -23,3 +23,16 @@ def spread_by_compiler() -> bool:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.size > 1 and any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+
+
+def matmul_precision() -> str | None:
+    """JAX's setting `jax_default_matmul_precision`, None where it is not set.
+
+    JAX states this attribute in no type, so that it is read in one place.
+
+    Example:
+      >>> with jax.default_matmul_precision("highest"):
+      ...     matmul_precision()
+      'highest'
+    """
+    return getattr(jax.config, "jax_default_matmul_precision", None)

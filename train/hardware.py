@@ -8,6 +8,8 @@ import platform
 
 import jax
 
+from align_jax.placement import matmul_precision
+
 CPU_INFO = pathlib.Path("/proc/cpuinfo")  # of Linux
 
 
@@ -22,7 +24,7 @@ def hardware() -> str:
     count = _cores()
     cores = f"{count} core{'' if count == 1 else 's'} of {_processor()}"
     parts = [] if devices[0].platform == "cpu" else [f"{len(devices)} x {devices[0].device_kind}"]
-    precision = getattr(jax.config, "jax_default_matmul_precision", None)
+    precision = matmul_precision()
     products = [f"matrix products {precision}"] if precision else []
     return "; ".join([*parts, cores, f"jax {jax.__version__}", *products])
 

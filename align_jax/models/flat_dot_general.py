@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from align_jax.placement import works_in_cache
+from align_jax.placement import matmul_precision, works_in_cache
 
 try:
     from jax.experimental import layout
@@ -119,7 +119,7 @@ def _in_bfloat16(rows: Array, kernel: Array, precision: Any) -> bool:
     if not _PRESCRIBES_LAYOUTS:
         return False
     if precision is None:
-        precision = getattr(jax.config, "jax_default_matmul_precision", None)
+        precision = matmul_precision()
     algorithm = getattr(precision, "name", precision)
     dtypes = {rows.dtype, kernel.dtype}
     if algorithm == _ALGORITHM:

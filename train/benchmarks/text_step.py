@@ -26,13 +26,13 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-import jax
 import numpy as np
 import rich.console
 import rich.table
 from absl import flags
 from ml_collections import ConfigDict
 
+from align_jax.placement import matmul_precision
 from train import cli
 from train.benchmarks.step_time import stepper
 from train.data.text import checkpoint_folder
@@ -52,7 +52,7 @@ def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) ->
     import torch
     import transformers
 
-    if getattr(jax.config, "jax_default_matmul_precision", None) == "BF16_BF16_F32":
+    if matmul_precision() == "BF16_BF16_F32":
         torch.set_float32_matmul_precision("medium")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         checkpoint_folder(config.model.pretrained, config.model.revision, config.model.offline),
