@@ -29,7 +29,8 @@ class Alignment(nn.Module):
 
     * "alignment" (training): sows `divergence` `[B, H]`, `valid` `[B]` (False for a sample without
       queries or keys, which counts in no mean), and for "ot" `sinkhorn_iterations` and
-      `sinkhorn_residual` `[B, H]`. Its networks' parameters are already adversarial through
+      `sinkhorn_residual` `[B, H]` (over heads, their mean over tokens; over both, those over
+      tokens). Its networks' parameters are already adversarial through
       gradient reversal: minimise task loss plus weight times `alignment_loss(...)`.
     * "alignment_clouds": sows `query`, `key` and their masks, for MMD and pictures.
     * neither: computes nothing, and needs no parameters.
@@ -88,20 +89,19 @@ class Alignment(nn.Module):
         numerics.check_clouds(
             query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D"
         )
-        if self.config.over != "tokens":
-            query_mask = key_mask = self._same_tokens(query, key, query_mask, key_mask)
-        batch, queries = query.shape[:2]
-        valid_queries = jnp.ones((batch, queries), bool) if query_mask is None else query_mask
-        valid_keys = jnp.ones((batch, key.shape[1]), bool) if key_mask is None else key_mask
         if measuring:
             self.sow(CLOUDS, "query", query)
             self.sow(CLOUDS, "key", key)
-            self.sow(CLOUDS, "query_mask", valid_queries)
-            self.sow(CLOUDS, "key_mask", valid_keys)
+            self.sow(CLOUDS, "query_mask", _explicit(query_mask, query))
+            self.sow(CLOUDS, "key_mask", _explicit(key_mask, key))
         selected = self.config.selects(self.path[:-1])
         if self.config.method == "none" or not selected or not (training or self.is_initializing()):
             return
 
+        if self.config.over != "tokens":
+            query_mask = key_mask = self._same_tokens(query, key, query_mask, key_mask)
+        valid = jnp.any(_explicit(query_mask, query), axis=1)
+        valid &= jnp.any(_explicit(key_mask, key), axis=1)
         # NaN in padding would reach the networks' parameters as 0 * NaN.
         query, key = numerics.zero_padding(query, query_mask), numerics.zero_padding(key, key_mask)
         if not self.is_initializing():
@@ -109,8 +109,7 @@ class Alignment(nn.Module):
         query_cloud, key_cloud = self._clouds(query, key)
         value, report = self._measure(query_cloud, key_cloud, query_mask, key_mask)
         if training:
-            both = jnp.any(valid_queries, axis=1) & jnp.any(valid_keys, axis=1)
-            for name, sown in {"divergence": value, "valid": both, **report}.items():
+            for name, sown in {"divergence": value, "valid": valid, **report}.items():
                 self.sow(NAME, name, sown)
 
     def _same_tokens(
@@ -129,7 +128,10 @@ class Alignment(nn.Module):
     def _sampled(
         self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
     ) -> tuple[Array, Array, Array | None, Array | None]:
-        """Some of the tokens, if the config says so; where N = M, queries and keys of the same."""
+        """Some of the tokens, if the config says so.
+
+        Where N = M and the masks agree, queries and keys of the same tokens.
+        """
         streams = [name for name in (NAME, "dropout") if self.has_rng(name)]
         if not self.config.tokens or not streams:
             return query, key, query_mask, key_mask
@@ -240,3 +242,7 @@ class Alignment(nn.Module):
             "sinkhorn_iterations": report.iterations.astype(jnp.float32),
             "sinkhorn_residual": report.residual,
         }
+
+
+def _explicit(mask: Array | None, x: Array) -> Array:
+    return jnp.ones(x.shape[:2], bool) if mask is None else mask

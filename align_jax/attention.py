@@ -68,12 +68,22 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
             return attend()
         with observe(self) as observation:
             outputs = attend()
-        keys = kwargs.get("inputs_kv") if inputs_k is None else inputs_k
-        self_attention = keys is None or keys is inputs_q
         sow_alignment(
-            self.alignment, observation, self_attention, query_mask=query_mask, key_mask=key_mask
+            self.alignment,
+            observation,
+            is_self_attention(inputs_q, inputs_k, kwargs.get("inputs_kv")),
+            query_mask=query_mask,
+            key_mask=key_mask,
         )
         return outputs
+
+
+def is_self_attention(
+    inputs_q: Any = None, inputs_k: Any = None, inputs_kv: Any = None, **_: Any
+) -> bool:
+    """Whether flax's attention takes queries and keys from one array, by its arguments."""
+    keys = inputs_kv if inputs_k is None else inputs_k
+    return keys is None or keys is inputs_q
 
 
 @dataclasses.dataclass

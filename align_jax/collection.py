@@ -168,22 +168,16 @@ def cloud_mmd(
     """
     result: dict[str, Array] = {}
     for path, calls in _leaves(variables, CLOUDS, "query"):
-        masks = zip(calls["query_mask"], calls["key_mask"], strict=True)
+        axes = {"query": 4, "key": 4, "query_mask": 2, "key_mask": 2}
+        clouds = [[one for x in calls[name] for one in _stack(x, n)] for name, n in axes.items()]
         means = []
-        for query, key, (query_mask, key_mask) in zip(
-            calls["query"], calls["key"], masks, strict=True
-        ):
-            stacked = [
-                _stack(x, axes)
-                for x, axes in ((query, 4), (key, 4), (query_mask, 2), (key_mask, 2))
-            ]
-            for query, key, query_mask, key_mask in zip(*stacked, strict=True):  # noqa: PLW2901
-                value = divergences.maximum_mean_discrepancy(
-                    query, key, query_mask=query_mask, key_mask=key_mask, bandwidth=bandwidth
-                )
-                valid = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
-                valid = _apply_sample_mask(valid, sample_mask)
-                means.append(numerics.masked_mean(value, valid[:, None], axis=0))
+        for query, key, query_mask, key_mask in zip(*clouds, strict=True):
+            value = divergences.maximum_mean_discrepancy(
+                query, key, query_mask=query_mask, key_mask=key_mask, bandwidth=bandwidth
+            )
+            valid = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
+            valid = _apply_sample_mask(valid, sample_mask)
+            means.append(numerics.masked_mean(value, valid[:, None], axis=0))
         result.update(_named(path, jnp.stack(means)))
     return result
 
@@ -206,11 +200,11 @@ def strip_alignment(params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: strip_alignment(child)
         for name, child in params.items()
-        if not is_alignment_subtree(name, child)
+        if not _holds_networks(name, child)
     }
 
 
-def is_alignment_subtree(name: str, child: Any) -> bool:
+def _holds_networks(name: str, child: Any) -> bool:
     """Whether this entry of a parameter tree holds alignment networks, and nothing else."""
     return name == NAME and isinstance(child, Mapping) and set(child) <= _NETWORKS
 

@@ -7,7 +7,12 @@ from typing import Any
 
 from flax import linen as nn
 
-from align_jax.attention import MultiHeadDotProductAttention, observe, sow_alignment
+from align_jax.attention import (
+    MultiHeadDotProductAttention,
+    is_self_attention,
+    observe,
+    sow_alignment,
+)
 from align_jax.config import AlignmentConfig
 
 
@@ -149,12 +154,5 @@ class _Interceptor:
         if not observation.handled:
             self.calls += 1
             bound = inspect.signature(context.orig_method).bind(*args, **kwargs).arguments
-            sow_alignment(self.config, observation, _is_self_attention(bound))
+            sow_alignment(self.config, observation, is_self_attention(**bound))
         return outputs
-
-
-def _is_self_attention(arguments: dict[str, Any]) -> bool:
-    keys = arguments.get("inputs_k")
-    if keys is None:
-        keys = arguments.get("inputs_kv")
-    return keys is None or keys is arguments.get("inputs_q")

@@ -6,6 +6,7 @@ is therefore one matrix product: the highway's gate and transform, and with them
 first layer where critic and navigator read the same cloud (`CriticAndNavigator`).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ class Highway(nn.Module):
         layers = [*(layer(x.shape[-1]) for layer in own), *beside]
         gate, transformed, *others = _products(x, layers, self.dtype)
         gate = nn.sigmoid(gate)
-        mixture = gate * nn.relu(transformed) + (1.0 - gate) * x
+        mixture = gate * nn.relu(transformed) + (1.0 - gate) * x.astype(gate.dtype)
         return (mixture, others) if beside else mixture
 
 
@@ -145,6 +146,8 @@ class Discriminator(Critic):
     Attributes:
       hidden_features: width of the hidden layer.
       highway: False leaves the highway layer out and uses a plain ReLU (the paper's ablation).
+      dtype: see `Critic`.
+      adversarial: see `Critic`.
 
     Example:
       >>> import jax
@@ -152,7 +155,7 @@ class Discriminator(Critic):
       (2,)
     """
 
-    features: int = 1
+    features: int = dataclasses.field(default=1, init=False)
 
     @nn.compact
     def __call__(  # type: ignore[override]  # nothing is read beside it

@@ -138,10 +138,17 @@ def pairwise_cost(
     Returns:
       `[B, H, N, M]`, in `[0, 2]` for the cosine (1 against a zero vector), non-negative otherwise.
     """
+    query, key = cost_vectors(query, key, cost)
     if cost == "cosine":
-        query, key = unit_vectors(query), unit_vectors(key)
         return 1.0 - jnp.einsum("bnhf,bmhf->bhnm", query, key, precision=PRECISION)
-    return squared_distance(*centred(query, key))
+    return squared_distance(query, key)
+
+
+def cost_vectors(query: Array, key: Array, cost: str) -> tuple[Array, Array]:
+    """What the cost is measured between: directions for the cosine, else the centred clouds."""
+    if cost == "cosine":
+        return unit_vectors(query), unit_vectors(key)
+    return centred(query, key)
 
 
 def squared_distance(

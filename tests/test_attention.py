@@ -53,8 +53,10 @@ def test_equals_flax_bit_for_bit(method, options):
 def test_without_alignment_it_is_flax_s_attention():
     attention = MultiHeadDotProductAttention(num_heads=H)
     variables = attention.init(jax.random.key(0), inputs())
-    _, sown = attention.apply(variables, inputs(), mutable=["alignment"])
+    output, sown = attention.apply(variables, inputs(), mutable=["alignment"])
     assert not sown
+    expected = nn.MultiHeadDotProductAttention(num_heads=H).apply(variables, inputs())
+    np.testing.assert_array_equal(output, expected)
 
 
 def test_aligns_what_the_scores_are_made_of():

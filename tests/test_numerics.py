@@ -1,4 +1,4 @@
-"""Directions that stay bounded, means that skip padding, reversal, networks, calibration."""
+"""Directions that stay bounded, means that skip padding, gradient reversal."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from align_jax import numerics, reverse_gradient
-from align_jax.networks import Critic, Discriminator, Highway, Navigator
 
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e-3, 1.0, 1e20, 1e37])
@@ -55,44 +54,3 @@ def test_gradient_reversal():
     assert value == 45.0
     np.testing.assert_allclose(of_x, 2 * w**2 * x)
     np.testing.assert_allclose(of_w, -2 * w * np.sum(x**2))
-
-
-def test_networks_are_what_they_are_called():
-    """Against the formulas in NumPy, from the same parameters."""
-    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-
-    def dense(p, x):
-        return x @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
-
-    def randomised(module):
-        params = module.init(jax.random.key(0), x)["params"]
-        leaves, structure = jax.tree.flatten(params)
-        rng = np.random.default_rng(1)
-        return jax.tree.unflatten(
-            structure, [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-        )
-
-    def highway(p, x):
-        gate = 1 / (1 + np.exp(-dense(p["gate"], x)))
-        return gate * np.maximum(dense(p["transform"], x), 0) + (1 - gate) * x
-
-    params = randomised(Highway())
-    np.testing.assert_allclose(
-        Highway().apply({"params": params}, x), highway(params, x), rtol=1e-4, atol=1e-5
-    )
-    for module in (Critic(6), Critic(6, highway=False), Discriminator()):
-        params = randomised(module)
-        y = highway(params["highway"], x) if module.highway else x
-        y = dense(params["hidden"], y)
-        y = np.where(y > 0, y, (0.01 if module.highway else 0.0) * y)
-        expected = dense(params["output"], y)
-        if isinstance(module, Discriminator):
-            expected = expected[:, 0]
-        actual = module.apply({"params": params}, x)
-        assert actual.shape == expected.shape
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
-    params = randomised(Navigator(6))
-    expected = dense(params["output"], np.maximum(dense(params["hidden"], x), 0))
-    np.testing.assert_allclose(
-        Navigator(6).apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5
-    )

@@ -15,6 +15,7 @@ from absl import flags
 from train import cli, loop
 
 CONFIG = cli.define_config_flag()
+JOIN_PROCESSES = cli.define_process_flags()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/<name>/<method>-seed<seed>."
 )
@@ -22,7 +23,7 @@ WORKDIR = flags.DEFINE_string(
 
 def main() -> None:
     """Runs the command."""
-    cli.join_processes()
+    JOIN_PROCESSES()
     config = cli.require_config(CONFIG)
     loop.run(config, WORKDIR.value or cli.default_workdir(config))
 

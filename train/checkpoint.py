@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import sys
@@ -67,10 +66,8 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int, monitor: Criterion) -> None:
         self.folder = workdir.resolve() / "checkpoints"
         self.damaged = workdir.resolve() / "damaged"
-        sign = -1.0 if monitor.direction == "min" else 1.0
         best = preservation_policy.BestN(
-            # A run may go on with another monitor than that of its first checkpoints.
-            get_metric_fn=lambda metrics: sign * metrics.get(monitor.metric, -sign * math.inf),
+            get_metric_fn=monitor.rank,
             n=1,
             keep_checkpoints_without_metrics=False,
         )
@@ -143,14 +140,18 @@ class Checkpoints:
                 force=True,
             )
 
-    def restore(self, state: TrainState, step: int | None = None) -> tuple[TrainState, Progress]:
+    def restore(
+        self, state: TrainState, step: int | None = None, *, repair: bool = False
+    ) -> tuple[TrainState, Progress]:
         """Reads a checkpoint; the newest that is whole, if no step is named.
 
-        Damaged ones are named on the terminal's error output and moved to the folder `damaged`.
+        Damaged ones are named on the terminal's error output.
 
         Args:
             state: a state of the same structure, whose arrays are replaced.
             step: which checkpoint; the newest by default.
+            repair: move damaged ones to the folder `damaged`. Only for the run itself: to others
+                one may seem damaged that a running one is just deleting.
 
         Raises:
             CheckpointError: there is no checkpoint, none is whole, or its parameters differ in name
@@ -173,7 +174,8 @@ class Checkpoints:
                 problems.append(str(error))
                 print(f"warning: {error}", file=sys.stderr, flush=True)
                 continue
-            self._set_aside([number for number in steps if number > candidate])
+            if repair:
+                self._set_aside([number for number in steps if number > candidate])
             return found
         raise CheckpointError(
             f"No checkpoint can be read. {' '.join(problems)} Start anew in another --workdir."
@@ -243,7 +245,7 @@ class Checkpoints:
 
 
 def bit_sums(tree: Any) -> dict[str, int]:
-    """The sum of each array's 32-bit words, each times its number, modulo 2**32.
+    """The sum of each array's 32-bit words, times 1, 3, 5 and so on, modulo 2**32.
 
     The same however an array is cut over devices, and computed where it lies. Any one word that is
     another changes it, and so do most words that have changed places.

@@ -10,6 +10,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -29,14 +30,6 @@ CACHE_VARIABLE = "ALIGN_JAX_CACHE"
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Train with the other processes that SLURM or a TPU pod slice started."
-)
-COORDINATOR = flags.DEFINE_string("coordinator", "", "Address of the first process, HOST:PORT.")
-PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes train together.")
-PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
-
-
 def define_config_flag() -> flags.FlagHolder[ConfigDict]:
     """The flag --config=FILE.py[:arg], with --config.KEY=VALUE for every key of the file."""
     flag = _config_flag()
@@ -53,6 +46,18 @@ def _config_flag() -> flags.FlagHolder[ConfigDict]:
         "gives. Every key in it, and in common.py there, is a flag: --config.alignment.method=ct",
         lock_config=True,
     )
+
+
+def define_checkpoint_flag() -> flags.FlagHolder[str | None]:
+    """The flag --checkpoint=RUN_DIR."""
+    flag = _checkpoint_flag()
+    flags.declare_key_flag("checkpoint")
+    return flag
+
+
+@functools.cache  # as above
+def _checkpoint_flag() -> flags.FlagHolder[str | None]:
+    return flags.DEFINE_string("checkpoint", None, "The folder of a run.")
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -86,14 +91,28 @@ def run_command(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def join_processes() -> None:
-    """Joins the processes that the flags name, if they name any.
+def define_process_flags() -> Callable[[], None]:
+    """The flags that name the processes which train together.
 
-    Raises:
-        ConfigError: see `train.hosts.connect`.
+    Returns:
+        What joins them once the flags are parsed, if they name any; see `train.hosts.connect`.
     """
-    if DISTRIBUTED.value or COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
-        hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    distributed = flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Train with the other processes of a SLURM job or a TPU pod slice.",
+    )
+    coordinator = flags.DEFINE_string("coordinator", "", "Address of the first process, HOST:PORT.")
+    processes = flags.DEFINE_integer("processes", 0, "How many processes train together.")
+    process = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
+    for flag in (distributed, coordinator, processes, process):
+        flags.declare_key_flag(flag.name)
+
+    def join() -> None:
+        if distributed.value or coordinator.value or processes.value or process.value >= 0:
+            hosts.connect(coordinator.value, processes.value, process.value)
+
+    return join
 
 
 def require_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
@@ -147,7 +166,6 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _fail(str(error).strip().splitlines()[-1])  # above it: the trace of an error in the file
     except (KeyError, AttributeError) as error:
         _fail(_unknown_key(argv, error))
-    raise AssertionError("unreachable")
 
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str:
@@ -179,7 +197,7 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
     return found
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         os._exit(2)  # an orderly exit would wait for the other processes

@@ -50,6 +50,13 @@ class Criterion:
             )
         return float(metrics[self.metric])
 
+    def rank(self, metrics: Mapping[str, float]) -> float:
+        """How good, higher is better; the worst of all if it was not measured, or is nan."""
+        value = metrics.get(self.metric, math.nan)
+        if math.isnan(value):
+            return -math.inf
+        return -value if self.direction == "min" else value
+
     def as_good(self, value: float, best: float | None) -> bool:
         """Whether `value` reaches the best one so far; nan never does."""
         if math.isnan(value):

@@ -29,9 +29,11 @@ def check_eval(config: ConfigDict, data: DataSource, task: Task) -> None:
         task: the run's.
 
     Raises:
-        ConfigError: a split that the data do not have, or passes of a task that has no use for
-            them.
+        ConfigError: a split that the data do not have, that is empty or has no labels; none to
+            evaluate at the end; passes or a temperature of a task that has no use for them.
     """
+    if not config.final:
+        raise ConfigError("config.eval.final is empty; name a split to evaluate at the end.")
     measured = {"mmd_split": bool(config.mmd_examples), "temperature_split": True}
     named = [("during", x) for x in config.during] + [("final", x) for x in config.final]
     named += [(key, config[key]) for key, used in measured.items() if used and config[key]]
@@ -41,6 +43,20 @@ def check_eval(config: ConfigDict, data: DataSource, task: Task) -> None:
                 f"config.eval.{key} names the split {split!r}; the data have "
                 f"{', '.join(data.examples)}."
             )
+    for split in dict.fromkeys(split for _, split in named):
+        if next(iter(data.eval_batches(split)), None) is None:  # refuses what has no labels
+            raise ConfigError(f"config.eval names the split {split!r}, which has no examples.")
+    if config.temperature_split and task.logit_bins is None:
+        raise ConfigError(
+            f"config.eval.temperature_split is {config.temperature_split!r}, but "
+            f"{type(task).__name__} is no classification of texts, whose logits a temperature "
+            f"could scale. Set it to ''."
+        )
+    if config.stochastic_passes < 0 or config.stochastic_passes == 1:
+        raise ConfigError(
+            f"config.eval.stochastic_passes is {config.stochastic_passes}; expected 2 or more, or "
+            f"0 for none."
+        )
     if config.stochastic_passes and type(task).stochastic_metrics is Task.stochastic_metrics:
         raise ConfigError(
             f"config.eval.stochastic_passes is {config.stochastic_passes}; {type(task).__name__} "
@@ -75,8 +91,8 @@ def evaluate(
     for metric in merged.values():
         if isinstance(metric, metrics.Calibration):
             values["reliability"] = dict(vars(metric.bins))
-    if "logits" in joined:
-        bins = getattr(state.task, "calibration_bins", 10)
+    bins = state.task.logit_bins
+    if bins is not None:
         values |= calibration_metrics(joined["logits"], joined["label"], temperature, bins)
     return values | state.task.corpus_metrics(joined, data.references(split))
 
@@ -90,17 +106,9 @@ def held_out_temperature(
         parallel: runs the step.
         state: placed on the devices, holds the parameters.
         data: where the batches come from.
-        split: held out: neither trained on nor reported.
-
-    Raises:
-        ConfigError: the task's predictions hold no logits.
+        split: held out, not trained on; its own figures are reported unscaled.
     """
     _, joined = _pass(parallel, state, data, split)
-    if "logits" not in joined:
-        raise ConfigError(
-            f"config.eval.temperature_split is {split!r}, but {type(state.task).__name__} is no "
-            f"classification of texts, whose logits a temperature could scale. Set it to ''."
-        )
     logits, labels = (jnp.asarray(joined[name]) for name in ("logits", "label"))
     return float(calibration.fit_temperature(logits, labels))
 

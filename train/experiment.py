@@ -55,7 +55,11 @@ class Experiment:
     pretrained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def initial_state(self) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step.
+
+        Raises:
+            ConfigError: parameters to start from have another shape than the model's.
+        """
         tx = make_optimizer(
             _construct(OptimizerConfig, "optimizer", self.config.optimizer.to_dict()),
             self.config.train.steps,
@@ -66,6 +70,12 @@ class Experiment:
         if not self.pretrained:
             return state
         fresh, given = (traverse_util.flatten_dict(x) for x in (state.params, self.pretrained))
+        for path, x in given.items():
+            if path in fresh and fresh[path].shape != x.shape:
+                raise ConfigError(
+                    f"The parameter {'/'.join(path)} to start from has shape {x.shape}; the "
+                    f"model's has {fresh[path].shape}. Change config.model, or what it starts from."
+                )
         params = traverse_util.unflatten_dict(fresh | given)
         return state.replace(params=params, opt_state=tx.init(params))
 
@@ -80,6 +90,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
         >>> build_experiment(digits.get_config()).initial_state().step
         Array(0, dtype=int32)
     """
+    if config.seed < 0:
+        raise ConfigError(f"config.seed is {config.seed}; expected 0 or more.")
     alignment = build_alignment(config)
     data = _build(config, "data", DATA, seed=config.seed)
     task = _build(config, "task", TASKS)

@@ -22,7 +22,8 @@ def restart_with_huge_pages() -> None:
     """
     tunables = os.environ.get(VARIABLE, "")
     options = sys.orig_argv[1:]
-    if sys.platform != "linux" or SETTING in tunables or "-m" not in options:
+    # While Python looks for the module that "-m" names, that is its whole argv[0].
+    if sys.platform != "linux" or SETTING in tunables or sys.argv[:1] != ["-m"]:
         return
     module = options[options.index("-m") + 1]
     if module.partition(".")[0] == "train":

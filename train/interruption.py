@@ -49,11 +49,16 @@ class Interruption:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
 
+    @property
+    def asked(self) -> bool:
+        """Whether SIGTERM came, to this one process."""
+        return self._asked.is_set()
+
     def reached(self, step: int) -> bool:
         """Whether to save and stop after this step; every process must ask after each step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked.is_set()
+        return self.asked
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         del number, frame

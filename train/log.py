@@ -53,7 +53,7 @@ class RunLog:
         )
         self._file = self._path.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1 if start else None
+            str(workdir / "tensorboard"), purge_step=start + 1 if start else 0
         )
         self._console = console
         self._progress = rich.progress.Progress(
@@ -161,7 +161,9 @@ def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+        if not isinstance(record, dict) or not (
+            isinstance(record.get("step"), int) and isinstance(record.get("split"), str)
+        ):
             break
         records.append(record)
     return records

@@ -5,6 +5,7 @@ Nothing here knows a task, a model or a data source; an experiment is a config.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +19,17 @@ from train import hosts
 from train.checkpoint import Checkpoints
 from train.early_stopping import Criterion
 from train.experiment import Experiment, build_experiment
-from train.interruption import Interruption
+from train.interruption import Interrupted, Interruption
 from train.log import RunLog, SilentLog
-from train.run_folder import RESULT, CheckpointError, claim_folder, read_config, to_json, write_json
+from train.run_folder import (
+    RESULT,
+    CheckpointError,
+    check_same_experiment,
+    claim_folder,
+    read_config,
+    to_json,
+    write_json,
+)
 from train.state import TrainState
 from train.trainer import Trainer
 
@@ -64,15 +73,17 @@ def run(
     console = console or rich.console.Console()
     experiment = build_experiment(config)
     initial = experiment.initial_state()
+    experiment = dataclasses.replace(experiment, pretrained={})  # these are in the state now
     if hosts.is_first():
         claim_folder(workdir, config)
     hosts.wait_for_all("folder")
-    claim_folder(workdir, config)
+    check_same_experiment(workdir, config)
     monitor = Criterion.parse(config.train.monitor)
     with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
         if config.train.init_from and checkpoints.latest_step is None:
             initial = start_from(initial, pathlib.Path(config.train.init_from), console)
         trainer = Trainer.start(experiment, initial, checkpoints, devices)
+        del initial  # a second copy of everything, if the run goes on from a checkpoint
         make_log = RunLog if hosts.is_first() else SilentLog
         with (
             make_log(workdir, config.train.steps, trainer.step, console, _title(config)) as log,
@@ -85,6 +96,8 @@ def run(
     if hosts.is_first():
         write_json(workdir / RESULT, result | {"config": to_json(config)})
     hosts.wait_for_all("result")
+    if interruption.asked:  # while the last evaluations were made; whoever called has more to do
+        raise Interrupted("Told to stop (SIGTERM); this run is complete.")
     return result
 
 
@@ -102,7 +115,7 @@ def restore_run(
     Raises:
         CheckpointError: the folder is no run's, or has no such checkpoint.
     """
-    claim_folder(pathlib.Path(workdir), config)
+    check_same_experiment(pathlib.Path(workdir), config)
     experiment = build_experiment(config)
     monitor = Criterion.parse(config.train.monitor)
     with Checkpoints(pathlib.Path(workdir), config.train.keep_checkpoints, monitor) as checkpoints:

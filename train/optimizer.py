@@ -118,13 +118,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             f"{config.warmup_steps} steps."
         )
     groups = {
-        "model": _group(config, steps, rate=1.0, decayed=True),
+        "model": _group(config, steps, rate=1.0, decay_weights=True),
         "alignment": _group(
             config, steps, config.alignment_rate_multiplier, config.decay_alignment
         ),
     }
     if config.head_rate_multiplier != 1.0:
-        groups["head"] = _group(config, steps, config.head_rate_multiplier, decayed=True)
+        groups["head"] = _group(config, steps, config.head_rate_multiplier, decay_weights=True)
     tx = optax.multi_transform(groups, functools.partial(parameter_groups, head="head" in groups))
     return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
@@ -179,9 +179,9 @@ def decayed(params: Any) -> Any:
 
 
 def _group(
-    config: OptimizerConfig, steps: int, rate: float, decayed: bool
+    config: OptimizerConfig, steps: int, rate: float, decay_weights: bool
 ) -> optax.GradientTransformation:
-    decay = optax.add_decayed_weights(config.weight_decay if decayed else 0.0, mask=_decay_mask)
+    decay = optax.add_decayed_weights(config.weight_decay if decay_weights else 0.0, mask=decayed)
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
@@ -189,10 +189,6 @@ def _group(
         *((adam, decay) if config.name == "adamw" else (decay, adam)),
         optax.scale_by_learning_rate(learning_rate(config, steps, rate)),
     )
-
-
-def _decay_mask(params: Any) -> Any:
-    return decayed(params)
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:

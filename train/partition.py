@@ -26,7 +26,7 @@ LEAST_SIZE = 2**12
 LOGICAL_AXES = (
     (r"(query|key|value)/kernel", ("embed", "heads", "head")),
     (r"(query|key|value)/bias", ("heads", "head")),
-    (r"(attention|out)/out/kernel|out/kernel", ("heads", "head", "embed")),
+    (r"out/kernel", ("heads", "head", "embed")),
     (r"mlp_in/kernel", ("embed", "mlp")),
     (r"mlp_in/bias", ("mlp",)),
     (r"mlp_out/kernel", ("mlp", "embed")),

@@ -19,29 +19,27 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, TextIO
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from align_jax.pretrained import save
+from align_jax.pretrained import PretrainedError, save
 from train import cli
-from train.data.base import Batch, DataSource, pad
+from train.data.base import Batch
 from train.data.squad_files import Question
 from train.data.text import ordered_text_batches
-from train.loop import restore_run
+from train.predictor import PredictSource, batch_outputs, restore_predictor
 from train.registry import ConfigError
-from train.run_folder import read_config
 from train.state import TrainState
 from train.tasks.answers import Answers, best_answers
-from train.tasks.classification import Classification
 from train.tasks.span import SpanExtraction
+from train.tasks.text import MultipleChoice
 from train.tasks.vqa import QuestionAnswering
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run.")
+CHECKPOINT = cli.define_checkpoint_flag()
 INPUT = flags.DEFINE_string("input", None, "The texts: a file of JSON lines, or - for stdin.")
 STEP = flags.DEFINE_integer(
     "step", None, "Of the checkpoint; by default the last. The folder checkpoints/ names them."
@@ -49,45 +47,6 @@ STEP = flags.DEFINE_integer(
 EXPORT = flags.DEFINE_string("export", None, "A folder to write for transformers.")
 SHOWN = 10  # labels whose probabilities are written
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts labelled at once.", lower_bound=1)
-
-
-class PredictSource(DataSource, Protocol):
-    """What predicting needs of a data source."""
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The names of an example's texts."""
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The names of the classes in order; none for what is no classification."""
-
-    def inputs(self, texts: Sequence[tuple[str, ...]]) -> Batch:
-        """The model's inputs for new examples, one tuple of `fields` each."""
-
-
-def restore_predictor(
-    folder: pathlib.Path, step: int | None = None
-) -> tuple[PredictSource, TrainState]:
-    """The data source and the state of a run that can predict.
-
-    Args:
-        folder: of the run.
-        step: of the checkpoint, as of `train.loop.restore_run`.
-
-    Raises:
-        CheckpointError: the folder is no run's, or it has no such checkpoint.
-        ConfigError: it was no run on texts or questions, or what it was made of is not there any
-            more.
-    """
-    experiment, state = restore_run(folder, ConfigDict(read_config(folder)), step)
-    data: Any = experiment.data
-    if not hasattr(data, "fields"):
-        raise ConfigError(
-            f"{folder} is a run on {experiment.config.data.name!r}, which holds no texts; only "
-            f"runs on texts or questions can predict."
-        )
-    return data, state
 
 
 def read_texts(
@@ -109,7 +68,7 @@ def read_texts(
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where}, line {number} is not JSON: {error}.") from error
         found = [values.get(name) for name in fields] if isinstance(values, dict) else []
         texts = tuple(text for text in found if isinstance(text, str))
@@ -151,33 +110,6 @@ def predict(
             continue
         for row in batch_outputs(data, state, chunk, batch_size):
             yield _labelled(row, data.label_names)
-
-
-def batch_outputs(
-    data: PredictSource, state: TrainState, texts: Sequence[tuple[str, ...]], rows: int
-) -> np.ndarray:
-    """What the model makes of one batch: each number of rows, and each length, is compiled once.
-
-    Args:
-        data: the run's.
-        state: the run's.
-        texts: one tuple per example, at most `rows`.
-        rows: the batch is filled up to.
-
-    Returns:
-        Float64: probabilities [n, C], or for a regression numbers [n, 1].
-    """
-    padded = pad({**data.inputs(texts), "mask": np.ones(len(texts), bool)}, rows)
-    return np.asarray(_outputs(state, padded))[: len(texts)].astype(np.float64)
-
-
-@jax.jit
-def _outputs(state: TrainState, batch: Batch) -> Any:
-    """Probabilities [B, C], or numbers [B, 1]."""
-    outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
-    if isinstance(state.task, Classification):
-        return state.task.probabilities(outputs)
-    return outputs
 
 
 def _answered(
@@ -239,8 +171,13 @@ def export(data: PredictSource, state: TrainState, folder: pathlib.Path) -> None
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--export: {folder} is not an empty folder; name a new one.")
-    names = data.label_names or None
-    save(folder, state.model, state.params, data.text_tokenizer, label_names=names)
+    # A choice has one logit for each text, and so no classes.
+    choice = isinstance(state.task, MultipleChoice)
+    names = None if choice else data.label_names or None
+    try:
+        save(folder, state.model, state.params, data.text_tokenizer, label_names=names)
+    except (PretrainedError, ImportError) as error:
+        raise ConfigError(f"--export: {error}") from error
 
 
 def main() -> None:

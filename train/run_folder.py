@@ -49,7 +49,16 @@ def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
             )
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(marker, to_json(config))
-        return
+    check_same_experiment(workdir, config)
+
+
+def check_same_experiment(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Refuses a folder that does not hold this experiment's run.
+
+    Raises:
+        CheckpointError: the folder is no run's, or its config differs in what determines the model
+            or its training; names the differing keys.
+    """
     differing = config_differences(read_config(workdir), to_json(config))
     if differing:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -53,7 +54,7 @@ def train_step(
     def share_of_loss(params: Any) -> tuple[Float[Array, ""], dict[str, Any]]:
         """This device's part of the loss; the parts add up to the loss of the whole batch."""
         outputs, collections = _forward(state, params, batch, rngs)
-        losses = state.task.loss(outputs, batch)
+        losses = _losses(state, outputs, batch)
         task_loss = jnp.where(batch["mask"], losses, 0.0).sum() / jnp.maximum(examples, 1.0)
         alignment, report = _alignment(state, collections, batch, axis_name)
         weighted = state.alignment.weight_at(state.step) * alignment
@@ -91,7 +92,7 @@ def eval_step(
         and this device's predictions [B, ...], padding rows included.
     """
     outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
-    report = {"loss": Mean.of(state.task.loss(outputs, batch), batch["mask"])}
+    report = {"loss": Mean.of(_losses(state, outputs, batch), batch["mask"])}
     report |= state.task.metrics(outputs, batch)
     return _sum(report, axis_name), state.task.predictions(outputs, batch)
 
@@ -119,6 +120,14 @@ def stochastic_step(
 
     stacked = jax.lax.map(outputs, jax.random.split(rng, passes))
     return _sum(state.task.stochastic_metrics(stacked, batch), axis_name)
+
+
+def _losses(state: TrainState, outputs: Any, batch: Batch) -> Float[Array, "B"]:
+    """The task's; of another shape they would be broadcast against the mask, silently."""
+    losses = state.task.loss(outputs, batch)
+    message = f"{type(state.task).__name__}.loss must return one number per example."
+    chex.assert_equal_shape([losses, batch["mask"]], custom_message=message)
+    return losses
 
 
 def _forward(

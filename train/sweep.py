@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import rich.console
 from absl import flags
 from ml_collections import ConfigDict
@@ -106,21 +105,8 @@ def sweep(
     split, finished = config.eval.final[-1], [x for runs in results.values() for x in runs]
     metrics, left_out = table.measured(finished, split, config.eval.report)
     rows = table.comparison(results, times, split, metrics)
-    drawn = {
-        method: (variant(config, method, seeds[0]), run_folder(workdir, method, seeds[0]))
-        for method in methods
-    }
-    measured = config.eval.mmd_examples > 0
-    if measured:
-        draw_comparison(drawn, workdir / "picture.png")
-    pictures = {
-        "Reliability": (draw_reliability, workdir / "reliability.png"),
-        "Attention": (draw_attention, workdir / "attention.png"),
-    }
-    made = {name: path for name, (draw, path) in pictures.items() if draw(drawn, path)}
-
-    devices = jax.local_devices()
-    title = f"{config.name}: seeds {list(seeds)}, {len(devices)} x {devices[0].device_kind}"
+    hardware = dict.fromkeys(run["hardware"] for run in finished if "hardware" in run)
+    title = f"{config.name}: seeds {list(seeds)}, {' and '.join(hardware)}"
     said = left_out + findings(table.by_seed(results, split, metrics))
     sentences = "".join(f"- {sentence}\n" for sentence in said)
     write_text(workdir / "table.md", f"{title}\n\n{table.to_markdown(rows)}\n{sentences}")
@@ -129,13 +115,33 @@ def sweep(
     console.print(table.to_rich(rows, title))
     console.print(sentences, end="", markup=False, highlight=False)
     console.print(f"Table: {workdir / 'table.md'}")
-    if measured:
-        console.print(f"Picture: {workdir / 'picture.png'}")
-    for name, path in made.items():
-        console.print(f"{name}: {path}")
-    if not measured:
-        console.print("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
+    _draw(config, methods, seeds[0], workdir, console)
     return rows
+
+
+def _draw(
+    config: ConfigDict,
+    methods: Sequence[str],
+    seed: int,
+    workdir: pathlib.Path,
+    console: rich.console.Console,
+) -> None:
+    """Draws the runs of one seed side by side, and says where the pictures are."""
+    drawn = {
+        method: (variant(config, method, seed), run_folder(workdir, method, seed))
+        for method in methods
+    }
+    if config.eval.mmd_examples > 0:
+        draw_comparison(drawn, workdir / "picture.png")
+        console.print(f"Picture: {workdir / 'picture.png'}")
+    else:
+        console.print("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
+    for name, draw, file in (
+        ("Reliability", draw_reliability, "reliability.png"),
+        ("Attention", draw_attention, "attention.png"),
+    ):
+        if draw(drawn, workdir / file):
+            console.print(f"{name}: {workdir / file}")
 
 
 def variant(config: ConfigDict, method: str, seed: int) -> ConfigDict:

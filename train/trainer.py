@@ -30,6 +30,7 @@ from train.hardware import hardware
 from train.interruption import Interrupted, Interruption, OutOfTime
 from train.log import RunLog
 from train.parallel import Parallel, parallel_of
+from train.registry import ConfigError
 from train.run_folder import CheckpointError
 from train.state import TrainState
 
@@ -56,6 +57,7 @@ class Trainer:
         window: metrics of the steps since the last record.
         examples: the ids of these steps' examples, None where the data have no ids.
         input_seconds: how long batches were prepared and handed over since the last record.
+        parameters: their number.
         skipped: steps in a row whose update was left out, since their gradient was not finite.
     """
 
@@ -71,6 +73,7 @@ class Trainer:
     window: list[Any] = dataclasses.field(default_factory=list)
     examples: list[np.ndarray | None] = dataclasses.field(default_factory=list)
     input_seconds: float = 0.0
+    parameters: int = 0
     skipped: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
     window_started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -87,27 +90,41 @@ class Trainer:
 
         Raises:
             ConfigError: the config's evaluation does not fit the data or the task.
+                Or several processes were to share data that cannot be split.
             CheckpointError: the checkpoint cannot be read, or is that of a longer run.
         """
         config = experiment.config
         check_eval(config.eval, experiment.data, experiment.task)
+        if not config.train.patience_metrics and (
+            config.train.patience or config.train.restore_best
+        ):
+            raise ConfigError(
+                "train.patience_metrics is empty, but train.patience and train.restore_best go by "
+                "it. Name a metric, such as 'validation/loss:min'."
+            )
         stopping = EarlyStopping(
             [Criterion.parse(text) for text in config.train.patience_metrics],
             config.train.patience,
         )
         progress = Progress()
         if checkpoints.latest_step is not None:
-            state, progress = checkpoints.restore(state)
+            state, progress = checkpoints.restore(state, repair=True)
             _check_length(state, config)
             stopping.restore(progress.early_stopping)
         # The optimiser counts them too, and its count is in the checkpoint.
         skipped = int(state.opt_state.notfinite_count) if config.optimizer.skip_nonfinite else 0
         if not experiment.data.metadata.splittable:
+            if jax.process_count() > 1:
+                raise ConfigError(
+                    f"{config.name} is trained on one whole graph, which {jax.process_count()} "
+                    f"processes cannot share. Start a single process."
+                )
             devices = list(devices or jax.local_devices())[:1]
         parallel = parallel_of(config, devices)
+        parameters = sum(x.size for x in jax.tree.leaves(state.params))
         return cls(
             experiment, parallel, checkpoints, parallel.place(state), int(state.step),
-            stopping, progress.best_params, skipped=skipped,
+            stopping, progress.best_params, parameters=parameters, skipped=skipped,
         )  # fmt: skip
 
     def train(self, log: RunLog, interruption: Interruption, deadline: float | None = None) -> None:
@@ -184,12 +201,11 @@ class Trainer:
                 results[split] = self._evaluate_split(
                     log, split, mmd=True, passes=passes, temperature=scaled
                 )
-        parameters = jax.tree.leaves(self.parallel.gather(self.state).params)
         return {
             "metrics": results,
             "mmd": results.get(config.eval.mmd_split, {}).get("mmd"),
             "alignment": log.last_train.get("alignment"),
-            "parameters": sum(x.size for x in parameters),
+            "parameters": self.parameters,
             "steps": self.step,
             "seconds": time.perf_counter() - self.started,
             "hardware": hardware(),
@@ -273,8 +289,8 @@ class Trainer:
             values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
         if mmd and split == config.mmd_split and config.mmd_examples:
             values["mmd_per_head"] = measure_mmd(
-                self.parallel.gather(self.state), data, split, config.mmd_examples,
-                config.mmd_bandwidth,
+                self.parallel.gather(self.state.replace(opt_state=())), data, split,
+                config.mmd_examples, config.mmd_bandwidth,
             )  # fmt: skip
             values["mmd"] = float(sum(heads.sum() for heads in values["mmd_per_head"].values()))
         log.write(self.step, split, values)

@@ -40,7 +40,7 @@ def block_shape(heads: int, rows: int, columns: int) -> tuple[int, int]:
     """
     if placement.spread_by_compiler():
         size = ACCELERATOR_BLOCK_SIZE // (heads * columns)
-        return heads, rows if size >= rows else min(rows, max(LEAST_ROWS, size))
+        return heads, min(rows, max(LEAST_ROWS, size))
     size = BLOCK_SIZE if placement.works_in_cache() else ACCELERATOR_BLOCK_SIZE
     whole = size // (rows * columns)
     if whole == 0:

@@ -78,11 +78,7 @@ def conditional_transport(
     key_features, key_valid = numerics.prepare(key_features, key_mask)
     query_navigation, _ = numerics.prepare(query_navigation, query_mask)
     key_navigation, _ = numerics.prepare(key_navigation, key_mask)
-    if cost == "cosine":
-        query_features = numerics.unit_vectors(query_features)
-        key_features = numerics.unit_vectors(key_features)
-    else:
-        query_features, key_features = numerics.centred(query_features, key_features)
+    query_features, key_features = numerics.cost_vectors(query_features, key_features, cost)
 
     clouds = (query_features, key_features, query_navigation, key_navigation)
     if implementation == "auto":

@@ -37,7 +37,8 @@ def edge_conditional_transport(
         query_navigation: the navigator's outputs for the queries.
         key_navigation: the navigator's outputs for the keys.
         senders: the node whose key an edge offers, [Z].
-        receivers: the node whose query an edge serves, [Z], ascending.
+        receivers: the node whose query an edge serves, [Z], ascending: the sums over a node's
+            edges rely on it, and it is not checked.
         rho: weight of the query-to-key direction, in [0, 1].
         cost: "cosine" (1 - cosine) or "squared_euclidean".
 
@@ -48,6 +49,7 @@ def edge_conditional_transport(
     Raises:
         ValueError: a wrong rank, an empty axis, shapes that do not fit together, an unknown cost,
             or rho outside [0, 1].
+        TypeError: clouds that are not floating point.
 
     Example:
         >>> same = jnp.ones((2, 1, 3))

@@ -96,6 +96,6 @@ def _blockwise(x: _Cloud, y: _Cloud, bandwidth: float) -> Float[Array, "L"]:
             return total + _dense(part, (y_points, y_weights), bandwidth), None
 
         parts = (blocks.split(x_points, size), blocks.split(x_weights, size))
-        return jax.lax.scan(block, jnp.zeros(group), parts)[0]
+        return jax.lax.scan(block, jnp.zeros(group, jnp.float32), parts)[0]
 
     return blocks.map_heads(one_group, group, *x, *y)

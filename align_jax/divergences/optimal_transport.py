@@ -218,7 +218,7 @@ def _solve_symmetric(
     root_columns = jnp.sqrt(jnp.where(columns > 0, columns, 1.0))
     scaled = plan / root_rows[:, None] / root_columns[None, :]
     right_rows, right_columns = right_rows / root_rows, right_columns / root_columns
-    identity = jnp.eye(len(columns))
+    identity = jnp.eye(len(columns), dtype=plan.dtype)
     matrix = identity - jnp.matmul(scaled.T, scaled, precision=precision)
     factor = jax.scipy.linalg.cho_factor(matrix + _RIDGE * identity, lower=True)
     right = right_columns - jnp.matmul(right_rows, scaled, precision=precision)

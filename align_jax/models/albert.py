@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from align_jax.config import AlignmentConfig
 from align_jax.models.stack import scanned
 from align_jax.models.transformer import (
     Embeddings,
@@ -46,23 +45,10 @@ class AlbertConfig(EncoderConfig):
     """
 
     vocab_size: int = 30000
-    hidden_size: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp_size: int = 3072
     activation: str = "gelu_new"
-    max_positions: int = 512
-    token_types: int = 2
-    pad_token_id: int = 0
-    layer_norm_epsilon: float = 1e-12
-    initializer_range: float = 0.02
     dropout: float = 0.0
     attention_dropout: float = 0.0
     classifier_dropout: float | None = 0.1
-    dtype: str = "float32"
-    remat: bool = False
-    scan_layers: bool = False
-    alignment: AlignmentConfig | None = None
     embedding_size: int = 128
     groups: int = 1
     group_layers: int = 1

@@ -1,7 +1,8 @@
-"""The attention of the text models: the faster of two implementations, wherever it runs."""
+"""The attention of the text models and of MCAN: the faster implementation, wherever it runs."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.models.dropout import dropped
+from align_jax.models.flat_dot_general import flat_dot_general
+
+
+def multi_head_attention(
+    config: Any, deterministic: bool, **options: Any
+) -> MultiHeadDotProductAttention:
+    """Attention with a model's settings.
+
+    Args:
+        config: has `heads`, `dtype`, `attention_dropout` and `alignment`.
+        deterministic: False in training.
+        **options: more of the module's attributes, such as its name.
+    """
+    return MultiHeadDotProductAttention(
+        num_heads=config.heads,
+        dtype=jnp.dtype(config.dtype),
+        dropout_rate=config.attention_dropout,
+        deterministic=deterministic,
+        force_fp32_for_softmax=True,
+        attention_fn=functools.partial(dot_product_attention, training=not deterministic),
+        qkv_dot_general=flat_dot_general,
+        out_dot_general=flat_dot_general,
+        alignment=config.alignment,
+        **options,
+    )
 
 
 def dot_product_attention(

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from align_jax.config import AlignmentConfig
 from align_jax.models.stack import STACK, scanned
 from align_jax.models.transformer import (
     Embeddings,
@@ -23,6 +22,7 @@ from align_jax.models.transformer import (
     dense,
     layer_class,
 )
+from align_jax.numerics import check_choice
 
 FAMILIES = ("bert", "roberta")
 
@@ -46,30 +46,11 @@ class BertConfig(EncoderConfig):
         12
     """
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp_size: int = 3072
-    activation: str = "gelu"
-    max_positions: int = 512
-    token_types: int = 2
-    pad_token_id: int = 0
-    layer_norm_epsilon: float = 1e-12
-    initializer_range: float = 0.02
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    classifier_dropout: float | None = None
-    dtype: str = "float32"
-    remat: bool = False
-    scan_layers: bool = False
-    alignment: AlignmentConfig | None = None
     family: str = "bert"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.family not in FAMILIES:
-            raise ValueError(f"BertConfig.family is {self.family!r}; expected one of {FAMILIES}.")
+        check_choice("BertConfig.family", self.family, FAMILIES)
         if self.scan_layers and self.alignment is not None and self.alignment.layers is not None:
             raise ValueError(
                 f"BertConfig.scan_layers is True and alignment.layers {self.alignment.layers}; a "

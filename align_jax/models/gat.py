@@ -88,7 +88,7 @@ class GATConfig:
         check_probabilities(self, ("input_dropout", "attention_dropout", "message_dropout"))
         for name, choices in (("score", SCORES), ("alignment_over", ALIGNMENT_OVER)):
             check_choice(f"GATConfig.{name}", getattr(self, name), choices)
-        aligned = self.alignment or AlignmentConfig(method="none")
+        aligned = self.aligned
         if self.alignment_over == "edges" and aligned.method != "none" and not self.along_edges:
             raise ValueError(
                 f"GATConfig.alignment_over='edges' works with method 'ct' over 'tokens', got "
@@ -96,10 +96,14 @@ class GATConfig:
             )
 
     @property
+    def aligned(self) -> AlignmentConfig:
+        """The alignment, of method "none" without one."""
+        return self.alignment or AlignmentConfig(method="none")
+
+    @property
     def along_edges(self) -> bool:
         """Whether transport runs along the edges, by `alignment_over` and the method."""
-        aligned = self.alignment or AlignmentConfig(method="none")
-        can = aligned.method == "ct" and aligned.over == "tokens"
+        can = self.aligned.method == "ct" and self.aligned.over == "tokens"
         return can and self.alignment_over != "nodes"
 
 
@@ -189,7 +193,7 @@ class GraphAttention(nn.Module):
         return self.param(name, initializer, (self.num_heads, self.features, 1))[..., 0]
 
     def _align(self, query: Array, key: Array, senders: Array, receivers: Array) -> None:
-        config = self.config.alignment or AlignmentConfig(method="none")
+        config = self.config.aligned
         module: Alignment
         if self.config.along_edges:
             module = EdgeAlignment(config, senders=senders, receivers=receivers, name="alignment")

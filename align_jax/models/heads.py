@@ -15,6 +15,7 @@ from align_jax.models.albert import AlbertConfig, AlbertEncoder
 from align_jax.models.bert import BertConfig, BertEncoder
 from align_jax.models.dropout import Dropout
 from align_jax.models.transformer import EncoderConfig, dense
+from align_jax.numerics import check_choice, masked_mean
 
 POOLINGS = ("pooler", "mean", "dense")
 
@@ -68,8 +69,7 @@ class SequenceClassifier(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B labels"]:
         """Logits of each sequence; arguments as the encoder's."""
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is {self.pooling!r}; expected one of {POOLINGS}.")
+        check_choice("pooling", self.pooling, POOLINGS)
         if self.labels < 1:
             raise ValueError(f"labels is {self.labels}; expected at least 1.")
         config = self.config
@@ -93,9 +93,7 @@ def mean_pooling(
     hidden = hidden.astype(jnp.float32)
     if attention_mask is None:
         return hidden.mean(axis=1)
-    valid = attention_mask.astype(bool)[..., None]
-    total = jnp.where(valid, hidden, 0.0).sum(axis=1)
-    return total / jnp.maximum(valid.sum(axis=1), 1)
+    return masked_mean(hidden, attention_mask.astype(bool)[..., None], axis=1)
 
 
 class MultipleChoice(nn.Module):

@@ -10,7 +10,6 @@ classified.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -19,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.config import AlignmentConfig
-from align_jax.models.attention_function import dot_product_attention
+from align_jax.models.attention_function import multi_head_attention
 from align_jax.models.dropout import Dropout
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
@@ -200,21 +198,10 @@ class Layer(nn.Module):
         dropout = Dropout(config.dropout, deterministic=deterministic)
 
         def attend(name: str, tokens: Array, others: Array | None, others_valid: Array) -> Array:
-            attended = MultiHeadDotProductAttention(
-                num_heads=config.heads,
-                dtype=jnp.dtype(config.dtype),
-                dropout_rate=config.attention_dropout,
-                force_fp32_for_softmax=True,
-                attention_fn=functools.partial(dot_product_attention, training=not deterministic),
-                qkv_dot_general=flat_dot_general,
-                out_dot_general=flat_dot_general,
-                alignment=config.alignment,
-                name=name,
-            )(
+            attended = multi_head_attention(config, deterministic, name=name)(
                 tokens,
                 others,
                 mask=others_valid[:, None, None, :],
-                deterministic=deterministic,
                 query_mask=valid,
                 key_mask=others_valid,
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from align_jax.numerics import check_choice
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -53,5 +55,4 @@ def check_transformer(config: Any) -> None:
             f"{kind}.hidden_size is {config.hidden_size}, which {config.heads} heads do not "
             f"divide; choose a multiple of heads."
         )
-    if config.dtype not in DTYPES:
-        raise ValueError(f"{kind}.dtype is {config.dtype!r}; expected one of {DTYPES}.")
+    check_choice(f"{kind}.dtype", config.dtype, DTYPES)

@@ -6,6 +6,7 @@ stacked, each array with a leading axis for the layer, under the one name that t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +77,7 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         {'layers': {'bias': array([[0., 0., 0.],
                [1., 1., 1.]])}}
     """
-    names = [name for name in params if name.startswith(_LAYER)]
+    names = [name for name in params if in_stack(name) != name]
     stacked = {
         name: stack_layers(child) if isinstance(child, Mapping) else child
         for name, child in params.items()
@@ -87,12 +88,18 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     layers = []
     for number in range(len(names)):
         layers.append(params.get(f"{_LAYER}{number}"))
-        if _shapes(layers[-1]) != _shapes(layers[0]):
+        if layers[-1] is None or _shapes(layers[-1]) != _shapes(layers[0]):
             raise ValueError(
-                f"'{_LAYER}{number}' does not hold the same parameters as '{_LAYER}0', so they "
-                f"make no stack; there are {sorted(names)}. Is AlignmentConfig.layers None?"
+                f"'{_LAYER}{number}' is missing or does not hold the same parameters as "
+                f"'{_LAYER}0', so they make no stack; there are {sorted(names)}. Is "
+                f"AlignmentConfig.layers None?"
             )
     return stacked | {STACK: jax.tree.map(_stack, *layers)}
+
+
+def in_stack(name: str) -> str:
+    """What a part of a parameter's path is called once layers are stacked."""
+    return STACK if re.fullmatch(rf"{_LAYER}\d+", name) else name
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shapes(layer: Any) -> Any:
-    return jax.tree.map(np.shape, layer, is_leaf=lambda x: x is None)
+    return jax.tree.map(np.shape, layer)
 
 
 def _stack(*arrays: Any) -> Any:

@@ -11,7 +11,6 @@ Sources: Vaswani et al., "Attention Is All You Need", 2017 (arXiv 1706.03762); D
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -21,18 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.config import AlignmentConfig
-from align_jax.models.attention_function import dot_product_attention
+from align_jax.models.attention_function import multi_head_attention
 from align_jax.models.dropout import Dropout
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
+from align_jax.numerics import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes and options that every text encoder has; `BertConfig` and `AlbertConfig` are made of.
+    """Sizes and options that every text encoder has; the defaults are BERT-base's, uncased.
 
     Attributes:
         vocab_size: number of tokens in the vocabulary.
@@ -66,24 +65,24 @@ class EncoderConfig:
         True
     """
 
-    vocab_size: int
-    hidden_size: int
-    layers: int
-    heads: int
-    mlp_size: int
-    activation: str
-    max_positions: int
-    token_types: int
-    pad_token_id: int
-    layer_norm_epsilon: float
-    initializer_range: float
-    dropout: float
-    attention_dropout: float
-    classifier_dropout: float | None
-    dtype: str
-    remat: bool
-    scan_layers: bool
-    alignment: AlignmentConfig | None
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_size: int = 3072
+    activation: str = "gelu"
+    max_positions: int = 512
+    token_types: int = 2
+    pad_token_id: int = 0
+    layer_norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float | None = None
+    dtype: str = "float32"
+    remat: bool = False
+    scan_layers: bool = False
+    alignment: AlignmentConfig | None = None
 
     counts: ClassVar[tuple[str, ...]] = (
         "vocab_size", "hidden_size", "layers", "heads", "mlp_size", "max_positions", "token_types",
@@ -105,10 +104,7 @@ class EncoderConfig:
         for name in ("layer_norm_epsilon", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{kind}.{name} is {getattr(self, name)!r}; expected above 0.")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"{kind}.activation is {self.activation!r}; expected one of {tuple(ACTIVATIONS)}."
-            )
+        check_choice(f"{kind}.activation", self.activation, tuple(ACTIVATIONS))
 
     @property
     def head_dropout(self) -> float:
@@ -229,24 +225,11 @@ class TransformerLayer(nn.Module):
         """
         config = self.config
         dropout = Dropout(config.dropout, deterministic=deterministic)
-        attended = MultiHeadDotProductAttention(
-            num_heads=config.heads,
-            dtype=jnp.dtype(config.dtype),
-            kernel_init=nn.initializers.normal(config.initializer_range),
-            dropout_rate=config.attention_dropout,
-            force_fp32_for_softmax=True,
-            attention_fn=functools.partial(dot_product_attention, training=not deterministic),
-            qkv_dot_general=flat_dot_general,
-            out_dot_general=flat_dot_general,
-            alignment=config.alignment,
-            name="attention",
-        )(
-            tokens,
-            mask=valid[:, None, None, :],
-            deterministic=deterministic,
-            query_mask=valid,
-            key_mask=valid,
+        initializer = nn.initializers.normal(config.initializer_range)
+        attention = multi_head_attention(
+            config, deterministic, kernel_init=initializer, name="attention"
         )
+        attended = attention(tokens, mask=valid[:, None, None, :], query_mask=valid, key_mask=valid)
         tokens = layer_norm(config, "attention_norm")(tokens + dropout(attended))
 
         hidden = ACTIVATIONS[config.activation](dense(config, config.mlp_size, "mlp_in")(tokens))

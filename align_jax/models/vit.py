@@ -14,9 +14,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from align_jax.alignment import AlignmentConfig
 from align_jax.attention import MultiHeadDotProductAttention
+from align_jax.config import AlignmentConfig
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
+from align_jax.numerics import check_choice
 
 POOLS = ("mean", "cls")
 
@@ -74,8 +75,7 @@ class ViTConfig:
                 f"{self.image_size}; choose a divisor, so that every pixel belongs to a patch."
             )
         check_transformer(self)
-        if self.pool not in POOLS:
-            raise ValueError(f"ViTConfig.pool is {self.pool!r}; expected one of {POOLS}.")
+        check_choice("ViTConfig.pool", self.pool, POOLS)
 
     @property
     def grid(self) -> tuple[int, int]:

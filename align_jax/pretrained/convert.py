@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from align_jax.models.bert import BertConfig
-from align_jax.models.heads import MultipleChoice
+from align_jax.models.heads import MultipleChoice, SequenceClassifier
 from align_jax.models.stack import unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.config import model_type
@@ -23,9 +23,12 @@ from align_jax.pretrained.names import Path, canonical_name, entries
 Tensors = Mapping[str, tuple[np.ndarray, str]]
 
 
-def unscanned(model: nn.Module, config: EncoderConfig) -> nn.Module:
-    """The model whose parameters are named as a checkpoint's tensors are, layer by layer."""
-    return model.clone(config=dataclasses.replace(config, scan_layers=False), parent=None)
+def reconfigured(model: nn.Module, config: EncoderConfig, **changes: Any) -> nn.Module:
+    """The model with other options.
+
+    With `scan_layers=False` its parameters are named as a checkpoint's tensors, layer by layer.
+    """
+    return model.clone(config=dataclasses.replace(config, **changes), parent=None)
 
 
 def has_stack(config: EncoderConfig) -> bool:
@@ -103,7 +106,12 @@ def to_parameters(
         name = by_name[entry.name]
         tensor, file = tensors[name]
         expected = entry.tensor_shape(shapes[entry.path])
-        _check(tensor, expected, f"{folder}/{file}", name, head=not entry.base)
+        advice = "The sizes in config.json do not belong to these weights."
+        if not entry.base:
+            advice = "Pass new_head=True for a new head."
+            if isinstance(model, SequenceClassifier) and model.labels > 1:
+                advice = "Pass the num_labels that it was trained with, or new_head=True."
+        _check(tensor, expected, f"{folder}/{file}", name, advice)
         parameters[entry.path] = entry.to_parameter(
             tensor.astype(np.float32, copy=False), shapes[entry.path]
         )
@@ -120,14 +128,9 @@ def to_parameters(
 
 
 def _check(
-    tensor: np.ndarray, expected: tuple[int, ...], file: str, name: str, *, head: bool
+    tensor: np.ndarray, expected: tuple[int, ...], file: str, name: str, advice: str
 ) -> None:
     if tensor.shape != expected:
-        advice = (
-            "Pass the num_labels that it was trained with, or new_head=True for a new head."
-            if head
-            else "The sizes in config.json do not belong to these weights."
-        )
         raise PretrainedError(
             f"{file}: tensor {name!r} has shape {tensor.shape}, expected {expected}. {advice}"
         )

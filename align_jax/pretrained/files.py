@@ -15,13 +15,12 @@ from align_jax.pretrained.errors import PretrainedError, require
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 ALIGNMENT = "alignment.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
-    "vocab.json", "merges.txt", "spiece.model",
-)  # fmt: skip
+# Any one set makes a tokenizer, in the order of preference: tokenizer.json says everything, the
+# others need what their models' authors did with them.
+TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",))
 _NEEDED = (
     "config.json", SAFETENSORS, "model-*.safetensors", f"{SAFETENSORS}.index.json", ALIGNMENT,
-    *TOKENIZER_FILES,
+    "tokenizer_config.json", *(file for files in TOKENIZERS for file in files),
 )  # fmt: skip
 # safetensors' own NumPy reader knows no bfloat16, and its JAX reader goes through the device.
 _DTYPES = {

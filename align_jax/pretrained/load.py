@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from align_jax.models.heads import (
     SpanExtractor,
     text_encoder,
 )
-from align_jax.models.stack import STACK, stack_layers, unstack_layers
+from align_jax.models.stack import in_stack, stack_layers, unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.numerics import check_choice
 from align_jax.pretrained.config import from_json, labels_in
@@ -31,8 +30,8 @@ from align_jax.pretrained.convert import (
     fresh_parameters,
     has_stack,
     parameter_shapes,
+    reconfigured,
     to_parameters,
-    unscanned,
 )
 from align_jax.pretrained.errors import PretrainedError
 from align_jax.pretrained.files import (
@@ -248,7 +247,7 @@ def build(
 def _load_parameters(
     model: nn.Module, config: EncoderConfig, folder: Path, *, new_head: bool, seed: int
 ) -> tuple[dict[str, Any], LoadReport]:
-    single = unscanned(model, config)
+    single = reconfigured(model, config, scan_layers=False)
     shapes = parameter_shapes(single)
     found, unused = to_parameters(
         single, config, shapes, read_tensors(folder), folder=str(folder), new_head=new_head
@@ -257,7 +256,7 @@ def _load_parameters(
     missing = set(shapes) - set(found) - set(networks)
     stacked = has_stack(config)
     # By the model as it is: many layers' own initialisation takes long to compile.
-    fresh = {tuple(map(_stack_name, path)) for path in missing} if stacked else missing
+    fresh = {tuple(map(in_stack, path)) for path in missing} if stacked else missing
     made = traverse_util.unflatten_dict(fresh_parameters(model, fresh, seed)) if fresh else {}
     if stacked:
         made = unstack_layers(jax.device_get(made))
@@ -270,11 +269,6 @@ def _load_parameters(
         fresh=tuple(sorted("/".join(path) for path in fresh)),
     )
     return params, report
-
-
-def _stack_name(name: str) -> str:
-    """Of a part of a path: "layer_3" is in the stack."""
-    return STACK if re.fullmatch(r"layer_\d+", name) else name
 
 
 def _load_alignment(

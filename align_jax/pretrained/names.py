@@ -69,10 +69,9 @@ def entries(model: object, config: EncoderConfig) -> list[Entry]:
     if isinstance(model, SpanExtractor):
         pairs.append((("span",), "qa_outputs", False))
     elif isinstance(model, SequenceClassifier | MultipleChoice):
-        roberta = model.pooling == "dense"
         names = {"pooler": "classifier", "mean": "mean_classifier", "dense": "classifier.out_proj"}
         pairs.append((("classifier",), names[model.pooling], False))
-        if roberta:
+        if model.pooling == "dense":
             pairs.append((("head_dense",), "classifier.dense", False))
     return [entry for path, name, base in pairs for entry in _entries(path, name, base)]
 

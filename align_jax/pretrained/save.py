@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtra
 from align_jax.models.stack import unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.config import model_type, to_json
-from align_jax.pretrained.convert import to_tensors
+from align_jax.pretrained.convert import reconfigured, to_tensors
 from align_jax.pretrained.errors import PretrainedError, require
 from align_jax.pretrained.files import ALIGNMENT, SAFETENSORS
 from align_jax.pretrained.load import POOLING_KEY
@@ -87,13 +86,12 @@ def save(
         label_names=_label_names(label_names, labels),
         problem={0: None, 1: "regression"}.get(labels, "single_label_classification"),
     )
-    bare = _without_alignment(model, config)
-    tensors = to_tensors(bare, config, plain)
+    tensors = to_tensors(reconfigured(model, config, alignment=None), config, plain)
 
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     if isinstance(model, SequenceClassifier | MultipleChoice) and model.pooling == "mean":
-        _write_mean_pooling(path, model, config, values)
+        _write_mean_pooling(path, values)
     _write_json(path / "config.json", values)
     safetensors.save_file(tensors, path / SAFETENSORS, metadata={"format": "pt"})
     (path / ALIGNMENT).unlink(missing_ok=True)  # an earlier model's do not belong to this one
@@ -124,10 +122,6 @@ def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, int]:
     return f"{prefix}For{task}", 0 if choice else model.labels
 
 
-def _without_alignment(model: nn.Module, config: EncoderConfig) -> nn.Module:
-    return model.clone(config=dataclasses.replace(config, alignment=None), parent=None)
-
-
 def _label_names(names: Sequence[str] | None, labels: int) -> list[str] | None:
     if labels == 0:
         if names is not None:
@@ -150,14 +144,13 @@ def _alignment_networks(params: Any, plain: Any) -> dict[str, np.ndarray]:
     return traverse_util.flatten_dict(single, sep="/")
 
 
-def _write_mean_pooling(
-    folder: Path, model: nn.Module, config: EncoderConfig, values: dict[str, Any]
-) -> None:
-    task = "MultipleChoice" if isinstance(model, MultipleChoice) else "SequenceClassification"
-    prefix = _CLASSES[model_type(config)]
+def _write_mean_pooling(folder: Path, values: dict[str, Any]) -> None:
+    (pooled,) = values["architectures"]
+    prefix, _, task = pooled.partition("For")
+    name = f"MeanPooled{pooled}"
     values[POOLING_KEY] = "mean"
-    values["architectures"] = [f"MeanPooled{prefix}For{task}"]
-    values["auto_map"] = {f"AutoModelFor{task}": f"{MODULE}.MeanPooled{prefix}For{task}"}
+    values["architectures"] = [name]
+    values["auto_map"] = {f"AutoModelFor{task}": f"{MODULE}.{name}"}
     source = mean_pooling_source(prefix, task)
     (folder / f"{MODULE}.py").write_text(source, encoding="utf-8")
 

@@ -221,7 +221,7 @@ class Tokenizer:
         length = self.max_length if max_length is None else max_length
         if not special < length <= self.max_length:
             raise ValueError(
-                f"max_length is {max_length}; expected more than the {special} special tokens and "
+                f"max_length is {length}; expected more than the {special} special tokens and "
                 f"at most {self.max_length}, the model's number of positions."
             )
         return length

@@ -9,13 +9,9 @@ from typing import Any
 
 from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.errors import PretrainedError, require
-from align_jax.pretrained.files import read_json
+from align_jax.pretrained.files import TOKENIZERS, read_json
 from align_jax.pretrained.sentencepiece_model import read_sentencepiece
 from align_jax.pretrained.tokenizer import Tokenizer
-
-# In the order of preference; tokenizer.json says everything, the others need what their models'
-# authors did with them.
-_SETS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -24,7 +20,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> tuple[str, ...] | None:
-    return next((x for x in _SETS if all((folder / file).is_file() for file in x)), None)
+    return next((x for x in TOKENIZERS if all((folder / file).is_file() for file in x)), None)
 
 
 def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tokenizer:
@@ -57,7 +53,7 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
     require("tokenizers", "Reading a tokenizer")
     files = _files(folder)
     if files is None:
-        sets = " or ".join(" with ".join(x) for x in _SETS)
+        sets = " or ".join(" with ".join(x) for x in TOKENIZERS)
         raise PretrainedError(f"{folder} holds no tokenizer: expected {sets}.")
     settings = {}
     if (folder / "tokenizer_config.json").is_file():

@@ -26,6 +26,7 @@ class Case:
     trailing: tuple[tuple[int, ...], ...]
     # In the norm of the gradient; a plan at a small epsilon amplifies float32's rounding.
     gradient_tolerance: float = 1e-5
+    value_tolerance: float = 1e-5
 
     def __post_init__(self):
         object.__setattr__(self, "jitted", jax.jit(self.function))
@@ -85,6 +86,7 @@ CASES = [
                 tolerance, epsilon=epsilon, cost=cost,
             ),
             name=f"ot-{epsilon}-{cost}",
+            value_tolerance=1e-4,  # the solver's last residual is up to 1e-5
         )
         for epsilon, cost, tolerance in (
             (0.1, "cosine", 1e-5), (0.05, "cosine", 2e-5), (0.5, "squared_euclidean", 1e-5),
@@ -136,7 +138,8 @@ def test_value_matches_oracle(case):
     value = case.jitted(*arrays)
     assert value.shape == (B, H)
     assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, oracles.batched(case.oracle, arrays), rtol=1e-5)
+    expected = oracles.batched(case.oracle, arrays)
+    np.testing.assert_allclose(value, expected, rtol=case.value_tolerance)
 
 
 @every_case
@@ -161,7 +164,8 @@ def test_masked_equals_sliced(case, padding):
 
     gradients, value = case.gradient(arrays, query_mask=query_mask, key_mask=key_mask)
     expected = oracles.batched(case.oracle, arrays, query_mask, key_mask)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(value, expected, rtol=case.value_tolerance)
+    largest = max(np.abs(x).max() for x in gradients)
     for b in range(B):
         sliced = [
             x[b : b + 1, (query_mask, key_mask)[number % 2][b]] for number, x in enumerate(arrays)
@@ -171,7 +175,10 @@ def test_masked_equals_sliced(case, padding):
             mask = (query_mask, key_mask)[number % 2][b]
             # A plan between few tokens can have a gradient of zero but for rounding.
             np.testing.assert_allclose(
-                whole[b, mask], part[0], rtol=case.gradient_tolerance * 10, atol=2e-6
+                whole[b, mask],
+                part[0],
+                rtol=case.gradient_tolerance * 10,
+                atol=1e-5 * largest,
             )
             assert np.all(np.asarray(whole[b, ~mask]) == 0.0)
 
@@ -197,7 +204,9 @@ def test_permuting_tokens_changes_nothing(case):
     rng = np.random.default_rng(2)
     orders = (rng.permutation(N), rng.permutation(M))
     permuted = [x[:, orders[number % 2]] for number, x in enumerate(arrays)]
-    np.testing.assert_allclose(case.jitted(*permuted), case.jitted(*arrays), rtol=1e-5)
+    np.testing.assert_allclose(
+        case.jitted(*permuted), case.jitted(*arrays), rtol=case.value_tolerance
+    )
 
 
 @every_case
@@ -227,8 +236,21 @@ def test_computes_in_float32(case, dtype):
     gradients, value = case.gradient(arrays)
     assert value.dtype == jnp.float32
     rounded = [np.asarray(x.astype(jnp.float32)) for x in arrays]
-    np.testing.assert_allclose(value, oracles.batched(case.oracle, rounded), rtol=1e-5)
+    expected = oracles.batched(case.oracle, rounded)
+    np.testing.assert_allclose(value, expected, rtol=case.value_tolerance)
     assert {gradient.dtype for gradient in gradients} == {jnp.dtype(dtype)}
+
+
+@every_case
+def test_the_value_is_float32_where_jax_knows_float64(case):
+    arrays = case.arrays()
+    jax.config.update("jax_enable_x64", True)
+    try:
+        value = jax.jit(case.function)(*map(jnp.asarray, arrays))
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, case.jitted(*arrays), rtol=case.value_tolerance, atol=1e-6)
 
 
 @every_case
@@ -237,7 +259,7 @@ def test_vmap_equals_a_loop(case):
     value = jax.jit(jax.vmap(case.function))(*stacked)
     expected = [case.jitted(*(x[i] for x in stacked)) for i in range(2)]
     # MMD is the small difference of numbers near 1, whose last bits depend on the compiler.
-    np.testing.assert_allclose(value, np.stack(expected), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(value, np.stack(expected), rtol=case.value_tolerance, atol=1e-6)
 
 
 @every_case

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from train.loop import restore_run
 from train.run_folder import read_config
 
+_STARTED: list[subprocess.Popen[str]] = []
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # The digits, four tokens, one layer: a run takes seconds.
@@ -47,10 +48,18 @@ def start(
         "JAX_PLATFORMS": "cpu",
         "ALIGN_JAX_CACHE": str(workdir.parent / "cache"),
     }
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
+    _STARTED.append(process)
+    return process
+
+
+def kill_all() -> None:
+    """Kills whatever `start` started and is still running."""
+    while _STARTED:
+        _STARTED.pop().kill()
 
 
 def start_together(

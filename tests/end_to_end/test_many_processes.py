@@ -16,7 +16,11 @@ from tests.end_to_end.processes import final_params, finish, start, start_togeth
 from train.hosts import HEARTBEAT_SECONDS
 from train.log import read_records
 
-SHORT = {"train__steps": 8, "eval__every": 4, "optimizer__epsilon": 1e-3}
+# The widths are those from which FSDP cuts a kernel (`partition.LEAST_SIZE`).
+SHORT = {
+    "train__steps": 8, "eval__every": 4, "optimizer__epsilon": 1e-3,
+    "model__hidden_size": 64, "model__mlp_size": 64,
+}  # fmt: skip
 
 
 def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
@@ -31,6 +35,14 @@ def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
     ]
     assert [x[:2] for x in losses[0]] == [x[:2] for x in losses[1]]
     np.testing.assert_allclose([x[2] for x in losses[0]], [x[2] for x in losses[1]], rtol=1e-4)
+
+
+def wait_for_checkpoint(workdir: pathlib.Path, step: int, processes, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not (workdir / "checkpoints" / str(step)).exists():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline, f"no checkpoint of step {step} in {seconds} s"
+        time.sleep(0.1)
 
 
 CUT = {"train__mesh_fsdp": True, "train__mesh_model": 2}
@@ -74,9 +86,7 @@ def test_many_processes_train_the_model_of_one(
 def test_one_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, alone) -> None:
     workdir = tmp_path / "run"
     processes = start_together(workdir, 2, **SHORT | {"train__steps": 100_000})
-    while not (workdir / "checkpoints" / "8").exists():
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.1)
+    wait_for_checkpoint(workdir, 8, processes)
     processes[1].kill()
     killed = time.monotonic()
     _, errors = processes[0].communicate(timeout=3 * HEARTBEAT_SECONDS)
@@ -106,9 +116,7 @@ def test_sigterm_saves_and_exits(tmp_path, processes) -> None:
         running = [start(workdir, **endless)]
     else:
         running = start_together(workdir, processes, **endless)
-    while not (workdir / "checkpoints" / "4").exists():
-        assert all(process.poll() is None for process in running)
-        time.sleep(0.1)
+    wait_for_checkpoint(workdir, 4, running)
     running[-1].terminate()
     messages = [process.communicate(timeout=60)[1] for process in running]
     assert [process.returncode for process in running] == [128 + signal.SIGTERM] * processes

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import shutil
 
-import jax
 import numpy as np
 import pytest
-import rich.console
 
-from train import loop
+from tests.train.commands import run_quietly
 from train.configs import glue
 from train.log import read_records
-from train.predict import export, predict, restore_predictor
+from train.predict import export, predict
+from train.predictor import restore_predictor
 
 pytestmark = pytest.mark.slow
 PAIRS = [
@@ -40,13 +38,8 @@ def config(real_data):
     return config.lock()
 
 
-def run(config, workdir):
-    console = rich.console.Console(file=io.StringIO())
-    return loop.run(config, workdir, devices=jax.local_devices()[:1], console=console)
-
-
 def test_training_resuming_predicting_and_exporting(config, tmp_path) -> None:
-    whole = run(config, tmp_path / "whole")
+    whole = run_quietly(config, tmp_path / "whole")
     records = [r for r in read_records(tmp_path / "whole") if r["split"] == "train"]
     losses = [record["task_loss"] for record in records]
     assert losses[-1] < losses[0]
@@ -57,7 +50,7 @@ def test_training_resuming_predicting_and_exporting(config, tmp_path) -> None:
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "30")
     (tmp_path / "cut" / "result.json").unlink()
-    resumed = run(config, tmp_path / "cut")
+    resumed = run_quietly(config, tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]
 
     data, state = restore_predictor(tmp_path / "cut")

@@ -52,8 +52,8 @@ def test_padding_changes_nothing(config) -> None:
     for row, length in enumerate(mask.sum(1).tolist()):
         alone = slice(row, row + 1), slice(0, length)
         single, single_pooled = model.apply({"params": params}, ids[alone], None, types[alone])
-        np.testing.assert_allclose(hidden[alone], single, atol=2e-6)
-        np.testing.assert_allclose(pooled[row : row + 1], single_pooled, atol=2e-6)
+        np.testing.assert_allclose(hidden[alone], single, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(pooled[row : row + 1], single_pooled, rtol=1e-5, atol=1e-5)
     if config is CONFIG:  # RoBERTa counts positions by the padding token, as PyTorch does
         other = jnp.where(mask == 1, ids, 7)
         again, _ = model.apply({"params": params}, other, mask, types)
@@ -105,7 +105,7 @@ def test_heads(pooling) -> None:
     assert jax.tree.structure(choice_params) == jax.tree.structure(params)
     scores = choice.apply({"params": choice_params}, *choices)
     assert scores.shape == (3, 2)
-    np.testing.assert_allclose(scores[:, 0], scores[::-1, 1], atol=1e-6)
+    np.testing.assert_allclose(scores[:, 0], scores[::-1, 1], atol=1e-5)
 
 
 def test_mean_pooling_leaves_padding_out() -> None:
@@ -149,7 +149,7 @@ def test_attention_function_agrees_with_flax() -> None:
         {"deterministic": True, "dropout_rate": 0.5, "dropout_rng": keys[3]},
     ):
         outputs = dot_product_attention(query, key, value, mask=mask, **options)
-        np.testing.assert_allclose(outputs, expected, atol=1e-6)
+        np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
 def test_attention_dropout_drops_each_weight_on_its_own() -> None:
@@ -269,8 +269,12 @@ def test_stacking_layers_goes_both_ways_and_refuses_what_makes_no_stack() -> Non
     again = unstack_layers(stack_layers(params))
     assert jax.tree.structure(again) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, again, params)
-    with pytest.raises(ValueError, match="'layer_4' does not hold the same parameters"):
+    with pytest.raises(ValueError, match="'layer_4' is missing or does not hold"):
         stack_layers({name: x for name, x in params["encoder"].items() if name != "layer_4"})
+    with pytest.raises(ValueError, match="'layer_0' is missing"):
+        stack_layers({"layer_1": params["encoder"]["layer_1"]})
+    others = {"layer_norm": {"scale": np.ones(3)}, "layer_0": {}}
+    assert stack_layers(others) == {"layer_norm": others["layer_norm"], "layers": {}}
     some = AlignmentConfig("ct", layers=("layer_1/",))
     partly = initialise(BertEncoder(dataclasses.replace(CONFIG, alignment=some)), batch()[0])
     with pytest.raises(ValueError, match=r"Is AlignmentConfig\.layers None\?"):
@@ -353,9 +357,12 @@ def test_clouds_of_a_plain_model_can_be_measured() -> None:
         ({"hidden_size": 17}, "17, which 4 heads do not divide"),
         ({"dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
         ({"dropout": None}, "dropout is None"),
-        ({"activation": "gleu"}, "activation is 'gleu'; expected one of"),
-        ({"dtype": "float8"}, "dtype is 'float8'"),
-        ({"family": "xlnet"}, "family is 'xlnet'"),
+        (
+            {"activation": "gleu"},
+            "got 'gleu'. Did you mean 'gelu'",
+        ),
+        ({"dtype": "float8"}, "dtype must be one of float32, .*got 'float8'"),
+        ({"family": "xlnet"}, "family must be one of bert, roberta, got 'xlnet'"),
         ({"pad_token_id": 50}, "pad_token_id is 50"),
         ({"pad_token_id": None}, "pad_token_id is None"),
         ({"layer_norm_epsilon": 0}, "layer_norm_epsilon is 0"),
@@ -383,7 +390,7 @@ def test_bad_inputs() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             model.apply({"params": params}, *inputs)
-    with pytest.raises(ValueError, match="pooling is 'max'"):
+    with pytest.raises(ValueError, match="pooling must be one of pooler, mean, dense, got 'max'"):
         initialise(SequenceClassifier(CONFIG, pooling="max"), ids)
     with pytest.raises(ValueError, match=r"must be \[B, C, N\]"):
         initialise(MultipleChoice(CONFIG), ids)

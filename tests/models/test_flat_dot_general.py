@@ -187,7 +187,7 @@ def test_many_products_of_bfloat16_at_once() -> None:
 
 
 @pytest.mark.parametrize("how", ["pmap", "mesh"])
-def test_products_of_bfloat16_on_several_devices(how) -> None:
+def test_products_of_bfloat16_on_several_devices(how, monkeypatch) -> None:
     """A mesh's compiler cuts the arrays, and keeps to the ordinary product."""
     devices = 4
     random = np.random.default_rng(0)
@@ -204,6 +204,8 @@ def test_products_of_bfloat16_on_several_devices(how) -> None:
     if how == "pmap":
         found = jax.pmap(gradient)(rows).astype(jnp.float32).sum(axis=0)
     else:
+        path = "align_jax.models.flat_dot_general._bfloat16_product"
+        monkeypatch.setattr(path, lambda *_: pytest.fail("the product that no mesh cuts"))
         mesh = jax.make_mesh((devices,), ("data",))
         with jax.set_mesh(mesh):
             rows = jax.device_put(rows, jax.NamedSharding(mesh, jax.P("data")))

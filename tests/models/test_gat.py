@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from align_jax import AlignmentConfig, alignment_loss, alignment_table, strip_alignment
 from align_jax.models.gat import GAT, GATConfig
@@ -87,7 +88,7 @@ def test_sparse_features_give_the_logits_of_dense_ones(score):
         model.apply({"params": params}, sparse, *edges),
         model.apply({"params": params}, features, *edges),
         rtol=1e-5,
-        atol=1e-6,
+        atol=1e-5,
     )
 
 
@@ -110,7 +111,7 @@ def test_renumbering_the_nodes_renumbers_the_logits():
         new[receivers][order],
     )
     logits = model.apply({"params": params}, features, senders, receivers)
-    np.testing.assert_allclose(moved[new], logits, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moved[new], logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_node_without_any_edge_gets_the_bias_and_finite_gradients():
@@ -206,7 +207,7 @@ class TestAlignment:
 
         expected, nothing = self.sown(CONFIG, plain)
         assert not nothing
-        np.testing.assert_allclose(logits, expected, rtol=1e-6)
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
         # At inference the networks' parameters are not needed.
         infer = jax.jit(lambda p: [m.apply({"params": p}, *graph()) for m in (model, plain_model)])
         np.testing.assert_array_equal(*infer(plain))
@@ -226,24 +227,25 @@ class TestAlignment:
 
         before, gradients = jax.jit(jax.value_and_grad(divergence))(params)
 
-        def step_on(wanted):
-            def change(path, x, g):
-                return x - 1e-3 * g if wanted in jax.tree_util.keystr(path) else x
+        def change_along(*group):
+            """By a step of one length, so that a small gradient does not drown in rounding."""
 
-            return divergence(jax.tree_util.tree_map_with_path(change, params, gradients)) - before
+            def belongs(path):
+                return path[: len(group)] == group or (len(group) == 1 and group[0] in path)
 
-        maximiser = "discriminator" if method == "gan" else "critic"
-        assert step_on(f"'{maximiser}'") > 0
+            flat, slopes = map(traverse_util.flatten_dict, (params, gradients))
+            length = np.sqrt(sum(np.sum(g**2) for path, g in slopes.items() if belongs(path)))
+            moved = {
+                path: x - 1e-2 * slopes[path] / length if belongs(path) else x
+                for path, x in flat.items()
+            }
+            return divergence(traverse_util.unflatten_dict(moved)) - before
+
+        assert change_along("discriminator" if method == "gan" else "critic") > 0
         for minimiser in ("kernel", "attention_query", "attention_key"):
-            assert self.model_step(params, gradients, divergence, minimiser) < before
+            assert change_along("layer_0", minimiser) < 0
         if method == "ct":
-            assert step_on("'navigator'") < 0
-
-    def model_step(self, params, gradients, divergence, name):
-        layer = params["layer_0"] | {
-            name: params["layer_0"][name] - 1e-3 * gradients["layer_0"][name]
-        }
-        return divergence({"layer_0": layer})
+            assert change_along("navigator") < 0
 
     @pytest.mark.parametrize(("method", "over"), [("ct", "edges"), ("gan", "nodes")])
     def test_auto_takes_the_edges_where_it_can(self, method, over):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +154,8 @@ def test_dropout_needs_its_key_and_changes_the_logits() -> None:
     first, second = (apply(jax.random.key(seed)) for seed in (0, 1))
     assert np.abs(first - second).max() > 1e-4
     np.testing.assert_array_equal(first, apply(jax.random.key(0)))
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        model.apply({"params": params}, QUESTION, IMAGE, deterministic=False)
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters() -> None:
@@ -172,7 +175,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters() -> None:
         ({"region_positions": -1}, "region_positions is -1"),
         ({"heads": 3}, "3 heads do not divide"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"dtype": "int8"}, "dtype must be one of float32, .*got 'int8'"),
     ],
 )
 def test_bad_settings_are_named(changes: dict, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +96,8 @@ def test_dropout_needs_its_key_and_acts_in_training_only() -> None:
     ]
     np.testing.assert_array_equal(noisy[0], noisy[1])
     assert np.abs(noisy[0] - noisy[2]).max() > 1e-3
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        model.apply(variables, IMAGES, deterministic=False)
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_logits() -> None:
@@ -114,8 +117,8 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_logits(
         ({"layers": 0}, "layers is 0"),
         ({"layers": 2.0}, "layers is 2.0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"pool": "max"}, "pool is 'max'; expected one of"),
-        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"pool": "max"}, "pool must be one of mean, cls, got 'max'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, .*got 'float64'"),
     ],
 )
 def test_bad_configurations_are_named(changes: dict, message: str) -> None:

@@ -82,6 +82,8 @@ def test_a_new_head_depends_on_the_seed_alone(folder) -> None:
 def test_a_head_of_another_size_is_an_error(folder) -> None:
     with pytest.raises(PretrainedError, match=r"'classifier.weight' has shape \(2, 16\).*new_head"):
         pretrained.load(folder, num_labels=5)
+    with pytest.raises(PretrainedError, match=r"expected \(1, 16\). Pass new_head=True"):
+        pretrained.load(folder, head="regression")
 
 
 def test_alignment_adds_parameters_under_its_own_name_only(folder) -> None:

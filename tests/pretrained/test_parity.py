@@ -90,7 +90,7 @@ def assert_logits_and_gradients_agree(model, loaded, batch, report) -> None:
     torch_loss.backward()
 
     difference = np.abs(np.asarray(logits) - expected.detach().numpy())
-    error = (difference if "QA" not in head else difference[:, tokens]).max()
+    error = (difference if "QuestionAnswering" not in head else difference[:, tokens]).max()
     assert float(value) == pytest.approx(torch_loss.item(), abs=1e-4)
     assert error < 1e-4
     worst = worst_relative_error(model, loaded, gradient)

@@ -159,7 +159,7 @@ def test_a_folder_is_the_same_whether_layers_are_scanned_or_not(kind, tmp_path) 
         outputs_in_jax(*pair, "classification", batch)
         for pair in ((model, params), (scanned.model, scanned.params))
     )
-    np.testing.assert_allclose(again, looped, atol=1e-6)
+    np.testing.assert_allclose(again, looped, atol=1e-5)
 
     pretrained.save(tmp_path / "scanned", scanned.model, scanned.params, alignment=True)
     for file in ("config.json", "model.safetensors", "alignment.safetensors"):

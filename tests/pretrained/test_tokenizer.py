@@ -114,7 +114,7 @@ def test_bad_texts_are_named(tokenizer) -> None:
     with pytest.raises(ValueError, match="no texts"):
         tokenizer.encode([])
     for length in (0, 2, 101):
-        with pytest.raises(ValueError, match=f"max_length is {length}"):
+        with pytest.raises(ValueError, match=f"max_length is {length};"):
             tokenizer.encode(["a"], max_length=length)
 
 

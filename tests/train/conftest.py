@@ -1,4 +1,4 @@
-"""A config small enough that a run takes seconds: the digits, four tokens, one layer."""
+"""A checkpoint and a config small enough that a run takes seconds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from tests.train.tiny_glue import tiny_checkpoint
 from train.configs import digits
 
 
 @pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small BERT with its tokenizer, which no test may change."""
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("bert")))
+
+
+@pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., ConfigDict]:
-    """Makes a config; keyword arguments replace keys: `tiny_config(train__steps=4)`."""
+    """Makes a run on the digits, four tokens, one layer.
+
+    Keyword arguments replace keys: `tiny_config(train__steps=4)`.
+    """
 
     def make(method: str = "ct", **changes: Any) -> ConfigDict:
         config = digits.get_config()

@@ -119,7 +119,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
             checkpoints.save(at(state, step), Progress())
     damage(tmp_path / "checkpoints" / "2")
     with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
-        restored, _ = checkpoints.restore(state)
+        assert int(checkpoints.restore(state)[0].step) == 1
+        assert not (tmp_path / "damaged").exists()  # who only reads moves nothing
+        restored, _ = checkpoints.restore(state, repair=True)
         assert int(restored.step) == 1
         assert "checkpoints/2 is damaged" in capsys.readouterr().err
         assert (tmp_path / "damaged" / "2").is_dir()

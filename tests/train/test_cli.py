@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.train.commands import command
+
 CONFIG = "--config=train/configs/digits.py"
 SMALL = [
     "--config.model.hidden_size=16", "--config.model.layers=1", "--config.model.patch_size=4",
     "--config.train.steps=4", "--config.train.log_every=2", "--config.eval.every=2",
     "--config.optimizer.warmup_steps=0", "--config.alignment.method=ct",
 ]  # fmt: skip
-
-
-def command(*arguments: str, module: str = "train") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | {"XLA_FLAGS": "", "ALIGN_JAX_CACHE": ""},
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -67,6 +56,14 @@ def test_help_shows_every_flag(module: str) -> None:
     done = command("--help", module=module)
     assert "--config:" in done.stdout
     assert f"python -m {module} --config=" in done.stdout
+
+
+def test_only_a_single_run_is_shared_by_processes(tmp_path) -> None:
+    arguments = ("--coordinator=127.0.0.1:1", f"--workdir={tmp_path / 'sweep'}")
+    done = command(CONFIG, *arguments, module="train.sweep")
+    assert done.returncode != 0
+    assert "Unknown command line flag 'coordinator'" in done.stderr
+    assert "--coordinator" in command("--help").stdout
 
 
 def test_the_command_trains_resumes_and_refuses_another_model(tmp_path) -> None:

@@ -14,6 +14,14 @@ def watcher(patience: int) -> EarlyStopping:
     )
 
 
+def test_what_is_not_measured_or_nan_ranks_last() -> None:
+    least, most = Criterion.parse("v/loss:min"), Criterion.parse("v/accuracy:max")
+    values = [0.9, 0.1, float("nan")]
+    assert max(values, key=lambda x: least.rank({"v/loss": x})) == 0.1
+    assert max(values, key=lambda x: most.rank({"v/accuracy": x})) == 0.9
+    assert least.rank({}) == most.rank({"v/accuracy": float("nan")}) == -float("inf")
+
+
 def test_any_improvement_resets_the_patience_and_all_make_the_best() -> None:
     evaluations = [  # loss, accuracy, best?, evaluations waited
         (1.0, 0.5, True, 0),

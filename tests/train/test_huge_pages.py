@@ -20,6 +20,7 @@ from train import huge_pages
         (["-m", "training"], "", None),
         (["-m", "pytest", "train"], "", None),
         (["train.py"], "", None),
+        (["bin/pytest", "-m", "train"], "", None),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's tunables")
@@ -27,6 +28,8 @@ def test_commands_restart(monkeypatch, options, tunables, expected) -> None:
     started = []
     monkeypatch.setenv(huge_pages.VARIABLE, tunables)
     monkeypatch.setattr(sys, "orig_argv", ["python", *options])
+    script = options[0] if options[0].count("py") else "-m"  # as while it looks for the module
+    monkeypatch.setattr(sys, "argv", [script])
     monkeypatch.setattr(os, "execv", lambda *arguments: started.append(arguments))
     huge_pages.restart_with_huge_pages()
     if expected is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -14,8 +15,9 @@ import rich.console
 
 from tests.train.tiny_glue import fake_glue, tiny_checkpoint
 from tests.train.tiny_glue import tiny_config as tiny_config_of_texts
-from train import loop, mesh
+from train import loop, mesh, partition
 from train.data.digits import Digits
+from train.experiment import build_experiment
 from train.interruption import Interrupted, OutOfTime
 from train.log import read_records
 from train.mesh import MeshRunner
@@ -269,7 +271,8 @@ def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_pat
 )
 @pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
 @pytest.mark.parametrize("way", ["pmap", "mesh"])
-def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, way) -> None:
+def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, way, monkeypatch) -> None:
+    monkeypatch.setattr(partition, "LEAST_SIZE", 16)
     settings = {"optimizer__epsilon": 1e-3, "optimizer__decay": "constant"}
     fsdp = way == "mesh"
     cut = tiny_config(train__steps=3, train__parallel=way, train__mesh_fsdp=fsdp, **settings)
@@ -337,6 +340,9 @@ def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny
     ("changes", "message"),
     [
         ({"eval__final": ("dev",)}, "split 'dev'; the data have train, validation, test"),
+        ({"eval__final": ()}, "config.eval.final is empty"),
+        ({"eval__stochastic_passes": 1}, "stochastic_passes is 1; expected 2 or more"),
+        ({"train__patience": 2, "train__patience_metrics": ()}, "patience_metrics is empty"),
         ({"alignment__weight": -1.0}, "alignment.weight is -1.0"),
         ({"model__heads": 3}, "hidden_size is 16, which 3 heads do not divide"),
         ({"data__name": "digit"}, 'did you mean "digits"'),
@@ -350,6 +356,41 @@ def test_bad_values_are_config_errors_that_name_them(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run(tiny_config("none", **changes), tmp_path / "run")
+
+
+def test_a_negative_seed_is_a_config_error(tmp_path, tiny_config) -> None:
+    config = tiny_config("none")
+    config.seed = -1
+    with pytest.raises(ConfigError, match="config.seed is -1"):
+        run(config, tmp_path / "run")
+
+
+def test_parameters_of_another_shape_are_no_start(tiny_config) -> None:
+    experiment = build_experiment(tiny_config("none"))
+    given = {"classifier": {"bias": np.zeros(3)}}
+    with pytest.raises(ConfigError, match=r"classifier/bias .*\(3,\); the model's has \(10,\)"):
+        dataclasses.replace(experiment, pretrained=given).initial_state()
+
+
+def test_a_folder_that_is_no_runs_is_not_made_one_by_reading_it(tmp_path, tiny_config) -> None:
+    with pytest.raises(CheckpointError, match="not the folder of a run"):
+        loop.restore_run(tmp_path / "none", tiny_config("none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_sigterm_during_the_last_evaluation_is_heard_when_the_run_is_complete(
+    tmp_path, tiny_config, monkeypatch
+) -> None:
+    finish = Trainer.finish
+
+    def terminated(self, log):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(self, log)
+
+    monkeypatch.setattr(Trainer, "finish", terminated)
+    with pytest.raises(Interrupted, match="this run is complete"):
+        run(tiny_config("none"), tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.fault(

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import json
 
-import jax
 import numpy as np
 import pytest
-import rich.console
 
-from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
+from tests.train.commands import command, run_quietly
+from tests.train.tiny_glue import tiny_run
 from tests.train.tiny_squad import CONTEXT, write_squad
 from tests.train.tiny_squad import tiny_config as tiny_squad_config
-from train import loop
-from train.predict import export, predict, read_texts, restore_predictor
+from train.predict import export, predict, read_texts
+from train.predictor import restore_predictor
 from train.registry import ConfigError
 
 PAIRS = [("The cat sat.", "A dog ran?"), ("dogs", ""), ("the mat", "the mat on a hill")]
 
 
-def trained(tmp_path_factory, dataset: str, method: str):
-    """The folder of a short run, restored."""
-    with pytest.MonkeyPatch.context() as patch:
-        fake_glue(patch, dataset)
-        checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("bert"))
-        folder = tmp_path_factory.mktemp("run")
-        config = tiny_config(checkpoint, dataset, method)
-        console = rich.console.Console(file=io.StringIO())
-        loop.run(config, folder, devices=jax.local_devices()[:1], console=console)
-        return restore_predictor(folder)
+@pytest.fixture(scope="module")
+def mrpc_run(checkpoint, tmp_path_factory):
+    return tiny_run(checkpoint, tmp_path_factory.mktemp("run"), "mrpc", "ct")
 
 
 @pytest.fixture(scope="module")
-def mrpc(tmp_path_factory):
-    return trained(tmp_path_factory, "mrpc", "ct")
+def mrpc(mrpc_run):
+    return restore_predictor(mrpc_run)
 
 
 def test_each_text_gets_a_label_and_probabilities_in_order(mrpc) -> None:
@@ -48,8 +39,9 @@ def test_each_text_gets_a_label_and_probabilities_in_order(mrpc) -> None:
     assert alone["probabilities"] == pytest.approx(answers[2]["probabilities"], abs=1e-6)
 
 
-def test_a_regression_gives_scores(tmp_path_factory) -> None:
-    answers = list(predict(*trained(tmp_path_factory, "stsb", "none"), PAIRS))
+def test_a_regression_gives_scores(checkpoint, tmp_path) -> None:
+    run = tiny_run(checkpoint, tmp_path, "stsb")
+    answers = list(predict(*restore_predictor(run), PAIRS))
     assert [list(answer) for answer in answers] == [["score"]] * 3
     json.dumps(answers)
 
@@ -70,14 +62,12 @@ def test_transformers_loads_the_export_and_agrees(mrpc, tmp_path) -> None:
 
 
 @pytest.fixture(scope="module")
-def answering(tmp_path_factory):
+def answering(checkpoint, tmp_path_factory):
     """A run that has learnt the tiny SQuAD by heart; its files are gone when it is restored."""
-    checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("bert"))
     files, folder = tmp_path_factory.mktemp("squad"), tmp_path_factory.mktemp("run")
     write_squad(files)
     config = tiny_squad_config(checkpoint, files, "ct")
-    console = rich.console.Console(file=io.StringIO())
-    result = loop.run(config, folder, devices=jax.local_devices()[:1], console=console)
+    result = run_quietly(config, folder)
     for path in files.iterdir():
         path.unlink()
     return result, restore_predictor(folder)
@@ -127,6 +117,7 @@ def test_transformers_loads_the_exported_span_model_and_agrees(answering, tmp_pa
     ("line", "message"),
     [
         ("{", "line 2 is not JSON"),
+        pytest.param("[" * 100_000, "line 2 is not JSON", id="nested without end"),
         ("[1]", "expected an object with the texts sentence1, sentence2"),
         ('{"sentence1": "a"}', "expected an object with the texts"),
         ('{"sentence1": "a", "sentence2": 3}', "expected an object with the texts"),
@@ -145,7 +136,39 @@ def test_lines_are_read_and_empty_ones_left_out() -> None:
 
 def test_a_run_on_pictures_is_refused(tmp_path, tiny_config) -> None:
     config = tiny_config("none", train__steps=1, eval__at_start=False)
-    console = rich.console.Console(file=io.StringIO())
-    loop.run(config, tmp_path / "run", devices=jax.local_devices()[:1], console=console)
+    run_quietly(config, tmp_path / "run")
     with pytest.raises(ConfigError, match="'digits', which holds no texts"):
         restore_predictor(tmp_path / "run")
+
+
+def test_the_command_answers_line_by_line_and_exports(mrpc_run, mrpc, tmp_path) -> None:
+    file, run = tmp_path / "pairs.jsonl", f"--checkpoint={mrpc_run}"
+    pairs = [{"sentence1": first, "sentence2": second} for first, second in PAIRS]
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    done = command(run, f"--input={file}", f"--export={tmp_path / 'out'}", module="train.predict")
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for answer, expected in zip(answers, predict(*mrpc, PAIRS), strict=True):
+        assert answer["label"] == expected["label"]
+        assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+    piped = command(run, "--input=-", module="train.predict", standard_input=file.read_text())
+    assert [json.loads(line)["label"] for line in piped.stdout.splitlines()] == [
+        answer["label"] for answer in answers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b'{"sentence1": "\xff"}', "is not UTF-8"), (None, "No such file"), ("", "give --checkpoint")],
+)
+def test_a_command_without_readable_input_says_why(mrpc_run, tmp_path, content, message) -> None:
+    file = tmp_path / "pairs.jsonl"
+    if content:
+        file.write_bytes(content)
+    given = [] if content == "" else [f"--input={file}"]
+    done = command(f"--checkpoint={mrpc_run}", *given, module="train.predict")
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -21,11 +21,6 @@ from train.registry import ConfigError
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
 def first_params(checkpoint) -> dict[tuple[str, int], dict[str, np.ndarray]]:
     """The first state's parameters by method and seed."""
     found = {}

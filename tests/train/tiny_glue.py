@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from align_jax.models.bert import BertConfig
 from align_jax.pretrained import build, save
 from tests.pretrained.checkpoints import VOCAB, WORDS, write_word_piece
+from tests.train.commands import run_quietly
 from train.configs import glue
 from train.data.glue import GLUE
 
@@ -80,7 +82,7 @@ def fake_glue(monkeypatch: Any, dataset: str = "mrpc") -> FakeBuilder:
 
 
 def tiny_config(
-    checkpoint: pathlib.Path, dataset: str = "mrpc", method: str = "none"
+    checkpoint: str | pathlib.Path, dataset: str = "mrpc", method: str = "none"
 ) -> ConfigDict:
     """A run of a few steps on the tiny checkpoint."""
     config = glue.get_config(dataset)
@@ -92,3 +94,13 @@ def tiny_config(
     config.train.update({"steps": 6, "log_every": 2, "checkpoint_every": 3})
     config.eval.update({"every": 6, "mmd_examples": 0, "at_start": False})
     return config.lock()
+
+
+def tiny_run(
+    checkpoint: str, folder: pathlib.Path, dataset: str = "mrpc", method: str = "none"
+) -> pathlib.Path:
+    """A run that is finished."""
+    with pytest.MonkeyPatch.context() as patch:
+        fake_glue(patch, dataset)
+        run_quietly(tiny_config(checkpoint, dataset, method), folder)
+    return folder

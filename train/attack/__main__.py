@@ -19,6 +19,7 @@ TextAttack needs a virtual environment of its own (`train.attack.resources`).
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import pathlib
 from typing import Any
 
@@ -32,10 +33,10 @@ from train.attack import summary
 from train.attack.recipes import RECIPES, make_attack
 from train.attack.records import AttackFile, run_attacks, targets_of
 from train.attack.victim import Victim, restore_victim
-from train.predict import CHECKPOINT  # the same flag
 from train.registry import ConfigError, nearest
 from train.run_folder import read_config
 
+CHECKPOINT = cli.define_checkpoint_flag()
 RECIPE = flags.DEFINE_string("recipe", None, f"How to attack: {', '.join(RECIPES)}.")
 EXAMPLES = flags.DEFINE_integer(
     "examples", 0, "Attacks, skipped examples not counted; 0 for the whole split.", lower_bound=0
@@ -56,6 +57,7 @@ def header(
         "experiment": config["name"],
         "method": config["alignment"]["method"],
         "weight": config["alignment"]["weight"],
+        "alignment": config["alignment"],
         "run_seed": config["seed"],
         "step": int(victim.state.step),
         "split": split,
@@ -91,9 +93,9 @@ def attack_run(folder: pathlib.Path, recipe: str, console: rich.console.Console)
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:
         total = EXAMPLES.value or len(targets)
         task = progress.add_task(f"{recipe} on {folder}", total=total)
-        progress.update(task, completed=file.attacks)
-        for _ in run_attacks(targets, attack, file, EXAMPLES.value):
-            progress.update(task, completed=file.attacks)
+        for _ in itertools.chain([None], run_attacks(targets, attack, file, EXAMPLES.value)):
+            done = file.attacks if EXAMPLES.value else len(file.examples)
+            progress.update(task, completed=done)
     console.print(summary.sentence(file.header, file.examples), highlight=False, soft_wrap=True)
     console.print(f"Examples: {path}", highlight=False, soft_wrap=True)
 

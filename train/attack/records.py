@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from train.data.labelled import Examples
 from train.registry import ConfigError
-from train.run_folder import write_json
+from train.run_folder import CheckpointError, read_json, write_json
 
 FAILED, SUCCESSFUL, SKIPPED = "failed", "successful", "skipped"
 OUTCOMES = (FAILED, SUCCESSFUL, SKIPPED)
+# What every file says of its attack.
+HEADER = ("recipe", "experiment", "method", "weight", "run_seed", "split", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +84,10 @@ def read_attack(path: pathlib.Path) -> dict[str, Any]:
         ConfigError: it is no such file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+    except (OSError, CheckpointError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Remove it to start anew.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("examples"), list):
+    if not isinstance(content.get("examples"), list) or not content.keys() >= set(HEADER):
         raise ConfigError(f"{path} is no file of train.attack. Name another one with --output.")
     return content
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from train.data.labelled import LabelledTexts
-from train.predict import batch_outputs, restore_predictor
+from train.predictor import batch_outputs, restore_predictor
 from train.registry import ConfigError
 from train.state import TrainState
 

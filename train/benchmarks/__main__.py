@@ -73,7 +73,12 @@ def _options() -> argparse.Namespace:
     add("--batch", type=int, default=0, help="examples; 0: 32, and 8 for bert-base on a CPU")
     add("--turns", type=int, default=10, help="how often each method is timed")
     add("--cpu-time", action="store_true", help="time of the process alone, on a shared machine")
-    add("--long", action=argparse.BooleanOptionalAction, default=True, help="CT at 32,768 tokens")
+    add(
+        "--long",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="CT of 16,384 and 32,768 tokens",
+    )
     add("--output", type=Path, help="folder for costs.json and costs.png")
     options = parser.parse_args()
 

@@ -132,7 +132,13 @@ class LabelledTexts(DataSource):
         Args:
             columns: for each of `fields`, the texts.
         """
-        return self.text_tokenizer.tokenize(*columns, max_length=self.max_length)
+        return self._tokens(*columns)
+
+    def _tokens(self, *columns: Sequence[str]) -> list[Tokens]:
+        try:
+            return self.text_tokenizer.tokenize(*columns, max_length=self.max_length)
+        except ValueError as error:  # no positions for so many tokens
+            raise ConfigError(f"config.data: {error}") from error
 
     @functools.cached_property
     def text_tokenizer(self) -> Tokenizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import urllib.error
+import http.client
 import urllib.request
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def download(name: str, folder: Path) -> None:
         try:
             with urllib.request.urlopen(address, timeout=60) as response:
                 data = response.read()
-        except (urllib.error.URLError, TimeoutError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
                 f"{address} could not be fetched ({error}). Get {path.name} from there by other "
                 f"means and put it into {folder}."

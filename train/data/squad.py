@@ -75,7 +75,8 @@ class Squad(DataSource):
         eval_batch_size: windows per evaluation batch.
         train_examples: size of a random subset of the training questions; 0 for all.
         buckets: lengths that batches are padded to; each one is a compilation.
-        window: see `train.data.text.epoch_order`.
+        window: batches of windows that are sorted by length together; see
+            `train.data.text.epoch_order`.
         seed: of the order of the training windows.
 
     Raises:

@@ -53,7 +53,7 @@ def read_json(path: Path) -> list[Question]:
             "and dev-v2.0.json from https://rajpurkar.github.io/SQuAD-explorer, or set data.source "
             "to 'tfds'."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}). Download it again.") from error
     try:
         questions = list(_questions(content))

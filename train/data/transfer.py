@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from align_jax.pretrained.tokenizer import Tokens
+from train.data.base import check_least
 from train.data.labelled import Examples, LabelledTexts, checked_examples
 from train.data.prepared import prepared_builder
 from train.data.text import subset_rows
@@ -130,6 +131,7 @@ class Transfer(LabelledTexts):
                 raise ConfigError(
                     f"data.{name} is {value!r}; {nearest(value, known)}known: {', '.join(known)}."
                 )
+        check_least(self, {"half_seed": 0})
         super().__post_init__()
 
     @property
@@ -187,7 +189,7 @@ class Transfer(LabelledTexts):
             return super().tokenize(columns)
         contexts = [context for context in columns[0] for _ in range(self.choices)]
         endings = [ending for row in zip(*columns[1:], strict=True) for ending in row]
-        return self.text_tokenizer.tokenize(contexts, endings, max_length=self.max_length)
+        return self._tokens(contexts, endings)
 
     @functools.cached_property
     def _halves(self) -> dict[str, tuple[Corpus, int]]:

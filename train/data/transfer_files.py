@@ -66,7 +66,7 @@ def _json_lines(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) 
         where = f"line {number}"
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _FormatError(f"{where} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise _FormatError(f"{where} is no JSON object: {line.strip()[:80]}")
@@ -85,10 +85,18 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def _swag(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Record]:
     """SWAG's columns are many; "startphrase" is the context up to where the endings go on."""
     rows = csv.DictReader(io.StringIO(content, newline=""))
-    for row in rows:
+    for row in _checked(rows):
         where = f"line {rows.line_num}"
         texts = _texts({**row, "context": row.get("startphrase")}, fields, where)
         yield texts, _label(row.get("label"), labels, where)
+
+
+def _checked(rows: csv.DictReader) -> Iterator[dict[str, Any]]:
+    """The rows; what is no table of comma-separated values becomes an error with its line."""
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise _FormatError(f"line {rows.line_num}: {error}") from error
 
 
 def _twitter(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Record]:

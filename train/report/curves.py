@@ -12,6 +12,7 @@ from train.report.contents import Picture, Section
 from train.report.pictures import COLUMN, picture, seed_count
 from train.report.runs import Run, Study
 from train.report.style import MARKERS, line_style, method_name
+from train.report.table import place
 
 MARKED = 8  # points of a line that have a marker
 POINTS = 100  # of a line at most: of more, means over windows are drawn, or it would be a band
@@ -80,8 +81,8 @@ def training(study: Study) -> Section:
         ("train", "weighted alignment", _weighted_alignment),
     ]
     for split in study.eval["during"]:
-        metrics = [x.rpartition("/") for x in study.eval["report"]]
-        own = [metric for of, _, metric in metrics if of in ("", split)]
+        places = [place(name, split) for name in study.eval["report"]]
+        own = [metric for of, metric in places if of == split]
         panels += [(split, name, _named(name)) for name in dict.fromkeys(["loss", *own])]
     for split, name, value in panels:
         curves = {m: mean_curve(runs, split, value) for m, runs in study.runs.items()}

@@ -61,7 +61,7 @@ def from_models(study: Study, numbers: Sequence[int]) -> list[Section]:
         if place is not None:
             try:
                 points[method] = run_points(experiment, state, *place)
-            except (ValueError, KeyError, OSError) as error:  # few points, other layers, no data
+            except (ValueError, KeyError, OSError) as error:  # other layers, no data
                 clouds.missing.append(f"{who}{error}")
         for number in numbers if shown else ():
             try:

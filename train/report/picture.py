@@ -118,7 +118,9 @@ def _plane(points: np.ndarray) -> np.ndarray:
     # Its threads wait for each other by spinning: where the cores are busy, two take twice the time
     # of one, and many times the work.
     with threadpool_limits(1):
-        return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(points)
+        # Of less than two features or points there are no two principal components.
+        init = "pca" if min(points.shape) >= 2 else "random"
+        return TSNE(init=init, perplexity=perplexity, random_state=0).fit_transform(points)
 
 
 def draw_heads(axes: plt.Axes, series: Series, label: str) -> None:

@@ -22,6 +22,7 @@ from train.log import read_records
 from train.report.style import NAMES
 from train.run_folder import COMMAND, CONFIG, RESULT, CheckpointError, read_config, read_json
 
+RESULTS = ("metrics", "mmd", "alignment", "steps", "seconds")
 SECTIONS = ("alignment", "data", "eval", "model", "name", "optimizer", "seed", "task", "train")
 
 
@@ -131,6 +132,12 @@ def _read_run(folder: pathlib.Path) -> Run:
     values, path, result = read_config(folder), folder / RESULT, None
     if path.is_file():
         result = read_json(path)
+        lacking = [name for name in RESULTS if name not in result]
+        if lacking or not isinstance(result["metrics"], dict):
+            raise CheckpointError(
+                f"{path} is not what a run writes at its end: it has no {', '.join(lacking)}. "
+                f"Remove it, and start the run's command again."
+            )
         # A run may go on with other sections `train` and `eval` than it began with.
         values = result.pop("config", values)
     missing = [name for name in SECTIONS if not isinstance(values, dict) or name not in values]
@@ -179,7 +186,7 @@ def _labels(sections: Sequence[Mapping[str, Any]]) -> list[str]:
         differing = [key for key in keys if len({json.dumps(x.get(key)) for x in same}) > 1]
         # As `train.sweep` writes it if the weight is all there is.
         named = [
-            f"{section.get(x)}" if x == "weight" else f"{x} {section.get(x)}" for x in differing
+            f"{section.get(x):g}" if x == "weight" else f"{x} {section.get(x)}" for x in differing
         ]
         labels.append(":".join([method, " ".join(named)]) if named else method)
     return labels

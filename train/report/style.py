@@ -1,6 +1,6 @@
 """How pictures look: told apart by the colour-blind, and in black and white.
 
-Import it before pyplot: it makes matplotlib draw into files alone.
+Importing it makes matplotlib draw into files alone.
 """
 
 from __future__ import annotations

@@ -229,8 +229,8 @@ def _results(runs: Mapping[str, Mapping[int, Run]]) -> dict[str, list[dict[str, 
 
 def _metric(run: Run, study: Study, name: str) -> float | None:
     """A metric of a finished run, "METRIC" or "SPLIT/METRIC"; None if it was not measured."""
-    split, _, metric = name.rpartition("/")
-    return (run.result or {})["metrics"].get(split or study.split, {}).get(metric)
+    split, metric = table.place(name, study.split)
+    return (run.result or {})["metrics"].get(split, {}).get(metric)
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:

@@ -69,6 +69,12 @@ def comparison(
     return rows
 
 
+def place(name: str, split: str) -> tuple[str, str]:
+    """Split and metric of "METRIC" or "SPLIT/METRIC", the former of the given split."""
+    of, _, metric = name.rpartition("/")
+    return of or split, metric
+
+
 def by_seed(
     results: Mapping[str, Sequence[Mapping[str, Any]]], split: str, metrics: Sequence[str]
 ) -> dict[str, dict[str, list[float]]]:
@@ -76,7 +82,7 @@ def by_seed(
 
     Arguments as of `comparison`.
     """
-    places = [(of or split, metric) for of, _, metric in (n.rpartition("/") for n in metrics)]
+    places = [place(name, split) for name in metrics]
     return {
         method: {
             f"{of} {metric}": [run["metrics"][of][metric] for run in runs] for of, metric in places
@@ -100,8 +106,8 @@ def measured(
     """
     known, sentences = [], []
     for name in metrics:
-        of, _, metric = name.rpartition("/")
-        without = sum(metric not in run["metrics"].get(of or split, {}) for run in runs)
+        of, metric = place(name, split)
+        without = sum(metric not in run["metrics"].get(of, {}) for run in runs)
         if without:
             sentences.append(f"{name} is left out: {without} of the finished runs do not have it.")
         else:

@@ -33,6 +33,14 @@ class Task:
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(self.inputs))  # a config may hand over a list
 
+    @property
+    def logit_bins(self) -> int | None:
+        """Bins of the calibration that is measured over a whole split's logits.
+
+        None unless `predictions` hold the "logits" and "label" of a classification.
+        """
+        return None
+
     def init(self, model: nn.Module, rng: Array, batch: Batch) -> dict[str, Any]:
         """Makes the model's parameters.
 

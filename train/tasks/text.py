@@ -53,6 +53,11 @@ class TextClassification(Classification):
                     f"{', '.join(CORPUS_METRICS)}."
                 )
 
+    @property
+    def logit_bins(self) -> int:
+        """As many as of the ECE."""
+        return self.calibration_bins
+
     def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
         """The most probable class of each example; and its logits, which calibration reads."""
         return super().predictions(outputs, batch) | {"logits": outputs.astype(jnp.float32)}
@@ -83,7 +88,7 @@ class MultipleChoice(TextClassification):
 class TextRegression(Task):
     """A number for each text or pair. The batch holds "label", float [B]; the model returns [B, 1].
 
-    The loss is the squared error; the metrics are it and both correlations.
+    The loss is the squared error; the metrics are the absolute error and both correlations.
     """
 
     inputs: tuple[str, ...] = TEXT_INPUTS

@@ -11,7 +11,10 @@ from train.attack.records import AttackFile, run_attacks, summary, targets_of
 from train.data.labelled import Examples
 from train.registry import ConfigError
 
-HEADER = {"recipe": "pwws", "run_seed": 0}
+HEADER = {
+    "recipe": "pwws", "experiment": "mrpc", "method": "ct", "weight": 0.01, "run_seed": 0,
+    "split": "validation", "seed": 0,
+}  # fmt: skip
 OUTCOMES = ["failed", "skipped", "successful", "failed", "skipped", "failed", "successful"]
 
 
@@ -87,7 +90,10 @@ def test_another_attacks_file_is_refused(targets, tmp_path) -> None:
         AttackFile(path, {**HEADER, "run_seed": 1})
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ("[]", "no file of")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "cannot be read"), ("[]", "cannot be read"), ('{"examples": []}', "no file of")],
+)
 def test_a_damaged_file_is_named(tmp_path, text, message) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ConfigError, match=message):

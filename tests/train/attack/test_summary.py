@@ -21,7 +21,7 @@ def write(folder, method="none", seed=0, failed=1, recipe="pwws", weight=0.01) -
     outcomes = ["failed"] * failed + ["successful"] * (4 - failed) + ["skipped"]
     content = {
         "recipe": recipe, "experiment": "mrpc", "method": method, "weight": weight,
-        "run_seed": seed, "split": "validation",
+        "run_seed": seed, "split": "validation", "seed": 0,
         "examples": [{"outcome": name, "queries": 8} for name in outcomes],
     }  # fmt: skip
     path = folder / f"{method}-{weight}-seed{seed}"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
 import pathlib
 import subprocess
 
-import jax
 import pytest
-import rich.console
 
 from tests.conftest import ROOT
-from train import loop
+from tests.train.commands import run_quietly
 from train.attack.resources import DEBIAN_WORDNET, INSTALL
 from train.configs import glue
-from train.predict import predict, restore_predictor
+from train.predict import predict
+from train.predictor import restore_predictor
 
 pytestmark = pytest.mark.slow
 PYTHON = pathlib.Path(os.environ.get("ALIGN_JAX_ATTACK_PYTHON", ROOT / ".venv-attack/bin/python"))
@@ -42,8 +40,7 @@ def run(real_data, tmp_path_factory):
     config.eval.update({"every": 0, "at_start": False, "during": (), "final": ()})
     config.eval.mmd_examples = 0
     folder = tmp_path_factory.mktemp("attacked") / "run"
-    console = rich.console.Console(file=io.StringIO())
-    loop.run(config.lock(), folder, devices=jax.local_devices()[:1], console=console)
+    run_quietly(config.lock(), folder)
     return folder
 
 

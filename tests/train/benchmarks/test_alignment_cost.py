@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -61,15 +61,16 @@ def _leaves(step: alignment_cost.Step) -> list:
 
 def test_turns_alternate_and_the_first_is_left_out() -> None:
     calls: list[str] = []
-    seconds = {"a": 0.01, "b": 0.03}
+    now, seconds = [0.0], {"a": 1.0, "b": 3.0}
 
-    def sleeper(name):
-        return lambda: (calls.append(name), time.sleep(seconds[name]))
+    def step(name):
+        calls.append(name)
+        now[0] += seconds[name]
 
-    times = alignment_cost.timed_in_turns({name: sleeper(name) for name in seconds}, turns=3)
+    steps = {name: functools.partial(step, name) for name in seconds}
+    times = alignment_cost.timed_in_turns(steps, turns=3, clock=lambda: now[0])
     assert "".join(calls) == "abbaabba"
-    for name, expected in seconds.items():
-        assert times[name] == pytest.approx([expected] * 3, rel=0.5)
+    assert times == {"a": [1.0] * 3, "b": [3.0] * 3}
 
 
 def test_long_clouds_need_no_matrix() -> None:

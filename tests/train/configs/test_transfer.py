@@ -5,29 +5,20 @@ from __future__ import annotations
 import io
 import json
 
-import jax
 import numpy as np
 import pytest
 import rich.console
 import sklearn.metrics
 
-from tests.train.tiny_glue import tiny_checkpoint
+from align_jax.pretrained import load
+from tests.train.commands import run_quietly
 from tests.train.tiny_transfer import tiny_config, write_domains
-from train import loop, sweep
+from train import sweep
 from train.configs.transfer import get_config
 from train.data.transfer import DOMAINS
-from train.predict import predict, restore_predictor
+from train.predict import export, predict
+from train.predictor import restore_predictor
 from train.registry import ConfigError
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("bert"))
-
-
-def run(config, folder):
-    console = rich.console.Console(file=io.StringIO())
-    return loop.run(config, folder, devices=jax.local_devices()[:1], console=console)
 
 
 @pytest.mark.parametrize("model", ["", ",minilm"])
@@ -59,7 +50,7 @@ def test_a_run_reports_every_domain_before_and_after_scaling(
     checkpoint, tmp_path, name, method
 ) -> None:
     write_domains(tmp_path, name)
-    result = run(tiny_config(checkpoint, tmp_path, name, method), tmp_path / "run")
+    result = run_quietly(tiny_config(checkpoint, tmp_path, name, method), tmp_path / "run")
     other = DOMAINS[name].targets[0].name
     assert set(result["metrics"]) == {"validation", "test", other}
     temperatures = {result["metrics"][split]["temperature"] for split in ("test", other)}
@@ -89,6 +80,9 @@ def test_a_run_reports_every_domain_before_and_after_scaling(
     assert measured["nll_scaled"] == pytest.approx(nll, rel=1e-4)
     if method == "ct":
         assert np.isfinite(result["alignment"])
+    export(data, state, tmp_path / "export")
+    head = "multiple_choice" if name == "commonsense" else "classification"
+    assert load(tmp_path / "export", head=head).report.fresh == ()
 
 
 def test_a_sweeps_table_has_a_column_for_each_domain(checkpoint, tmp_path, monkeypatch) -> None:
@@ -108,4 +102,4 @@ def test_a_temperature_needs_logits(tmp_path, tiny_config) -> None:
         "none", train__steps=1, eval__at_start=False, eval__temperature_split="test"
     )
     with pytest.raises(ConfigError, match="temperature_split is 'test', but Classification"):
-        run(config, tmp_path / "run")
+        run_quietly(config, tmp_path / "run")

@@ -12,11 +12,12 @@ import pytest
 import rich.console
 
 from tests.train import tiny_vqa
-from train import loop
+from tests.train.commands import run_quietly
 from train.configs.vqa import get_config
 from train.data import DATA
 from train.data.visual_questions import NOISY
-from train.predict import export, predict, restore_predictor
+from train.predict import export, predict
+from train.predictor import restore_predictor
 from train.registry import ConfigError, look_up
 from train.sweep import sweep
 from train.tasks.vqa import QuestionAnswering
@@ -99,10 +100,7 @@ def test_a_sweep_ends_in_a_table_and_pictures(tmp_path) -> None:
 def test_a_run_on_easy_vqa_answers_new_questions(tmp_path) -> None:
     if importlib.util.find_spec("easy_vqa") is None:
         pytest.skip("needs the data: pip install --no-deps easy-vqa==1.0")
-    console = rich.console.Console(file=io.StringIO())
-    result = loop.run(
-        tiny_easy(), tmp_path / "run", devices=jax.local_devices()[:1], console=console
-    )
+    result = run_quietly(tiny_easy(), tmp_path / "run")
     assert set(result["metrics"]) == {"validation", "validation_noisy"}
     answers_as_evaluated(tmp_path / "run", tmp_path)
 

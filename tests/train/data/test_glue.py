@@ -7,15 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.train.tiny_glue import BUCKETS, SIZES, fake_glue, tiny_checkpoint
+from tests.train.commands import run_quietly
+from tests.train.tiny_glue import BUCKETS, SIZES, fake_glue, tiny_config
 from train.data.glue import GLUE, Glue
 from train.data.prepared import prepared_builder
 from train.registry import ConfigError
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("bert")))
 
 
 def make(checkpoint, dataset="mrpc", **settings) -> Glue:
@@ -190,3 +186,22 @@ def test_an_example_of_a_regression_is_shown_with_its_score(checkpoint, monkeypa
     data = make(checkpoint, "stsb")
     shown = data.illustration(next(data.eval_batches("validation")))
     assert (shown.title, shown.answers) == ("id 100 (2.50)", ())
+
+
+def test_a_length_that_the_model_has_no_positions_for_is_a_config_error(
+    checkpoint, monkeypatch
+) -> None:
+    fake_glue(monkeypatch)
+    with pytest.raises(ConfigError, match=r"max_length is 100; expected .* at most 40"):
+        next(make(checkpoint, max_length=100, buckets=(100,)).train_batches())
+
+
+def test_a_split_without_labels_is_refused_before_training(
+    checkpoint, monkeypatch, tmp_path
+) -> None:
+    fake_glue(monkeypatch)
+    config = tiny_config(checkpoint).unlock()
+    config.eval.final = ("test",)
+    with pytest.raises(ConfigError, match="label"):
+        run_quietly(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

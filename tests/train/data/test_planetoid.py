@@ -3,7 +3,7 @@
 import collections
 import os
 import pickle
-from pathlib import Path
+import urllib.error
 
 import numpy as np
 import pytest
@@ -11,9 +11,6 @@ import scipy.sparse
 
 from align_jax.models.graph import validate_graph
 from train.data import planetoid, planetoid_download, safe_pickle
-
-ROOT = Path(os.environ.get("ALIGN_JAX_DATA", Path(__file__).parents[4] / "shared/data"))
-CORA = ROOT / "planetoid"
 
 
 def toy_parts():
@@ -267,13 +264,13 @@ class TestDownload:
     def test_what_is_there_is_not_fetched_again(self, monkeypatch, tmp_path):
         for part in planetoid_download.PARTS:
             (tmp_path / f"ind.pubmed.{part}").write_bytes(b"")
-        assert self.serve(monkeypatch, lambda address: b"") == []
+        addresses = self.serve(monkeypatch, lambda address: b"")
         planetoid_download.download("pubmed", tmp_path)
+        assert addresses == []
 
-    def test_fetches_from_the_official_address(self, monkeypatch, tmp_path):
-        if not CORA.is_dir():
-            pytest.skip(f"Cora is not at {CORA}; set ALIGN_JAX_DATA")
-        content = lambda address: (CORA / address.rsplit("/", 1)[1]).read_bytes()  # noqa: E731
+    def test_fetches_from_the_official_address(self, monkeypatch, tmp_path, real_data):
+        cora = real_data / "planetoid"
+        content = lambda address: (cora / address.rsplit("/", 1)[1]).read_bytes()  # noqa: E731
         addresses = self.serve(monkeypatch, content)
         planetoid_download.download("cora", tmp_path)
         assert len(addresses) == 8
@@ -283,7 +280,7 @@ class TestDownload:
 
     def test_an_unreachable_address_says_what_to_do(self, monkeypatch, tmp_path):
         def urlopen(address, timeout):
-            raise planetoid_download.urllib.error.URLError("no route")
+            raise urllib.error.URLError("no route")
 
         monkeypatch.setattr(planetoid_download.urllib.request, "urlopen", urlopen)
         with pytest.raises(ConnectionError, match=r"ind.cora.x.*no route"):
@@ -320,10 +317,9 @@ class TestSource:
             self.source(toy[0]).eval_batches("val")
 
 
-def test_cora():
-    if not CORA.is_dir():
-        pytest.skip(f"Cora is not at {CORA}; set ALIGN_JAX_DATA")
-    graph = planetoid.read(CORA, "cora")
+def test_cora(real_data):
+    cora = real_data / "planetoid"
+    graph = planetoid.read(cora, "cora")
     assert graph.features.shape == (2708, 1433)
     assert {name: int(mask.sum()) for name, mask in graph.masks.items()} == {
         "train": 140,

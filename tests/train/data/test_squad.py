@@ -9,16 +9,10 @@ import types
 import numpy as np
 import pytest
 
-from tests.train.tiny_glue import tiny_checkpoint
 from tests.train.tiny_squad import CONTEXT, write_squad
 from train.data.squad import FILES, Squad
 from train.data.squad_files import read_json
 from train.registry import ConfigError
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("bert")))
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def test_a_window_that_cuts_the_answer_off_does_not_hold_it(source) -> None:
         assert (windows.texts.arrays["start"][row] > 0) == whole
 
 
-def test_an_answer_inside_a_word_takes_the_word(checkpoint, tmp_path, source) -> None:
+def test_an_answer_inside_a_word_takes_the_word(tmp_path, source) -> None:
     write_squad(tmp_path, answers=[("og", CONTEXT.index("og"))])
     windows = source().references("train")
     row = int(np.flatnonzero(windows.texts.arrays["start"])[0])
@@ -103,7 +97,7 @@ def test_a_subset_is_the_same_for_every_seed(source) -> None:
         _ = source(train_examples=99).examples
 
 
-def test_what_tfds_prepares_reads_as_the_official_file(checkpoint, tmp_path, source) -> None:
+def test_what_tfds_prepares_reads_as_the_official_file(tmp_path, source) -> None:
     tfds = pytest.importorskip("tensorflow_datasets")
     write_squad(tmp_path)
     module = importlib.import_module("tensorflow_datasets.datasets.squad.squad_dataset_builder")
@@ -184,6 +178,7 @@ def paragraphs(*entries, context="two dogs"):
     ("content", "message"),
     [
         ("{", "is not JSON"),
+        pytest.param("[" * 100_000, "is not JSON", id="nested without end"),
         ("[]", "the file should have 'data', of type list"),
         ({"data": [3]}, r"data\[0\] should have 'paragraphs'"),
         ({"data": []}, "holds no questions"),

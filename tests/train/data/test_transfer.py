@@ -8,16 +8,11 @@ import types
 import numpy as np
 import pytest
 
-from tests.train.tiny_glue import BUCKETS, tiny_checkpoint
+from tests.train.tiny_glue import BUCKETS
 from tests.train.tiny_transfer import OTHER, SIZES, write_domains
 from train.data.transfer import DOMAINS, Transfer
 from train.data.transfer_files import read_labelled
 from train.registry import ConfigError
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("bert")))
 
 
 def make(checkpoint, files, name, **settings) -> Transfer:
@@ -149,6 +144,7 @@ def test_published_files_are_read_as_they_are(tmp_path) -> None:
     ("name", "line", "message"),
     [
         ("a.jsonl", "{", "line 1 is not JSON"),
+        pytest.param("a.jsonl", "[" * 100_000, "line 1 is not JSON", id="nested without end"),
         ("a.jsonl", "[1]", "line 1 is no JSON object"),
         ("a.jsonl", '{"sentence": 3, "label": 1}', "line 1: .*sentence is none"),
         ("a.jsonl", '{"sentence": "a", "label": 2}', "line 1 has the label 2; expected 0 to 1, or"),

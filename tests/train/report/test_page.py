@@ -8,13 +8,11 @@ import io
 import json
 import re
 
-import jax
 import matplotlib.image
 import pytest
-import rich.console
 
+from tests.train.commands import run_quietly
 from tests.train.report.studies import write_run
-from train import loop
 from train.report.__main__ import main
 from train.report.page import write_report
 from train.sweep import run_folder, variant
@@ -25,10 +23,9 @@ def runs(tmp_path_factory, tiny_config):
     """A plain and an aligned run that are finished, and one that is not."""
     workdir = tmp_path_factory.mktemp("sweep")
     config = tiny_config("none", train__steps=4, eval__every=2)
-    console = rich.console.Console(file=io.StringIO())
     for method in ("none", "ct"):
         settings, folder = variant(config, method, 0), run_folder(workdir, method, 0)
-        loop.run(settings, folder, devices=jax.local_devices()[:1], console=console)
+        run_quietly(settings, folder)
     write_run(workdir, config, "gan", 0)
     times = {
         name: {"milliseconds": 3.0, "ratio": ratio} for name, ratio in (("none", 1), ("ct", 2))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import rich.console
 
-from train import loop
+from tests.train.commands import run_quietly
 from train.log import read_records
 from train.report.reliability import draw_bins, draw_reliability
 
@@ -27,8 +23,7 @@ def test_bars_are_accuracies_and_counts() -> None:
 
 def test_a_run_records_the_bins_of_its_ece(tmp_path, tiny_config) -> None:
     config = tiny_config("none")
-    console = rich.console.Console(file=io.StringIO())
-    result = loop.run(config, tmp_path / "run", devices=jax.local_devices()[:1], console=console)
+    result = run_quietly(config, tmp_path / "run")
     record = [x for x in read_records(tmp_path / "run") if x["split"] == "test"][-1]
     bins = {name: np.asarray(values) for name, values in record["reliability"].items()}
     assert bins["count"].sum() == 360

@@ -47,7 +47,7 @@ def test_variants_of_a_method_are_told_apart_and_plain_ones_are_not(tmp_path, ti
     write_run(tmp_path / "b", other, "gan", 1, DONE)
     (study,) = read_studies([tmp_path / "a", tmp_path / "b"])
     assert {method: list(runs) for method, runs in study.runs.items()} == {
-        "none": [0, 1], "gan": [1], "ct:0.1": [0], "ct:1.0": [0],
+        "none": [0, 1], "gan": [1], "ct:0.1": [0], "ct:1": [0],
     }  # fmt: skip
 
 
@@ -87,4 +87,11 @@ def test_damaged_step_times_are_named(tmp_path, tiny_config) -> None:
     write_run(tmp_path, tiny_config("none"), "none", 0, DONE)
     (tmp_path / "step_times.json").write_text('{"none": {"seconds": 1}}')
     with pytest.raises(CheckpointError, match=r"step_times.json is damaged"):
+        read_studies([tmp_path])
+
+
+def test_a_result_without_what_a_run_writes_is_named(tmp_path, tiny_config) -> None:
+    folder = write_run(tmp_path, tiny_config("none"), "none", 0, DONE)
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="it has no metrics, mmd, alignment, steps, seconds"):
         read_studies([tmp_path])

@@ -8,11 +8,14 @@ import scipy.stats
 
 from train.report.statistics import LEAST_FOR_BOOTSTRAP, findings, paired_difference
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
-def test_few_seeds_have_the_interval_of_the_paired_t_test() -> None:
-    values, base = RNG.normal(size=(2, 5))
+def test_few_seeds_have_the_interval_of_the_paired_t_test(rng) -> None:
+    values, base = rng.normal(size=(2, 5))
     found = paired_difference(values, base)
     interval = scipy.stats.ttest_rel(values, base).confidence_interval(0.95)
     assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
@@ -20,21 +23,21 @@ def test_few_seeds_have_the_interval_of_the_paired_t_test() -> None:
     assert (found.interval, found.seeds) == ("Student's t", 5)
 
 
-def test_pairing_removes_what_the_seeds_have_in_common() -> None:
+def test_pairing_removes_what_the_seeds_have_in_common(rng) -> None:
     """A gain of 0.1 among seeds that differ by 10 is found, because each has its own baseline."""
-    base = RNG.normal(scale=10, size=6)
-    gain = 0.1 + RNG.normal(scale=0.01, size=6)
+    base = rng.normal(scale=10, size=6)
+    gain = 0.1 + rng.normal(scale=0.01, size=6)
     found = paired_difference(base + gain, base)
     assert not found.within_noise
     assert found.low < 0.1 < found.high
     assert scipy.stats.ttest_ind(base + gain, base).pvalue > 0.9
 
 
-def test_many_seeds_are_resampled_and_the_interval_covers_the_truth() -> None:
+def test_many_seeds_are_resampled_and_the_interval_covers_the_truth(rng) -> None:
     """Of 60 experiments with 20 seeds each, the 95 % intervals miss the true mean a few times."""
     covered = 0
     for _ in range(60):
-        found = paired_difference(RNG.exponential(size=20), np.zeros(20))
+        found = paired_difference(rng.exponential(size=20), np.zeros(20))
         assert found.interval == "bootstrap"
         covered += found.low < 1.0 < found.high
     assert 48 <= covered <= 60

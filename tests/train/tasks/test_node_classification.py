@@ -123,9 +123,7 @@ def test_the_picture_shows_nodes_by_class_and_clouds(config: ConfigDict, tmp_pat
     assert plt.imread(tmp_path / "picture.png").std() > 0
 
 
-def test_stops_when_the_patience_is_used_up_and_keeps_the_best(
-    config: ConfigDict, tmp_path: Path
-) -> None:
+def test_stops_when_the_patience_is_used_up(config: ConfigDict, tmp_path: Path) -> None:
     config.train.update({"steps": 2000, "patience": 3})
     result = loop.run(config, tmp_path / "run")
     assert result["steps"] < 2000

@@ -12,11 +12,10 @@ from align_jax.models.heads import SpanLogits
 from train.registry import ConfigError
 from train.tasks.span import SpanExtraction, best_spans
 
-RNG = np.random.default_rng(0)
-
 
 def logits(batch: int, tokens: int) -> SpanLogits:
-    return SpanLogits(*jnp.asarray(RNG.normal(size=(2, batch, tokens)), jnp.float32))
+    rng = np.random.default_rng(0)
+    return SpanLogits(*jnp.asarray(rng.normal(size=(2, batch, tokens)), jnp.float32))
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_both_ends_without_padding() -> None:

@@ -12,11 +12,14 @@ from train.metrics import compute
 from train.registry import ConfigError
 from train.tasks.text import TextClassification, TextRegression
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
-def test_classification_reports_the_benchmarks_metrics() -> None:
-    label, prediction = RNG.integers(0, 2, 50), RNG.integers(0, 2, 50)
+def test_classification_reports_the_benchmarks_metrics(rng) -> None:
+    label, prediction = rng.integers(0, 2, 50), rng.integers(0, 2, 50)
     values = TextClassification(corpus=("matthews", "f1", "macro_f1")).corpus_metrics(
         {"label": label, "prediction": prediction}
     )
@@ -35,9 +38,9 @@ def test_an_unknown_metric_is_named_with_the_nearest() -> None:
         TextClassification(corpus=("mathews",))
 
 
-def test_regression_is_squared_error_and_correlations() -> None:
-    outputs = RNG.normal(size=(6, 1)).astype(np.float32)
-    label = RNG.uniform(0, 5, 6).astype(np.float32)
+def test_regression_is_squared_error_and_correlations(rng) -> None:
+    outputs = rng.normal(size=(6, 1)).astype(np.float32)
+    label = rng.uniform(0, 5, 6).astype(np.float32)
     batch = {"label": label, "mask": np.array([True] * 4 + [False] * 2)}
     task = TextRegression()
     np.testing.assert_allclose(
