@@ -207,7 +207,7 @@ DAMAGE = {
     "decoder": (lambda f: change_config(f, is_decoder=True), "is_decoder = True"),
     "size is text": (lambda f: change_config(f, hidden_size="big"), "hidden_size is 'big'"),
     "heads": (lambda f: change_config(f, num_attention_heads=3), "3 heads do not divide"),
-    "activation": (lambda f: change_config(f, hidden_act="magic"), "activation is 'magic'"),
+    "activation": (lambda f: change_config(f, hidden_act="magic"), "activation must .*got 'magic'"),
     "sizes differ": (
         lambda f: change_config(f, vocab_size=len(checkpoints.VOCAB) + 1),
         "word_embeddings.weight' has shape",

@@ -63,6 +63,11 @@ class Digits(DataSource):
                 f"data.validation_fraction {self.validation_fraction} and data.test_fraction "
                 f"{self.test_fraction} leave nothing to train on; their sum must stay below 1."
             )
+        if not 1 <= self.batch_size <= self.examples["train"]:
+            raise ValueError(
+                f"data.batch_size is {self.batch_size}; expected 1 to "
+                f"{self.examples['train']}, the number of training examples."
+            )
 
     @functools.cached_property
     def metadata(self) -> Metadata:

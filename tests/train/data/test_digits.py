@@ -55,7 +55,7 @@ def test_metadata_counts_the_splits() -> None:
 )
 def test_impossible_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Digits(**settings).example_batch()
+        Digits(**settings)
 
 
 def test_an_unknown_split_is_named() -> None:
