@@ -6,7 +6,8 @@ import re
 from align_jax.divergences.conditional_transport import COSTS, TRANSPORT_IMPLEMENTATIONS
 from align_jax.numerics import check_choice, check_fraction
 
-METHODS = ("gan", "ot", "ct", "mmd", "none")
+PLAIN = "none"  # the method of a model without alignment
+METHODS = ("gan", "ot", "ct", "mmd", PLAIN)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tests.train.tiny_glue import tiny_checkpoint
 from tests.train.tiny_squad import write_squad
 from train.data import planetoid
 from train.data.squad import Squad
-from train.data.vqa import VQAv2
+from train.data.vqa_v2 import VQAv2
 from train.log import read_records
 from train.registry import ConfigError
 from train.run_folder import CheckpointError, read_config

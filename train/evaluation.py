@@ -12,8 +12,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from align_jax import calibration, cloud_mmd
-from train import metrics
-from train.data.base import Batch, DataSource, Share
+from train import hosts, metrics
+from train.data.base import Batch, DataSource
 from train.parallel import Parallel
 from train.registry import ConfigError
 from train.state import TrainState
@@ -168,7 +168,7 @@ def measure_uncertainty(
     """
     sums = [
         parallel.first(parallel.stochastic_step(state, parallel.shard(batch), number, passes))
-        for number, batch in enumerate(data.eval_batches(split, _share()))
+        for number, batch in enumerate(data.eval_batches(split, hosts.share()))
     ]
     return metrics.compute(metrics.merge(sums))
 
@@ -252,7 +252,7 @@ def _pass(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """One pass over a split: the sums of its metrics, and the predictions of all its examples."""
     sums, predictions = [], []
-    for batch in data.eval_batches(split, _share()):
+    for batch in data.eval_batches(split, hosts.share()):
         shares = parallel.shard(batch)
         report, outputs = parallel.eval_step(state, shares)
         sums.append(parallel.first(report))
@@ -273,10 +273,6 @@ def _first_examples(data: DataSource, split: str, examples: int) -> Any:
         examples -= count
         if examples <= 0:
             return
-
-
-def _share() -> Share:
-    return Share(jax.process_index(), jax.process_count())
 
 
 def _valid_rows(predictions: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 from jax.experimental import multihost_utils
 
+from train.data.base import Share
 from train.registry import ConfigError
 
 # How long a process may be silent before the others give it up. JAX's own default is 100 s.
@@ -52,6 +53,11 @@ def connect(coordinator: str = "", processes: int = 0, number: int = -1) -> None
 def is_first() -> bool:
     """Whether this process writes what is written once."""
     return jax.process_index() == 0
+
+
+def share() -> Share:
+    """The rows of every batch that this process reads."""
+    return Share(jax.process_index(), jax.process_count())
 
 
 def wait_for_all(name: str) -> None:

@@ -192,4 +192,4 @@ def _group(
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
-    return [str(getattr(key, "key", key)) for key in path]
+    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")

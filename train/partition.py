@@ -7,6 +7,7 @@ nothing, stays whole, or is cut along its longest axis under FSDP.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -53,8 +54,9 @@ def shardings(tree: Any, mesh: Mesh, fsdp: bool) -> Any:
         >>> shardings({"mlp_in": {"bias": np.zeros(8)}}, mesh, fsdp=False)["mlp_in"]["bias"].spec
         PartitionSpec('model',)
     """
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, _spec(_name(path), np.shape(x), mesh, fsdp)), tree
+        lambda path, x: NamedSharding(mesh, _spec(keystr(path), np.shape(x), mesh, fsdp)), tree
     )
 
 
@@ -86,7 +88,3 @@ def _axes(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> list[str
         if free:
             axes[max(free, key=lambda number: shape[number])] = DATA
     return axes
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)

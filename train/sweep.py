@@ -25,6 +25,7 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict
 
+from align_jax.config import PLAIN
 from train import cli, loop
 from train.benchmarks.step_time import StepTime, measure_step_times, read_step_times
 from train.experiment import build_alignment
@@ -92,7 +93,7 @@ def sweep(
             raise ConfigError(f"--{flag} is {shown!r}; expected one or more, each of them once.")
     for method in methods:
         build_alignment(variant(config, method, 0))  # refuses what there is not, before any run
-    claim_folder(workdir, variant(config, "none", 0))
+    claim_folder(workdir, variant(config, PLAIN, 0))
     if command:
         write_text(workdir / COMMAND, command + "\n")
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}

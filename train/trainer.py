@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train import metrics
+from train import hosts, metrics
 from train.checkpoint import Checkpoints, Progress
-from train.data.base import Share
 from train.early_stopping import Criterion, EarlyStopping
 from train.evaluation import (
     check_eval,
@@ -139,8 +138,7 @@ class Trainer:
         if self.step == 0 and config.eval.at_start:
             self._evaluate(log)
         self.window_started = time.perf_counter()
-        share = Share(jax.process_index(), jax.process_count())
-        batches = self.experiment.data.train_batches(self.step, share)
+        batches = self.experiment.data.train_batches(self.step, hosts.share())
         while self.step < last and not self.stopping.stop:
             asked = time.perf_counter()
             batch = next(batches)

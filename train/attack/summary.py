@@ -7,16 +7,17 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import rich.console
 
+from align_jax.config import PLAIN
 from train.attack.records import read_attack, summary
 from train.registry import ConfigError
 from train.report import table
-from train.report.statistics import PLAIN, paired_difference
+from train.report.attacks import NUMBERS
+from train.report.statistics import paired_difference
 
 WEIGHT = 0.01  # the paper's; another one is named beside the method
-METRIC = "failed attacks, %"
+METRIC = NUMBERS["failed_percent"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,10 @@ def _table(
         rows[method] = {
             "seeds": table.Cell(len(runs), digits=0),
             "attacks": table.Cell(sum(x["attacks"] for x in counts), digits=0),
-            METRIC: _over_seeds(counts, "failed_percent"),
-            "accuracy under attack, %": _over_seeds(counts, "accuracy_under_attack"),
-            "queries per attack": _over_seeds(counts, "queries_per_attack"),
+            **{
+                column: table.over_seeds([x[name] for x in counts], digits=1)
+                for name, column in NUMBERS.items()
+            },
         }
         shared = [seed for seed in runs if seed in plain]
         pairs = [[of[seed][1]["failed_percent"] for seed in shared] for of in (runs, plain)]
@@ -98,14 +100,6 @@ def _table(
             findings.append(paired_difference(*pairs).sentence(method, METRIC))
     files = [str(path) for method in order for path, _ in methods[method].values()]
     return AttackTable(title, rows, findings, files)
-
-
-def _over_seeds(counts: Sequence[dict[str, Any]], name: str) -> table.Cell | None:
-    values = [counted[name] for counted in counts if counted[name] is not None]
-    if not values:
-        return None
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return table.Cell(float(np.mean(values)), std, digits=1)
 
 
 def print_tables(tables: Sequence[AttackTable], console: rich.console.Console) -> None:

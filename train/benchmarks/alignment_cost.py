@@ -21,12 +21,12 @@ import numpy as np
 import optax
 
 from align_jax import AlignmentConfig, alignment_loss, networks
+from align_jax.config import PLAIN
 from align_jax.divergences import blocks, conditional_transport
 from align_jax.models.bert import BertConfig
 from align_jax.models.heads import SequenceClassifier
 from train.benchmarks.turns import timed_in_turns
 
-PLAIN = "none"
 WEIGHT = 0.01
 MIB = 2**20
 

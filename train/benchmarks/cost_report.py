@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.benchmarks.alignment_cost import PLAIN, Cost, LongCost
+from align_jax.config import PLAIN
+from train.benchmarks.alignment_cost import Cost, LongCost
 
 HEADER = (
     f"{'model':>10} {'batch':>5} {'tokens':>6} {'method':>6} {'ms':>9} "

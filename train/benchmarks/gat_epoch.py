@@ -16,8 +16,8 @@ is timed with sparse features, as its config trains, and with dense ones.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from align_jax.models.gat import GAT, GATConfig
+from train.benchmarks.turns import timed_in_turns
 from train.data.planetoid import Graph, Planetoid
 
 LEARNING_RATE, L2 = 0.005, 5e-4
@@ -114,14 +115,9 @@ def measure(
     contestants: dict[str, Callable[[int], None]], rounds: int, epochs: int
 ) -> dict[str, list[float]]:
     """Seconds per epoch of each contestant, round by round; an extra first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for index in range(rounds + 1):
-        for name, train in contestants.items():
-            start = time.perf_counter()
-            train(epochs)
-            if index:
-                times[name].append((time.perf_counter() - start) / epochs)
-    return times
+    turns = {name: functools.partial(train, epochs) for name, train in contestants.items()}
+    times = timed_in_turns(turns, rounds)
+    return {name: [seconds / epochs for seconds in found] for name, found in times.items()}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ Expected:  :easy, plain, seeds 0 and 1: test accuracy 99.3 and 93.2%, with noise
 Time:      :easy, one CPU core: 13 minutes plain, 14 with GAN, PAvPU included.
 Data:      :easy, the Python package easy-vqa (pip install --no-deps easy-vqa==1.0), whose images
            are cut into patches as regions. :v2, the official questions and annotations and one
-           file of region features per image, see `train.data.vqa.VQAv2`.
+           file of region features per image, see `train.data.vqa_v2.VQAv2`.
 
 Noise is Gaussian, of mean 0 and variance 1, added to the regions' features: the split
 "validation_noisy". PAvPU is measured at the end, with 20 passes with dropout.
@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 
 from align_jax.models import MCANConfig
 from train.configs.common import default_config, section
-from train.data.vqa import EasyVQA, VQAv2
+from train.data.easy_vqa import EasyVQA
+from train.data.vqa_v2 import VQAv2
 from train.tasks.vqa import QuestionAnswering
 
 EPOCH = 443_757 // 64  # VQA-v2's training questions, in steps

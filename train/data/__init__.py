@@ -2,10 +2,10 @@
 
 DATA = {
     "digits": "train.data.digits:Digits",
-    "easy_vqa": "train.data.vqa:EasyVQA",
+    "easy_vqa": "train.data.easy_vqa:EasyVQA",
     "glue": "train.data.glue:Glue",
     "planetoid": "train.data.planetoid:Planetoid",
     "squad": "train.data.squad:Squad",
     "transfer": "train.data.transfer:Transfer",
-    "vqa_v2": "train.data.vqa:VQAv2",
+    "vqa_v2": "train.data.vqa_v2:VQAv2",
 }

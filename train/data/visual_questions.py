@@ -25,14 +25,19 @@ from train.data.base import (
     ordered_batches,
     shuffled_batches,
 )
-from train.data.vqa_files import Question, read_glove
+from train.data.question_words import (
+    PADDING,
+    SPECIAL_WORDS,
+    UNKNOWN,
+    encode_words,
+    question_words,
+)
+from train.data.vqa_files import Question
+from train.data.word_vectors import read_glove
 from train.registry import ConfigError, nearest
 from train.tasks.vqa_answers import score_answers
 
 NOISY = "_noisy"
-PADDING, UNKNOWN = 0, 1  # words' ids
-SPECIAL_WORDS = ("[padding]", "[unknown]")
-_SPELLING = str.maketrans({**dict.fromkeys(".,'!?\"()*#:;", ""), "-": " ", "/": " "})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,35 +361,3 @@ class VisualQuestions(DataSource):
             rng = np.random.default_rng((self.noise_seed, identity))
             shape = (int(valid.sum()), features.shape[-1])
             features[valid] += self.noise_std * rng.standard_normal(shape, np.float32)
-
-
-def question_words(text: str) -> list[str]:
-    """The words of a question: lower case, without punctuation, cut at hyphens and slashes.
-
-    Example:
-        >>> question_words("What's the red/blue T-shirt's size?")
-        ['whats', 'the', 'red', 'blue', 't', 'shirts', 'size']
-    """
-    return text.lower().translate(_SPELLING).split()
-
-
-def encode_words(texts: Sequence[str], words: Sequence[str], length: int) -> np.ndarray:
-    """Questions as ids of words.
-
-    A question without any word reads as one unknown word: attention over nothing is undefined.
-
-    Args:
-        texts: n questions.
-        words: by id, the two special ones first.
-        length: N; longer questions lose their end.
-
-    Returns:
-        int32 [n, N], padded with 0.
-    """
-    special = len(SPECIAL_WORDS)
-    number = {word: place for place, word in enumerate(words[special:], special)}
-    ids = np.full((len(texts), length), PADDING, np.int32)
-    for row, text in enumerate(texts):
-        found = [number.get(word, UNKNOWN) for word in question_words(text)[:length]] or [UNKNOWN]
-        ids[row, : len(found)] = found
-    return ids

@@ -1,9 +1,8 @@
-"""Files of questions about pictures: easy-VQA's, VQA v2's, region features, word vectors.
+"""Files of questions about pictures: easy-VQA's, VQA v2's, region features.
 
 Source: "easy-VQA" (Victor Zhou, 2019, github.com/vzhou842/easy-VQA), inside a Python package;
 "Making the V in VQA Matter" (Goyal et al., CVPR 2017, arXiv 1612.00837), visualqa.org; regions of
-"Bottom-Up and Top-Down Attention" (Anderson et al., CVPR 2018, arXiv 1707.07998); "GloVe"
-(Pennington et al., EMNLP 2014), nlp.stanford.edu/projects/glove.
+"Bottom-Up and Top-Down Attention" (Anderson et al., CVPR 2018, arXiv 1707.07998).
 """
 
 from __future__ import annotations
@@ -254,63 +253,6 @@ def read_regions(path: Path, image: int | str, features: int, limit: int) -> np.
     if not np.isfinite(array).all():
         raise ConfigError(f"{whose} has numbers that are not finite. Download or make it again.")
     return array
-
-
-def read_glove(path: Path, words: Sequence[str], width: int = 300) -> np.ndarray:
-    """Word vectors from a text file of lines "word v1 ... v300".
-
-    Words are looked up as they are spelt. A word that the file lacks has a vector of zeros; of a
-    word that it has twice, the first vector counts.
-
-    Args:
-        path: such as glove.840B.300d.txt.
-        words: V words.
-        width: numbers per word.
-
-    Returns:
-        float32 [V, width].
-
-    Raises:
-        ConfigError: there is no such file; a line has too few numbers, or the vector of one of
-            `words` has something else; or the file has none of `words`. Names the line.
-    """
-    rows = {word: row for row, word in enumerate(words)}
-    vectors, missing = np.zeros((len(words), width), np.float32), set(rows)
-    try:
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                where = f"{path}, line {number}"
-                if line.count(" ") < width:
-                    raise ConfigError(f"{where} should be a word and {width} numbers.")
-                # Some of the published words have spaces in them, so numbers count from the end.
-                if line.partition(" ")[0] not in missing:
-                    continue
-                word, *numbers = line.rstrip().rsplit(" ", width)
-                if word not in missing:
-                    continue
-                vectors[rows[word]] = _vector(numbers, width, where)
-                missing.remove(word)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}). Set data.glove to a text file of word vectors, such "
-            "as glove.840B.300d.txt from https://nlp.stanford.edu/projects/glove."
-        ) from error
-    if len(missing) == len(rows):
-        raise ConfigError(
-            f"{path} has none of the {len(rows)} words, with {width} numbers each. Is it a file of "
-            f"word vectors of that width?"
-        )
-    return vectors
-
-
-def _vector(numbers: Sequence[str], width: int, where: str) -> np.ndarray:
-    try:
-        vector: np.ndarray = np.array([float(number) for number in numbers], np.float32)
-    except ValueError:
-        vector = np.empty(0)
-    if len(vector) != width or not np.isfinite(vector).all():
-        raise ConfigError(f"{where} should be a word and {width} finite numbers.")
-    return vector
 
 
 def _entries(path: Path, name: str) -> Iterator[tuple[str, Any]]:

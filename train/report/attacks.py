@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from align_jax.config import PLAIN
 from train.report.contents import Section, Table
 from train.report.paper import FAILED_ATTACKS
 from train.report.runs import Run, Study
-from train.report.statistics import PLAIN, findings
+from train.report.statistics import findings
 from train.report.style import method_name
 from train.report.summary import NOTHING, mean_and_spread
 from train.run_folder import CheckpointError, read_json

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
+from align_jax.config import PLAIN
 from train.report.contents import Picture, Section
 from train.report.pictures import COLUMN, picture, seed_count
 from train.report.runs import Run, Study
@@ -89,7 +90,7 @@ def training(study: Study) -> Section:
         drawn = {method: curve for method, curve in curves.items() if curve is not None}
         if drawn:
             section.pictures.append(_draw(f"{split} {name}", drawn, list(study.runs)))
-        elif name != "weighted alignment" or set(study.runs) != {"none"}:
+        elif name != "weighted alignment" or set(study.runs) != {PLAIN}:
             section.missing.append(f"{split} {name} is not drawn: it was recorded less than twice.")
     return section
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
+from align_jax.config import PLAIN
 from train.report.contents import Picture, Section
 from train.report.picture import Series, head_series
 from train.report.pictures import COLUMN, WRITTEN, picture, write_values
@@ -82,7 +83,7 @@ def head_maps(study: Study) -> list[Section]:
         mmd.pictures += [_draw("MMD", m, x, limits, "MMD") for m, x in known.items()]
 
     for method, runs in study.runs.items():
-        if method == "none":
+        if method == PLAIN:
             continue
         found = moments(runs, "divergence")
         if found is None:
@@ -91,7 +92,7 @@ def head_maps(study: Study) -> list[Section]:
         unit = UNITS.get(method.partition(":")[0], "")
         limits = (np.nanmin(found.values), np.nanmax(found.values))
         divergence.pictures.append(_draw("divergence", method, found, limits, unit))
-    if set(study.runs) == {"none"}:
+    if set(study.runs) == {PLAIN}:
         divergence.missing.append("A plain model has no divergence.")
     return [mmd, divergence]
 

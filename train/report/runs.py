@@ -17,6 +17,7 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from align_jax.config import PLAIN
 from train.benchmarks.step_time import StepTime, read_step_times
 from train.log import read_records
 from train.report.style import NAMES
@@ -181,7 +182,7 @@ def _labels(sections: Sequence[Mapping[str, Any]]) -> list[str]:
     labels = []
     for section in sections:
         method = section["method"]
-        same = [x for x in sections if x["method"] == method != "none"]
+        same = [x for x in sections if x["method"] == method != PLAIN]
         keys = dict.fromkeys(key for x in same for key in x)
         differing = [key for key in keys if len({json.dumps(x.get(key)) for x in same}) > 1]
         # As `train.sweep` writes it if the weight is all there is.

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-PLAIN = "none"
+from align_jax.config import PLAIN
+
 CONFIDENCE = 0.95
 # With fewer, resampling a handful of differences gives intervals that are too narrow (of three, a
 # ninth of the resamples hold one value alone).

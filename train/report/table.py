@@ -57,9 +57,9 @@ def comparison(
     rows: dict[str, Row] = {}
     of_seeds = by_seed(results, split, metrics)
     for method, runs in results.items():
-        row: Row = {column: _over_seeds(values) for column, values in of_seeds[method].items()}
-        row["MMD"] = _over_seeds([run["mmd"] for run in runs])
-        row["divergence"] = _over_seeds([run["alignment"] for run in runs])
+        row: Row = {column: over_seeds(values) for column, values in of_seeds[method].items()}
+        row["MMD"] = over_seeds([run["mmd"] for run in runs])
+        row["divergence"] = over_seeds([run["alignment"] for run in runs])
         parameters = runs[0].get("parameters")  # runs of old have none
         row["parameters"] = Cell(parameters / 1e6, digits=3, unit="M") if parameters else None
         time = times.get(method)
@@ -145,12 +145,13 @@ def to_json(rows: Mapping[str, Row]) -> dict[str, Any]:
     }
 
 
-def _over_seeds(values: Sequence[float | None]) -> Cell | None:
+def over_seeds(values: Sequence[float | None], digits: int = 4) -> Cell | None:
+    """Mean and standard deviation of what was measured; None where nothing was."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     std = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return Cell(float(np.mean(known)), std)
+    return Cell(float(np.mean(known)), std, digits)
 
 
 def _texts(row: Row) -> list[str]:

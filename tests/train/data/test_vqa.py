@@ -12,9 +12,11 @@ import pytest
 from tests.train import tiny_vqa
 from tests.train.tiny_vqa import EASY_TEST, EASY_TRAIN, FEATURES, QUESTIONS, REGIONS, question_id
 from train.data import vqa_files
-from train.data.visual_questions import encode_words, question_words
-from train.data.vqa import EasyVQA, VQAv2, add_contrast
-from train.data.vqa_files import read_glove, read_regions
+from train.data.easy_vqa import EasyVQA, add_contrast
+from train.data.question_words import encode_words, question_words
+from train.data.vqa_files import read_regions
+from train.data.vqa_v2 import VQAv2
+from train.data.word_vectors import read_glove
 from train.registry import ConfigError
 from train.tasks.vqa_answers import corpus_accuracy
 
