@@ -29,11 +29,9 @@ def check_eval(config: ConfigDict, data: DataSource, task: Task) -> None:
         task: the run's.
 
     Raises:
-        ConfigError: a split that the data do not have, that is empty or has no labels; none to
-            evaluate at the end; passes or a temperature of a task that has no use for them.
+        ConfigError: a split that the data do not have, that is empty or has no labels; passes or a
+            temperature of a task that has no use for them.
     """
-    if not config.final:
-        raise ConfigError("config.eval.final is empty; name a split to evaluate at the end.")
     measured = {"mmd_split": bool(config.mmd_examples), "temperature_split": True}
     named = [("during", x) for x in config.during] + [("final", x) for x in config.final]
     named += [(key, config[key]) for key, used in measured.items() if used and config[key]]

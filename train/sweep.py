@@ -83,7 +83,8 @@ def sweep(
         The rows of the table.
 
     Raises:
-        ConfigError: there are no methods or seeds, one is named twice, or there is no such method.
+        ConfigError: there are no methods or seeds, one is named twice, there is no such method, or
+            no split is evaluated at the end.
         CheckpointError: the folder is not ours or holds another experiment's sweep.
         OutOfTime: the deadline has passed before all was done.
     """
@@ -91,6 +92,8 @@ def sweep(
         if not given or len(set(given)) < len(given):
             shown = ",".join(map(str, given))
             raise ConfigError(f"--{flag} is {shown!r}; expected one or more, each of them once.")
+    if not config.eval.final:
+        raise ConfigError("config.eval.final is empty; name the split whose metrics to compare.")
     for method in methods:
         build_alignment(variant(config, method, 0))  # refuses what there is not, before any run
     claim_folder(workdir, variant(config, PLAIN, 0))

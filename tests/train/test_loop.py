@@ -340,7 +340,6 @@ def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny
     ("changes", "message"),
     [
         ({"eval__final": ("dev",)}, "split 'dev'; the data have train, validation, test"),
-        ({"eval__final": ()}, "config.eval.final is empty"),
         ({"eval__stochastic_passes": 1}, "stochastic_passes is 1; expected 2 or more"),
         ({"train__patience": 2, "train__patience_metrics": ()}, "patience_metrics is empty"),
         ({"alignment__weight": -1.0}, "alignment.weight is -1.0"),

@@ -72,3 +72,9 @@ def test_what_cannot_be_run_is_refused_before_anything_is(
     with pytest.raises(ConfigError, match=message):
         run(tiny_config(), methods, seeds, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_without_a_split_to_compare_is_refused(tmp_path, tiny_config) -> None:
+    with pytest.raises(ConfigError, match="config.eval.final is empty"):
+        run(tiny_config(eval__final=()), ["none"], [0], tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
