@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from align_jax import divergences, networks, numerics
-from align_jax.config import AlignmentConfig
+from align_jax.config import PLAIN, AlignmentConfig
 
 # The collections' names. The module itself is called NAME inside its attention, so that its
 # parameters form one sub-tree of that name.
@@ -92,16 +92,16 @@ class Alignment(nn.Module):
         if measuring:
             self.sow(CLOUDS, "query", query)
             self.sow(CLOUDS, "key", key)
-            self.sow(CLOUDS, "query_mask", _explicit(query_mask, query))
-            self.sow(CLOUDS, "key_mask", _explicit(key_mask, key))
+            self.sow(CLOUDS, "query_mask", numerics.explicit_mask(query, query_mask))
+            self.sow(CLOUDS, "key_mask", numerics.explicit_mask(key, key_mask))
         selected = self.config.selects(self.path[:-1])
-        if self.config.method == "none" or not selected or not (training or self.is_initializing()):
+        if self.config.method == PLAIN or not selected or not (training or self.is_initializing()):
             return
 
         if self.config.over != "tokens":
             query_mask = key_mask = self._same_tokens(query, key, query_mask, key_mask)
-        valid = jnp.any(_explicit(query_mask, query), axis=1)
-        valid &= jnp.any(_explicit(key_mask, key), axis=1)
+        valid = jnp.any(numerics.explicit_mask(query, query_mask), axis=1)
+        valid &= jnp.any(numerics.explicit_mask(key, key_mask), axis=1)
         # NaN in padding would reach the networks' parameters as 0 * NaN.
         query, key = numerics.zero_padding(query, query_mask), numerics.zero_padding(key, key_mask)
         if not self.is_initializing():
@@ -242,7 +242,3 @@ class Alignment(nn.Module):
             "sinkhorn_iterations": report.iterations.astype(jnp.float32),
             "sinkhorn_residual": report.residual,
         }
-
-
-def _explicit(mask: Array | None, x: Array) -> Array:
-    return jnp.ones(x.shape[:2], bool) if mask is None else mask

@@ -122,7 +122,12 @@ def prepare(x: Array, mask: Bool[Array, "B N"] | None) -> tuple[Array, Bool[Arra
       `(x, mask)`: float32 `[B, N, ...]` and bool `[B, N]`.
     """
     x = jnp.clip(zero_padding(x.astype(jnp.float32), mask), -SATURATION, SATURATION)
-    return x, jnp.ones(x.shape[:2], bool) if mask is None else mask
+    return x, explicit_mask(x, mask)
+
+
+def explicit_mask(x: Array, mask: Bool[Array, "B N"] | None) -> Bool[Array, "B N"]:
+    """The mask of `x` `[B, N, ...]`; None is that of which every token takes part."""
+    return jnp.ones(x.shape[:2], bool) if mask is None else mask
 
 
 def pairwise_cost(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Mapping, Sequence
 
 from train.registry import ConfigError, nearest
@@ -55,15 +54,16 @@ class Criterion:
         value = metrics.get(self.metric, math.nan)
         if math.isnan(value):
             return -math.inf
-        return -value if self.direction == "min" else value
+        return self._signed(value)
 
     def as_good(self, value: float, best: float | None) -> bool:
         """Whether `value` reaches the best one so far; nan never does."""
         if math.isnan(value):
             return False
-        if best is None:
-            return True
-        return (operator.le if self.direction == "min" else operator.ge)(value, best)
+        return best is None or self._signed(value) >= self._signed(best)
+
+    def _signed(self, value: float) -> float:
+        return -value if self.direction == "min" else value
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from align_jax.alignment import Alignment
-from align_jax.config import AlignmentConfig
+from align_jax.config import PLAIN, AlignmentConfig
 from align_jax.models.edge_alignment import EdgeAlignment
 from align_jax.models.graph import SparseFeatures
 from align_jax.models.settings import check_counts, check_probabilities
@@ -89,7 +89,7 @@ class GATConfig:
         for name, choices in (("score", SCORES), ("alignment_over", ALIGNMENT_OVER)):
             check_choice(f"GATConfig.{name}", getattr(self, name), choices)
         aligned = self.aligned
-        if self.alignment_over == "edges" and aligned.method != "none" and not self.along_edges:
+        if self.alignment_over == "edges" and aligned.method != PLAIN and not self.along_edges:
             raise ValueError(
                 f"GATConfig.alignment_over='edges' works with method 'ct' over 'tokens', got "
                 f"{aligned.method!r} over {aligned.over!r}; use these, or alignment_over='nodes'."
@@ -98,7 +98,7 @@ class GATConfig:
     @property
     def aligned(self) -> AlignmentConfig:
         """The alignment, of method "none" without one."""
-        return self.alignment or AlignmentConfig(method="none")
+        return self.alignment or AlignmentConfig(method=PLAIN)
 
     @property
     def along_edges(self) -> bool:

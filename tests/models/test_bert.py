@@ -357,10 +357,7 @@ def test_clouds_of_a_plain_model_can_be_measured() -> None:
         ({"hidden_size": 17}, "17, which 4 heads do not divide"),
         ({"dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
         ({"dropout": None}, "dropout is None"),
-        (
-            {"activation": "gleu"},
-            "got 'gleu'. Did you mean 'gelu'",
-        ),
+        ({"activation": "gleu"}, "got 'gleu'. Did you mean 'gelu'"),
         ({"dtype": "float8"}, "dtype must be one of float32, .*got 'float8'"),
         ({"family": "xlnet"}, "family must be one of bert, roberta, got 'xlnet'"),
         ({"pad_token_id": 50}, "pad_token_id is 50"),

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from tests.train.tiny_glue import tiny_checkpoint
 from train.configs import digits
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same numbers for every test, whichever ran before."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")

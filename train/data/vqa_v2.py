@@ -13,11 +13,7 @@ import numpy as np
 
 from train.data.base import check_least
 from train.data.visual_questions import VisualQuestions
-from train.data.vqa_files import (
-    Question,
-    read_regions,
-    read_vqa,
-)
+from train.data.vqa_files import Question, read_regions, read_vqa
 from train.registry import ConfigError
 from train.tasks.vqa_answers import normalize
 

@@ -134,7 +134,9 @@ def _read_run(folder: pathlib.Path) -> Run:
     if path.is_file():
         result = read_json(path)
         lacking = [name for name in RESULTS if name not in result]
-        if lacking or not isinstance(result["metrics"], dict):
+        if not lacking and not isinstance(result["metrics"], dict):
+            lacking = ["metrics by split"]
+        if lacking:
             raise CheckpointError(
                 f"{path} is not what a run writes at its end: it has no {', '.join(lacking)}. "
                 f"Remove it, and start the run's command again."

@@ -9,11 +9,6 @@ import scipy.stats
 from train.report.statistics import LEAST_FOR_BOOTSTRAP, findings, paired_difference
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 def test_few_seeds_have_the_interval_of_the_paired_t_test(rng) -> None:
     values, base = rng.normal(size=(2, 5))
     found = paired_difference(values, base)

@@ -13,11 +13,6 @@ from train.registry import ConfigError
 from train.tasks.text import TextClassification, TextRegression
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 def test_classification_reports_the_benchmarks_metrics(rng) -> None:
     label, prediction = rng.integers(0, 2, 50), rng.integers(0, 2, 50)
     values = TextClassification(corpus=("matthews", "f1", "macro_f1")).corpus_metrics(
