@@ -28,6 +28,7 @@ class MeshRunner:
         devices: of the mesh; all devices of all processes by default.
         model: size of the axis "model"; 1 leaves every parameter whole.
         fsdp: whether parameters and moments are cut along "data" too.
+        microbatch_size: rows that a device takes at once in training; 0 for all of its rows.
 
     Raises:
         ConfigError: `model` does not divide the devices of each process.
@@ -44,6 +45,7 @@ class MeshRunner:
         *,
         model: int = 1,
         fsdp: bool = False,
+        microbatch_size: int = 0,
     ) -> None:
         chosen = list(devices or jax.devices())
         local = sum(device.process_index == jax.process_index() for device in chosen)
@@ -56,6 +58,7 @@ class MeshRunner:
         self._mesh = Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
         self._fsdp = fsdp
         self._local_shares = local // model
+        self._microbatch_size = microbatch_size
         self._rows = NamedSharding(self._mesh, PartitionSpec(DATA))
         self._whole = NamedSharding(self._mesh, PartitionSpec())
         self._replicate = jax.jit(lambda arrays: arrays, out_shardings=self._whole)
@@ -119,7 +122,9 @@ class MeshRunner:
     def _placed_train_step(
         self, state: TrainState, batch: Any
     ) -> tuple[TrainState, dict[str, Any]]:
-        state, report = train_step(state, batch)
+        state, report = train_step(
+            state, batch, microbatch_size=self._microbatch_size, shares=self._mesh.shape[DATA]
+        )
         where = shardings(state, self._mesh, self._fsdp)
         constrain = jax.lax.with_sharding_constraint
         return constrain(state, where), constrain(

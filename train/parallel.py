@@ -63,6 +63,7 @@ class Pmap:
 
     Args:
         devices: the devices to use; all local ones by default.
+        microbatch_size: rows that a device takes at once in training; 0 for all of its rows.
 
     Example:
         >>> parallel = Pmap()
@@ -72,12 +73,14 @@ class Pmap:
         2.31
     """
 
-    def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
+    def __init__(
+        self, devices: Sequence[jax.Device] | None = None, *, microbatch_size: int = 0
+    ) -> None:
         self.devices = list(devices or jax.local_devices())
         mesh = jax.sharding.Mesh(np.asarray(self.devices), (AXIS,))
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
         self._train_step = jax.pmap(
-            functools.partial(train_step, axis_name=AXIS),
+            functools.partial(train_step, axis_name=AXIS, microbatch_size=microbatch_size),
             axis_name=AXIS,
             devices=self.devices,
             donate_argnums=(0,),
@@ -150,7 +153,12 @@ PARALLEL = {"pmap": Pmap, "mesh": MeshRunner}
 
 
 def make_parallel(
-    name: str, devices: Sequence[jax.Device] | None = None, *, model: int = 1, fsdp: bool = False
+    name: str,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    model: int = 1,
+    fsdp: bool = False,
+    microbatch_size: int = 0,
 ) -> Parallel:
     """Builds the way of running that a config names.
 
@@ -159,16 +167,21 @@ def make_parallel(
         devices: where to run; None for all.
         model: of a mesh: over how many devices each copy of the parameters is spread.
         fsdp: of a mesh: whether copies share what they hold.
+        microbatch_size: rows that a device takes at once in training; 0 for all of its rows.
 
     Raises:
-        ConfigError: unknown name, or what only a mesh can do.
+        ConfigError: unknown name, what only a mesh can do, or a size below 0.
     """
+    if microbatch_size < 0:
+        raise ConfigError(
+            f"train.microbatch_size is {microbatch_size}; expected 0 (all rows at once) or more."
+        )
     if name not in PARALLEL:
         raise ConfigError(
             f"train.parallel is {name!r}; {nearest(name, PARALLEL)}known: {', '.join(PARALLEL)}."
         )
     if name == "mesh":
-        return MeshRunner(devices, model=model, fsdp=fsdp)
+        return MeshRunner(devices, model=model, fsdp=fsdp, microbatch_size=microbatch_size)
     for wanted, what in (
         (model > 1, f"train.mesh_model is {model}"),
         (fsdp, "train.mesh_fsdp is True"),
@@ -178,10 +191,19 @@ def make_parallel(
             raise ConfigError(f"{what}, which needs --config.train.parallel=mesh, not 'pmap'.")
     devices = list(devices or jax.local_devices())
     # With a device axis of 1, XLA copies the whole state in every step: 8 % of one of MiniLM's.
-    return Pmap(devices) if len(devices) > 1 else MeshRunner(devices)
+    runner = Pmap if len(devices) > 1 else MeshRunner
+    return runner(devices, microbatch_size=microbatch_size)
 
 
 def parallel_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Parallel:
     """The way of running that an experiment's config describes; see `make_parallel`."""
     train = config.train
-    return make_parallel(train.parallel, devices, model=train.mesh_model, fsdp=train.mesh_fsdp)
+    platform = (devices or jax.devices())[0].platform
+    whole = train.microbatch_cpu_only and platform != "cpu"
+    return make_parallel(
+        train.parallel,
+        devices,
+        model=train.mesh_model,
+        fsdp=train.mesh_fsdp,
+        microbatch_size=0 if whole else train.microbatch_size,
+    )

@@ -25,7 +25,12 @@ from train.tasks.base import Batch
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, axis_name: str | None = None
+    state: TrainState,
+    batch: Batch,
+    *,
+    axis_name: str | None = None,
+    microbatch_size: int = 0,
+    shares: int = 1,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Takes one optimiser step on `task loss + weight * alignment`.
 
@@ -36,6 +41,11 @@ def train_step(
         state: the state before the step.
         batch: arrays with a leading example axis, and "mask".
         axis_name: the device axis when called under `jax.pmap`, else None.
+        microbatch_size: rows that a device takes at once. It takes its rows in equal parts of at
+            most so many, one after the other, and adds up their gradients: the same step but for
+            dropout, which draws anew for each part, in less memory. 0: all at once.
+        shares: devices over which a mesh has cut the batch along its rows, so that each of them
+            has its rows of every part.
 
     Returns:
         The next state, and sums and counts over all devices: "loss" (task + weighted alignment),
@@ -48,21 +58,45 @@ def train_step(
         >>> metrics["loss"].compute()
         2.31
     """
-    rngs = {"dropout": _step_rng(state, axis_name)}
+    rng = _step_rng(state, axis_name)
     examples = _sum(batch["mask"].sum().astype(jnp.float32), axis_name)
+    parts = _cut(batch, microbatch_size, shares)
+    number = len(parts["mask"])
 
-    def share_of_loss(params: Any) -> tuple[Float[Array, ""], dict[str, Any]]:
-        """This device's part of the loss; the parts add up to the loss of the whole batch."""
-        outputs, collections = _forward(state, params, batch, rngs)
-        losses = _losses(state, outputs, batch)
-        task_loss = jnp.where(batch["mask"], losses, 0.0).sum() / jnp.maximum(examples, 1.0)
-        alignment, report = _alignment(state, collections, batch, axis_name)
+    def share_of_loss(
+        params: Any, part: Batch, rng: Array, counts: Array | None
+    ) -> tuple[Float[Array, ""], dict[str, Any]]:
+        """This part's share of the loss; the shares add up to the loss of the whole batch."""
+        outputs, collections = _forward(state, params, part, {"dropout": rng})
+        losses = _losses(state, outputs, part)
+        task_loss = jnp.where(part["mask"], losses, 0.0).sum() / jnp.maximum(examples, 1.0)
+        alignment, report = _alignment(state, collections, part, axis_name, counts, number)
         weighted = state.alignment.weight_at(state.step) * alignment
-        report |= {"task_loss": Mean.of(losses, batch["mask"])}
-        report |= state.task.metrics(outputs, batch)
+        report |= {"task_loss": Mean.of(losses, part["mask"])}
+        report |= state.task.metrics(outputs, part)
         return task_loss + weighted, report
 
-    (loss, report), gradients = jax.value_and_grad(share_of_loss, has_aux=True)(state.params)
+    gradient = jax.value_and_grad(share_of_loss, has_aux=True)
+    if number == 1:
+        (loss, report), gradients = gradient(state.params, batch, rng, None)
+    else:
+        counts = None
+        if state.alignment.active:
+            # They depend on masks alone; XLA drops the rest of this pass.
+            collections = _forward(state, state.params, batch, {"dropout": rng})[1]
+            mask = state.task.sample_mask(batch)
+            counts = _sum(alignment_sums(collections, mask).count, axis_name)
+
+        def add(sums: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
+            index, part = numbered
+            one = gradient(state.params, part, jax.random.fold_in(rng, index), counts)
+            return jax.tree.map(jnp.add, sums, one), None
+
+        first = {name: array[0] for name, array in parts.items()}
+        shapes = jax.eval_shape(gradient, state.params, first, rng, counts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        numbered = (jnp.arange(number), parts)
+        ((loss, report), gradients), _ = jax.lax.scan(add, zeros, numbered)
     loss, report, gradients = _sum((loss, report, gradients), axis_name)
 
     updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
@@ -122,6 +156,28 @@ def stochastic_step(
     return _sum(state.task.stochastic_metrics(stacked, batch), axis_name)
 
 
+def _cut(batch: Batch, size: int, shares: int) -> Batch:
+    """Equal parts of at most `size` rows per share: [B, ...] -> [parts, B / parts, ...].
+
+    Each part has rows of every share. What is missing for equal parts are copies of rows, masked
+    out, as in `train.data.base.pad`.
+    """
+    rows = len(batch["mask"]) // shares
+    number = -(-rows // size) if size else 1
+    if number == 1:
+        return {name: array[None] for name, array in batch.items()}
+    missing = -(-rows // number) * number - rows
+
+    def parts(array: Array, masked: bool) -> Array:
+        cut = array.reshape(shares, rows, *array.shape[1:])
+        copies = jnp.repeat(cut[:, :1], missing, axis=1)
+        cut = jnp.concatenate([cut, jnp.zeros_like(copies) if masked else copies], axis=1)
+        cut = cut.reshape(shares, number, -1, *array.shape[1:]).swapaxes(0, 1)
+        return cut.reshape(number, -1, *array.shape[1:])
+
+    return {name: parts(array, name == "mask") for name, array in batch.items()}
+
+
 def _losses(state: TrainState, outputs: Any, batch: Batch) -> Float[Array, "B"]:
     """The task's; of another shape they would be broadcast against the mask, silently."""
     losses = state.task.loss(outputs, batch)
@@ -143,22 +199,38 @@ def _forward(
 
 
 def _alignment(
-    state: TrainState, collections: Mapping[str, Any], batch: Batch, axis_name: str | None
+    state: TrainState,
+    collections: Mapping[str, Any],
+    part: Batch,
+    axis_name: str | None,
+    counts: Array | None,
+    number: int,
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """This device's part of the mean divergence, and its report as sums and counts."""
+    """This part's share of the mean divergence, and its report as sums and counts.
+
+    Args:
+        state: says what is aligned.
+        collections: what the part's forward pass has sown.
+        part: of the batch.
+        axis_name: of the devices.
+        counts: valid samples of each attention call in the whole batch; None if the part is all
+            that this device has.
+        number: of parts on this device.
+    """
     if not state.alignment.active:
         return jnp.float32(0.0), {}
-    mask = state.task.sample_mask(batch)
+    mask = state.task.sample_mask(part)
     sums = alignment_sums(collections, mask)
+    if counts is None:
+        counts = _sum(sums.count, axis_name)
 
     # A layer counts if any device has a valid sample for it; counts carry no gradient.
-    counts = _sum(sums.count, axis_name)
     layers = jnp.maximum((counts > 0).sum(), 1)
     share = (sums.total / jnp.maximum(counts, 1.0)).sum() / layers
 
     table = alignment_table(collections, mask)
     report = {
-        "alignment": Mean(total=share, count=_share_of_one(axis_name)),
+        "alignment": Mean(total=share, count=_share_of_one(axis_name) / number),
         "divergence": {
             layer: Mean(total=heads * sums.count[index], count=sums.count[index])
             for index, (layer, heads) in enumerate(table.items())

@@ -118,6 +118,11 @@ class Trainer:
                     f"{config.name} is trained on one whole graph, which {jax.process_count()} "
                     f"processes cannot share. Start a single process."
                 )
+            if config.train.microbatch_size:
+                raise ConfigError(
+                    f"train.microbatch_size is {config.train.microbatch_size}, but {config.name} "
+                    f"is trained on one whole graph, which has no parts; expected 0."
+                )
             devices = list(devices or jax.local_devices())[:1]
         parallel = parallel_of(config, devices)
         parameters = sum(x.size for x in jax.tree.leaves(state.params))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
 
-from train.parallel import Pmap, make_parallel
+from train.parallel import Pmap, make_parallel, parallel_of
 from train.registry import ConfigError
 
 four_devices = pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
@@ -43,6 +45,20 @@ def test_replicas_are_equal_and_come_back() -> None:
 def test_an_unknown_way_of_running_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match='did you mean "pmap"'):
         make_parallel("pmapp")
+
+
+def test_a_part_of_less_than_no_rows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="train.microbatch_size is -1; expected 0"):
+        make_parallel("pmap", microbatch_size=-1)
+
+
+@pytest.mark.parametrize(("platform", "size"), [("cpu", 4), ("gpu", 0)])
+def test_parts_may_be_for_a_cpu_alone(tiny_config, monkeypatch, platform: str, size: int) -> None:
+    config = tiny_config(train__microbatch_size=4, train__microbatch_cpu_only=True)
+    made = mock.Mock()
+    monkeypatch.setattr("train.parallel.make_parallel", made)
+    parallel_of(config, [mock.Mock(platform=platform)])
+    assert made.call_args.kwargs["microbatch_size"] == size
 
 
 @pytest.mark.parametrize("name", ["pmap", "mesh"])

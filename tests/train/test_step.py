@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -72,6 +74,47 @@ def test_padding_rows_change_nothing(tiny_config, method: str) -> None:
         assert_close(jax.tree.leaves(sliced[1][name]), jax.tree.leaves(padded[1][name]), 1e-5)
 
 
+@pytest.mark.parametrize("method", ["none", "gan", "ct", "ot", "mmd"])
+def test_parts_take_the_step_of_the_whole(tiny_config, method: str) -> None:
+    """13 rows in three parts of five, of which the first holds no example."""
+    config = tiny_config(method, alignment__weight=0.5, model__layers=2)
+    state, batch = state_and_batch(config, tx=optax.sgd(1.0), rows=13)
+    batch["mask"][:6] = False
+    whole = jax.jit(train_step)(state, batch)
+    parts = jax.jit(functools.partial(train_step, microbatch_size=5))(state, batch)
+    assert parts[1].keys() == whole[1].keys()
+    assert_close(jax.tree.leaves(parts[1]), jax.tree.leaves(whole[1]), 1e-5)
+    assert_close(parts[0].params, whole[0].params, 1e-5)
+    assert parts[0].step == whole[0].step
+
+
+def test_each_part_draws_its_own_dropout(tiny_config) -> None:
+    """Of twice the same rows, the parts' gradients add up to another than twice the first's."""
+    state, batch = state_and_batch(
+        tiny_config("none", model__dropout=0.5), tx=optax.sgd(1.0), rows=8
+    )
+    step = jax.jit(functools.partial(train_step, microbatch_size=4))
+    twice = {name: np.concatenate([array[:4], array[:4]]) for name, array in batch.items()}
+    once = {name: array.copy() for name, array in twice.items()}
+    once["mask"][4:] = False
+    changed = [step(state, rows)[1]["loss"].compute() for rows in (twice, once)]
+    assert changed[0] != pytest.approx(changed[1], rel=1e-4)
+
+
+def test_parts_need_less_memory_and_no_second_pass(tiny_config) -> None:
+    state, batch = state_and_batch(tiny_config("ct", model__layers=2), rows=16)
+    compiled = [
+        jax.jit(functools.partial(train_step, microbatch_size=size)).lower(state, batch).compile()
+        for size in (0, 2)
+    ]
+    whole, parts = (one.memory_analysis().temp_size_in_bytes for one in compiled)
+    assert parts < 0.7 * whole
+    # The pass that counts the samples is dropped: what is computed, a loop's body counted once, is
+    # that of one part of eight, beside what does not grow with the rows.
+    whole, parts = (one.cost_analysis()["flops"] for one in compiled)
+    assert parts < 0.3 * whole
+
+
 WAYS = {
     "pmap": {"name": "pmap"},
     "mesh": {"name": "mesh"},
@@ -85,7 +128,9 @@ WAYS = {
 def four_way(request, monkeypatch) -> Parallel:
     """A way of running on four devices; under FSDP even the tiny model's parameters are cut."""
     monkeypatch.setattr(partition, "LEAST_SIZE", 16)
-    return make_parallel(devices=jax.local_devices()[:4], **WAYS[request.param])
+    way, parts, _ = request.param.partition(" in parts")
+    size = 3 if parts else 0
+    return make_parallel(devices=jax.local_devices()[:4], microbatch_size=size, **WAYS[way])
 
 
 in_two_ways = pytest.mark.parametrize("four_way", ["pmap", "both"], indirect=True)
@@ -94,7 +139,11 @@ in_two_ways = pytest.mark.parametrize("four_way", ["pmap", "both"], indirect=Tru
 @four_devices
 @pytest.mark.parametrize(
     ("four_way", "method", "rows"),
-    [*((way, "ct", 13) for way in WAYS), ("pmap", "gan", 16), ("both", "gan", 16)],
+    [
+        *((way, "ct", 13) for way in (*WAYS, "pmap in parts", "both in parts")),
+        ("pmap", "gan", 16),
+        ("both", "gan", 16),
+    ],
     indirect=["four_way"],
 )
 def test_four_devices_take_the_steps_of_one(tiny_config, four_way, method: str, rows: int) -> None:

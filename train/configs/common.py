@@ -36,6 +36,9 @@ def default_config() -> ConfigDict:
     config.train.parallel = "pmap"  # or "mesh": parameters cut as well, many hosts
     config.train.mesh_model = 1  # devices that share a copy of the parameters, by heads and units
     config.train.mesh_fsdp = False  # whether the copies, too, hold a part of each parameter
+    # Rows that a device takes at once; of more, it adds up the gradients of parts. 0: all its rows.
+    config.train.microbatch_size = 0
+    config.train.microbatch_cpu_only = False  # on other devices all rows at once
     config.train.init_from = ""  # another run's folder, whose parameters to start from
     config.train.log_every = 50
     config.train.checkpoint_every = 500

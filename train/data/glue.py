@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,9 @@ class Glue(LabelledTexts):
         dataset: one of `GLUE`.
         both_orders: train on each pair twice, the second time with its texts exchanged; for tasks
             whose label does not depend on the order (MRPC, QQP, STS-B).
+        without_texts_of: tasks of GLUE; training leaves out examples with a text that one of their
+            other splits holds too. For a run whose parameters another task then starts from: some
+            tasks share texts (STS-B and MRPC). Letters and digits are compared, in lower case.
 
     Raises:
         ConfigError: a value is out of range.
@@ -76,13 +81,16 @@ class Glue(LabelledTexts):
 
     dataset: str = "mrpc"
     both_orders: bool = False
+    without_texts_of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.dataset not in GLUE:
-            raise ConfigError(
-                f"data.dataset is {self.dataset!r}; {nearest(self.dataset, GLUE)}known: "
-                f"{', '.join(GLUE)}."
-            )
+        named = [("dataset", self.dataset)]
+        named += [("without_texts_of", task) for task in self.without_texts_of]
+        for key, task in named:
+            if task not in GLUE:
+                raise ConfigError(
+                    f"data.{key} names {task!r}; {nearest(task, GLUE)}known: {', '.join(GLUE)}."
+                )
         super().__post_init__()
         if self.both_orders and not GLUE[self.dataset].symmetric:
             symmetric = ", ".join(name for name, task in GLUE.items() if task.symmetric)
@@ -148,11 +156,38 @@ class Glue(LabelledTexts):
 
     @functools.cached_property
     def _builder(self) -> Any:
-        return prepared_builder(
-            f"glue/{self.dataset}", "tensorflow_datasets.text.glue", self.folder
-        )
+        return _builder(self.dataset, self.folder)
 
     @functools.cached_property
     def _train_rows(self) -> np.ndarray:
-        whole = self._builder.info.splits["train"].num_examples
-        return subset_rows(whole, self.train_examples)
+        allowed = np.arange(self._builder.info.splits["train"].num_examples)
+        if self.without_texts_of:
+            others = [
+                _compared_texts(task, split, self.folder)
+                for task in self.without_texts_of
+                for split in GLUE[task].splits
+                if split != "train"
+            ]
+            forbidden = set().union(*itertools.chain.from_iterable(others))
+            texts = _compared_texts(self.dataset, "train", self.folder)
+            allowed = allowed[[forbidden.isdisjoint(of_one) for of_one in texts]]
+        return allowed[subset_rows(len(allowed), self.train_examples)]
+
+
+def _builder(dataset: str, folder: str) -> Any:
+    return prepared_builder(f"glue/{dataset}", "tensorflow_datasets.text.glue", folder)
+
+
+def _compared_texts(dataset: str, split: str, folder: str) -> list[set[str]]:
+    """Of each example of a split its texts, their letters and digits in lower case."""
+    builder = _builder(dataset, folder)
+    examples = builder.as_data_source(split=split).__getitems__(
+        list(range(builder.info.splits[split].num_examples))
+    )
+    return [
+        {
+            re.sub(r"\W+", "", example[field].decode("utf-8").lower())
+            for field in GLUE[dataset].fields
+        }
+        for example in examples
+    ]

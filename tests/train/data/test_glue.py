@@ -93,6 +93,25 @@ def test_both_orders_of_each_pair_are_trained_on_and_none_is_evaluated_twice(
         make(checkpoint, "rte", both_orders=True)
 
 
+def test_what_another_task_evaluates_is_not_trained_on(checkpoint, monkeypatch) -> None:
+    builder = fake_glue(monkeypatch)
+    train, validation = builder.examples["train"], builder.examples["validation"]
+    for number, example in enumerate(train):
+        example["sentence1"] = f"one of {number}".encode()
+        example["sentence2"] = f"two of {number}".encode()
+    train[3]["sentence2"] = validation[5]["sentence1"].upper() + b" ."
+    train[7]["sentence1"] = builder.examples["test"][0]["sentence2"]
+    assert make(checkpoint).examples["train"] == 40
+    data = make(checkpoint, without_texts_of=("mrpc",))
+    kept = [100 + number for number in range(40) if number not in (3, 7)]
+    assert data.read("train").ids.tolist() == kept
+    assert data.examples["train"] == 38
+    few = make(checkpoint, without_texts_of=("mrpc",), train_examples=38)
+    assert few.read("train").ids.tolist() == kept
+    with pytest.raises(ConfigError, match="without_texts_of names 'mprc'.*\"mrpc\""):
+        make(checkpoint, without_texts_of=("mprc",))
+
+
 def test_longer_texts_are_cut_to_the_limit(checkpoint, monkeypatch) -> None:
     builder = fake_glue(monkeypatch)
     builder.examples["validation"][0]["sentence2"] = b"cat " * 200
