@@ -7,7 +7,7 @@ import pytest
 
 from tests.train.tiny_glue import tiny_run
 from train.attack import victim as victim_module
-from train.attack.victim import restore_victim
+from train.attack.victim import Victim, restore_victim
 from train.predict import predict
 from train.registry import ConfigError
 
@@ -43,6 +43,12 @@ def test_batches_are_filled_up_to_powers_of_two(run, monkeypatch) -> None:
     for count in (1, 3, 5, 13):
         assert victim([("cat", "")] * count).shape == (count, 2)
     assert seen == [(1, 1), (3, 4), (5, 6), (6, 6), (6, 6), (1, 1)]
+
+
+@pytest.mark.parametrize(("backend", "size"), [("cpu", 8), ("gpu", 32)])
+def test_a_cpu_takes_fewer_texts_at_once(monkeypatch, backend: str, size: int) -> None:
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    assert Victim(None, None).batch_size == size  # type: ignore[arg-type]
 
 
 def test_a_single_text_may_come_without_a_tuple(checkpoint, tmp_path) -> None:

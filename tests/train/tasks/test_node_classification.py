@@ -139,6 +139,12 @@ def test_config_of_every_data_set(dataset: str) -> None:
     assert config.optimizer.weight_decay == (0.001 if pubmed else 0.0005)
 
 
+def test_a_graph_is_not_taken_in_parts(config: ConfigDict, tmp_path) -> None:
+    config.train.microbatch_size = 8
+    with pytest.raises(ConfigError, match="microbatch_size is 8, but .* one whole graph"):
+        loop.run(config, tmp_path / "run")
+
+
 def test_an_unknown_data_set_is_an_error() -> None:
     with pytest.raises(ValueError, match="expected one of cora, citeseer, pubmed"):
         planetoid.get_config("corra")
