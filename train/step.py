@@ -60,8 +60,8 @@ def train_step(
     """
     rng = _step_rng(state, axis_name)
     examples = _sum(batch["mask"].sum().astype(jnp.float32), axis_name)
-    parts = _cut(batch, microbatch_size, shares)
-    number = len(parts["mask"])
+    rows = len(batch["mask"]) // shares
+    number = -(-rows // microbatch_size) if microbatch_size else 1
 
     def share_of_loss(
         params: Any, part: Batch, rng: Array, counts: Array | None
@@ -92,6 +92,7 @@ def train_step(
             one = gradient(state.params, part, jax.random.fold_in(rng, index), counts)
             return jax.tree.map(jnp.add, sums, one), None
 
+        parts = _cut(batch, number, shares)
         first = {name: array[0] for name, array in parts.items()}
         shapes = jax.eval_shape(gradient, state.params, first, rng, counts)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -156,16 +157,13 @@ def stochastic_step(
     return _sum(state.task.stochastic_metrics(stacked, batch), axis_name)
 
 
-def _cut(batch: Batch, size: int, shares: int) -> Batch:
-    """Equal parts of at most `size` rows per share: [B, ...] -> [parts, B / parts, ...].
+def _cut(batch: Batch, number: int, shares: int) -> Batch:
+    """So many equal parts: [B, ...] -> [number, B / number, ...].
 
     Each part has rows of every share. What is missing for equal parts are copies of rows, masked
     out, as in `train.data.base.pad`.
     """
     rows = len(batch["mask"]) // shares
-    number = -(-rows // size) if size else 1
-    if number == 1:
-        return {name: array[None] for name, array in batch.items()}
     missing = -(-rows // number) * number - rows
 
     def parts(array: Array, masked: bool) -> Array:
