@@ -195,9 +195,30 @@ def make_parallel(
     return runner(devices, microbatch_size=microbatch_size)
 
 
-def parallel_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Parallel:
-    """The way of running that an experiment's config describes; see `make_parallel`."""
+def parallel_of(
+    config: ConfigDict,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    splittable: bool = True,
+) -> Parallel:
+    """The way of running that an experiment's config describes; see `make_parallel`.
+
+    Args:
+        config: the experiment's.
+        devices: where to run; None for all.
+        splittable: as the data's metadata say; what is not runs whole, on the first local device.
+
+    Raises:
+        ConfigError: as of `make_parallel`, or parts are asked for of what has none.
+    """
     train = config.train
+    if not splittable:
+        if train.microbatch_size:
+            raise ConfigError(
+                f"train.microbatch_size is {train.microbatch_size}, but {config.name} is trained "
+                f"on one whole graph, which has no parts; expected 0."
+            )
+        devices = list(devices or jax.local_devices())[:1]
     platform = (devices or jax.devices())[0].platform
     whole = train.microbatch_cpu_only and platform != "cpu"
     return make_parallel(

@@ -112,19 +112,13 @@ class Trainer:
             stopping.restore(progress.early_stopping)
         # The optimiser counts them too, and its count is in the checkpoint.
         skipped = int(state.opt_state.notfinite_count) if config.optimizer.skip_nonfinite else 0
-        if not experiment.data.metadata.splittable:
-            if jax.process_count() > 1:
-                raise ConfigError(
-                    f"{config.name} is trained on one whole graph, which {jax.process_count()} "
-                    f"processes cannot share. Start a single process."
-                )
-            if config.train.microbatch_size:
-                raise ConfigError(
-                    f"train.microbatch_size is {config.train.microbatch_size}, but {config.name} "
-                    f"is trained on one whole graph, which has no parts; expected 0."
-                )
-            devices = list(devices or jax.local_devices())[:1]
-        parallel = parallel_of(config, devices)
+        splittable = experiment.data.metadata.splittable
+        if not splittable and jax.process_count() > 1:
+            raise ConfigError(
+                f"{config.name} is trained on one whole graph, which {jax.process_count()} "
+                f"processes cannot share. Start a single process."
+            )
+        parallel = parallel_of(config, devices, splittable=splittable)
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         return cls(
             experiment, parallel, checkpoints, parallel.place(state), int(state.step),

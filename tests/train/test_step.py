@@ -89,7 +89,7 @@ def test_parts_take_the_step_of_the_whole(tiny_config, method: str) -> None:
 
 
 def test_each_part_draws_its_own_dropout(tiny_config) -> None:
-    """Of twice the same rows, the parts' gradients add up to another than twice the first's."""
+    """Two parts of the same rows do not have the loss of the first of them alone."""
     state, batch = state_and_batch(
         tiny_config("none", model__dropout=0.5), tx=optax.sgd(1.0), rows=8
     )

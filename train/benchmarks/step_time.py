@@ -108,9 +108,7 @@ def stepper(
         devices: where to run; all local devices by default.
     """
     experiment = build_experiment(config)
-    if not experiment.data.metadata.splittable:
-        devices = list(devices or jax.local_devices())[:1]
-    parallel = parallel_of(config, devices)
+    parallel = parallel_of(config, devices, splittable=experiment.data.metadata.splittable)
     state = parallel.place(experiment.initial_state())
     if batch is None:
         batch = next(iter(experiment.data.train_batches()))
