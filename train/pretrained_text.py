@@ -10,7 +10,6 @@ from flax import traverse_util
 
 from align_jax import AlignmentConfig
 from align_jax.pretrained import Pretrained, Tokenizer, load
-from train.data.text import checkpoint_folder
 
 HEADS = ("classification", "regression", "multiple_choice", "span")
 
@@ -77,7 +76,9 @@ def pretrained_text(config: PretrainedTextConfig) -> tuple[nn.Module, dict[str, 
         >>> model, params = pretrained_text(PretrainedTextConfig())  # doctest: +SKIP
     """
     loaded = load(
-        checkpoint_folder(config.pretrained, config.revision, config.offline),
+        config.pretrained,
+        revision=config.revision or None,
+        offline=config.offline,
         head=config.head,
         num_labels=config.num_labels if config.head == "classification" else None,
         pooling=config.pooling or None,

