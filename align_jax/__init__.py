@@ -5,6 +5,8 @@ from align_jax.alignment import Alignment
 from align_jax.attention import MultiHeadDotProductAttention, token_masks
 from align_jax.collection import (
     AlignmentSums,
+    Clouds,
+    alignment_clouds,
     alignment_loss,
     alignment_sums,
     alignment_table,
@@ -21,9 +23,11 @@ __all__ = [
     "Alignment",
     "AlignmentConfig",
     "AlignmentSums",
+    "Clouds",
     "MultiHeadDotProductAttention",
     "__version__",
     "aligned",
+    "alignment_clouds",
     "alignment_loss",
     "alignment_sums",
     "alignment_table",

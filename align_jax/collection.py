@@ -1,7 +1,7 @@
 """Reading what the alignment modules sowed, and taking their parameters out again."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
@@ -134,6 +134,55 @@ def alignment_table(
     }
 
 
+class Clouds(NamedTuple):
+    """The queries and keys that one attention call compared.
+
+    Attributes:
+      query: `[B, N, H, D]`.
+      key: `[B, M, H, D]`.
+      query_mask: bool `[B, N]`, which queries belong to their cloud.
+      key_mask: bool `[B, M]`, the same of the keys.
+
+    Example:
+      See `alignment_clouds`.
+    """
+
+    query: Float[Array, "B N H D"]
+    key: Float[Array, "B M H D"]
+    query_mask: Bool[Array, "B N"]
+    key_mask: Bool[Array, "B M"]
+
+
+def alignment_clouds(variables: Mapping[str, Any]) -> dict[str, Clouds]:
+    """The queries and keys of every attention, to be measured or drawn.
+
+    Args:
+      variables: what `model.apply(..., mutable=["alignment_clouds"])` returned beside the outputs.
+
+    Returns:
+      In the order of the layers, named as in `alignment_table`.
+
+    Raises:
+      ValueError: when nothing was sown.
+
+    Example:
+      >>> import jax, flax.linen as nn
+      >>> from align_jax import AlignmentConfig, aligned
+      >>> model = aligned(nn.SelfAttention(num_heads=2), AlignmentConfig(method="none"))
+      >>> x = jnp.ones((3, 5, 8))
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> _, sown = model.apply(variables, x, mutable=["alignment_clouds"])
+      >>> {name: clouds.query.shape for name, clouds in alignment_clouds(sown).items()}
+      {'': (3, 5, 2, 4)}
+    """
+    found = {}
+    for path, sown in _leaves(variables, CLOUDS, "query"):
+        axes = {"query": 4, "key": 4, "query_mask": 2, "key_mask": 2}
+        clouds = [[one for x in sown[name] for one in _stack(x, n)] for name, n in axes.items()]
+        found.update(_named(path, [Clouds(*call) for call in zip(*clouds, strict=True)]))
+    return found
+
+
 def cloud_mmd(
     variables: Mapping[str, Any],
     *,
@@ -166,19 +215,14 @@ def cloud_mmd(
       >>> {name: heads.shape for name, heads in cloud_mmd(sown).items()}
       {'': (2,)}
     """
-    result: dict[str, Array] = {}
-    for path, calls in _leaves(variables, CLOUDS, "query"):
-        axes = {"query": 4, "key": 4, "query_mask": 2, "key_mask": 2}
-        clouds = [[one for x in calls[name] for one in _stack(x, n)] for name, n in axes.items()]
-        means = []
-        for query, key, query_mask, key_mask in zip(*clouds, strict=True):
-            value = divergences.maximum_mean_discrepancy(
-                query, key, query_mask=query_mask, key_mask=key_mask, bandwidth=bandwidth
-            )
-            valid = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
-            valid = _apply_sample_mask(valid, sample_mask)
-            means.append(numerics.masked_mean(value, valid[:, None], axis=0))
-        result.update(_named(path, jnp.stack(means)))
+    result = {}
+    for name, (query, key, query_mask, key_mask) in alignment_clouds(variables).items():
+        value = divergences.maximum_mean_discrepancy(
+            query, key, query_mask=query_mask, key_mask=key_mask, bandwidth=bandwidth
+        )
+        valid = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
+        valid = _apply_sample_mask(valid, sample_mask)
+        result[name] = numerics.masked_mean(value, valid[:, None], axis=0)
     return result
 
 
@@ -266,8 +310,9 @@ def _apply_sample_mask(valid: Array, sample_mask: Array | None) -> Array:
     return valid & sample_mask.astype(bool)
 
 
-def _named(path: str, per_call: Array) -> Iterator[tuple[str, Array]]:
-    if per_call.shape[0] == 1:
+def _named(path: str, per_call: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    per_call = list(per_call)
+    if len(per_call) == 1:
         yield path, per_call[0]
     else:
         for number, value in enumerate(per_call):

@@ -8,6 +8,7 @@ import pytest
 from align_jax import (
     Alignment,
     AlignmentConfig,
+    alignment_clouds,
     alignment_loss,
     alignment_sums,
     alignment_table,
@@ -254,12 +255,37 @@ def test_clouds_are_measured_for_every_method():
     np.testing.assert_allclose(cloud_mmd(state, sample_mask=mask)[""], expected, rtol=1e-6)
 
 
+def test_clouds_come_in_the_order_of_the_layers_and_of_the_calls():
+    """As jax hands them out: sorted by the letters of their names."""
+
+    def sown(number):
+        query, mask = jnp.full((2, 3, 1, 4), float(number)), jnp.ones((2, 3), bool)
+        cloud = {"query": query, "key": -query, "query_mask": mask, "key_mask": ~mask}
+        return {"attention": {"alignment": {name: (x,) for name, x in cloud.items()}}}
+
+    layers = {f"layer_{number}": sown(number) for number in range(11)}
+    scanned = jax.tree.map(lambda *x: jnp.stack(x), sown(20), sown(21))
+    state = jax.jit(lambda: {"alignment_clouds": {"stack": scanned, **layers}})()
+    found = alignment_clouds(state)
+    names = [f"layer_{number}/attention" for number in range(11)]
+    assert list(found) == [*names, "stack/attention#0", "stack/attention#1"]
+    numbers = [*range(11), 20, 21]
+    assert [int(clouds.query[0, 0, 0, 0]) for clouds in found.values()] == numbers
+    for clouds in found.values():
+        np.testing.assert_array_equal(clouds.key, -clouds.query)
+        assert clouds.query_mask.all()
+        assert not clouds.key_mask.any()
+    assert list(cloud_mmd(state)) == list(found)
+
+
 def test_a_missing_collection_is_an_error():
     for variables in ({}, {"params": {}}, {"alignment": {}}, {"alignment": {"a": {}}}):
         with pytest.raises(ValueError, match=r"No 'alignment' collection.*mutable=\['alignment'\]"):
             alignment_loss(variables)
     with pytest.raises(ValueError, match="No 'alignment_clouds' collection"):
         cloud_mmd({})
+    with pytest.raises(ValueError, match="No 'alignment_clouds' collection"):
+        alignment_clouds({})
 
 
 def test_a_sample_mask_of_the_wrong_shape_is_an_error():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
-from align_jax import calibration, cloud_mmd
+from align_jax import Clouds, alignment_clouds, calibration, cloud_mmd
 from train import hosts, metrics
 from train.data.base import Batch, DataSource
 from train.parallel import Parallel
@@ -195,15 +194,6 @@ def measure_mmd(
     return metrics.compute(metrics.merge(batches))
 
 
-class Clouds(NamedTuple):
-    """What one attention call made of a batch: [B, N, H, D], [B, M, H, D] and masks [B, N|M]."""
-
-    query: np.ndarray
-    key: np.ndarray
-    query_mask: np.ndarray
-    key_mask: np.ndarray
-
-
 def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
     """The keys and queries that a model makes of a batch.
 
@@ -212,23 +202,9 @@ def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
         batch: arrays with a leading example axis.
 
     Returns:
-        Per attention call, named as in `measure_mmd`: its clouds.
+        Per attention call, named as in `measure_mmd` and in the order of the layers: NumPy arrays.
     """
-    collections = jax.device_get(_clouds(state, batch))["alignment_clouds"]
-    calls: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path, sown in traverse_util.flatten_dict(dict(collections)).items():
-        calls.setdefault(path[:-2], {})[path[-1]] = sown  # .../attention/alignment/query
-    found = {}
-    for path, arrays in calls.items():
-        # nn.scan puts the layers in front of the axes of one call.
-        per_field = [
-            [one for x in arrays[field] for one in x.reshape(-1, *x.shape[-axes:])]
-            for field, axes in zip(Clouds._fields, (4, 4, 2, 2), strict=True)
-        ]
-        several = len(per_field[0]) > 1
-        for number, clouds in enumerate(zip(*per_field, strict=True)):
-            found["/".join(path) + (f"#{number}" if several else "")] = Clouds(*clouds)
-    return found
+    return alignment_clouds(jax.device_get(_clouds(state, batch)))  # last: jax sorts by letters
 
 
 @jax.jit

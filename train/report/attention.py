@@ -13,9 +13,10 @@ import numpy as np
 import scipy.special
 from ml_collections import ConfigDict
 
+from align_jax import Clouds
 from train.data import DATA
 from train.data.base import Batch, DataSource, Illustration
-from train.evaluation import Clouds, collect_clouds
+from train.evaluation import collect_clouds
 from train.experiment import Experiment
 from train.loop import restore_run
 from train.registry import ConfigError, look_up
