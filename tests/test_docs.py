@@ -7,7 +7,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+
+from align_jax import pretrained
+from tests.pretrained import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -18,14 +22,37 @@ PAGES = [ROOT / "README.md", DOCS / "howto.md", DOCS / "migration.md"]
 def run(page):
     """The names that a page ends up with; each page runs once."""
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        exec(compile(block, str(page), "exec"), names)
+    run_blocks(page, "python", names)
     return names
+
+
+def run_blocks(page, language, names):
+    for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(block, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run(page):
     assert len(run(page)) > 1  # more than what Python itself puts there
+
+
+def test_the_pretrained_example_learns_and_exports(tmp_path, monkeypatch):
+    """It is in "py", apart from "python", for it needs weights that a checkout does not install."""
+    checkpoints.minilm()
+    monkeypatch.chdir(tmp_path)
+    names = dict(run(ROOT / "README.md"))
+    run_blocks(ROOT / "README.md", "py", names)
+    encoder, batch, labels = names["encoder"], names["batch"], names["labels"]
+
+    def loss(model, params):
+        logits = model.apply({"params": params}, **batch)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    exported = pretrained.load("finetuned")
+    np.testing.assert_allclose(
+        loss(exported.model, exported.params), loss(encoder.model, names["params"]), rtol=1e-5
+    )
+    assert loss(encoder.model, names["params"]) < 0.8 * loss(encoder.model, encoder.params)
 
 
 def test_the_recipes_align_what_they_say():
