@@ -58,7 +58,8 @@ class Checkpoints:
         monitor: the metric whose best checkpoint is kept as well.
 
     Example:
-        >>> with Checkpoints(workdir, keep=2, monitor=Criterion.parse("test/accuracy:max")) as c:
+        >>> best = Criterion.parse("test/accuracy:max")
+        >>> with Checkpoints(workdir, keep=2, monitor=best) as c:  # doctest: +SKIP
         ...     c.save(state, Progress(), {"test/accuracy": 0.9})
         ...     state, progress = c.restore(state)
     """

@@ -87,8 +87,9 @@ def build_experiment(config: ConfigDict) -> Experiment:
         ConfigError: an unknown name or key, or a value that a part refuses.
 
     Example:
-        >>> build_experiment(digits.get_config()).initial_state().step
-        Array(0, dtype=int32)
+        >>> from train.configs import digits
+        >>> build_experiment(digits.get_config()).initial_state().step.item()
+        0
     """
     if config.seed < 0:
         raise ConfigError(f"config.seed is {config.seed}; expected 0 or more.")

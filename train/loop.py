@@ -66,7 +66,7 @@ def run(
         OutOfTime: likewise, because the deadline has passed.
 
     Example:
-        >>> run(digits.get_config(), "runs/digits")["metrics"]["test"]["accuracy"]
+        >>> run(digits.get_config(), "runs/digits")["metrics"]["test"]["accuracy"]  # doctest: +SKIP
         0.97
     """
     workdir = pathlib.Path(workdir)

@@ -106,7 +106,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     Example:
         >>> tx = make_optimizer(OptimizerConfig(learning_rate=1e-3), steps=100)
-        >>> opt_state = tx.init(params)
+        >>> params = {"classifier": {"kernel": jax.numpy.ones(2)}}
+        >>> gradients = {"classifier": {"kernel": jax.numpy.array([3.0, -0.5])}}
+        >>> updates, _ = tx.update(gradients, tx.init(params), params)
+        >>> jax.numpy.sign(updates["classifier"]["kernel"]).tolist()
+        [-1.0, 1.0]
     """
     if config.warmup_steps > steps:
         raise ConfigError(

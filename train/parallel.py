@@ -67,9 +67,10 @@ class Pmap:
 
     Example:
         >>> parallel = Pmap()
-        >>> state = parallel.place(state)
-        >>> state, metrics = parallel.train_step(state, parallel.shard(batch))
-        >>> parallel.first(metrics)["loss"].compute()
+        >>> state = parallel.place(state)  # doctest: +SKIP
+        >>> shares = parallel.shard(batch)  # doctest: +SKIP
+        >>> state, metrics = parallel.train_step(state, shares)  # doctest: +SKIP
+        >>> parallel.first(metrics)["loss"].compute()  # doctest: +SKIP
         2.31
     """
 

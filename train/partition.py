@@ -51,8 +51,9 @@ def shardings(tree: Any, mesh: Mesh, fsdp: bool) -> Any:
 
     Example:
         >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
-        >>> shardings({"mlp_in": {"bias": np.zeros(8)}}, mesh, fsdp=False)["mlp_in"]["bias"].spec
-        PartitionSpec('model',)
+        >>> found = shardings({"mlp_in": {"bias": np.zeros(8)}}, mesh, fsdp=False)
+        >>> tuple(found["mlp_in"]["bias"].spec)
+        ('model',)
     """
     keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return jax.tree_util.tree_map_with_path(

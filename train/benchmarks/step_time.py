@@ -56,7 +56,7 @@ def measure_step_times(
         The times by method, the plain model ("none") first.
 
     Example:
-        >>> measure_step_times(digits.get_config(), ["ct"])["ct"].ratio
+        >>> measure_step_times(digits.get_config(), ["ct"])["ct"].ratio  # doctest: +SKIP
         1.4
     """
     steps = {m: _stepper(config, m, devices) for m in dict.fromkeys([PLAIN, *methods])}
