@@ -175,7 +175,7 @@ def alignment_clouds(variables: Mapping[str, Any]) -> dict[str, Clouds]:
       >>> {name: clouds.query.shape for name, clouds in alignment_clouds(sown).items()}
       {'': (3, 5, 2, 4)}
     """
-    found = {}
+    found: dict[str, Clouds] = {}
     for path, sown in _leaves(variables, CLOUDS, "query"):
         axes = {"query": 4, "key": 4, "query_mask": 2, "key_mask": 2}
         clouds = [[one for x in sown[name] for one in _stack(x, n)] for name, n in axes.items()]

@@ -158,7 +158,7 @@ def run_points(experiment: Experiment, state: TrainState, layer: str, head: int)
     batch = next(iter(experiment.data.eval_batches(experiment.config.eval.mmd_split)))
     if experiment.data.metadata.splittable:
         batch = {name: array[:EXAMPLES] for name, array in batch.items()}
-    query, key, query_mask, key_mask = collect_clouds(state, batch)[layer]
+    query, key, query_mask, key_mask = map(np.asarray, collect_clouds(state, batch)[layer])
     clouds = (query[:, :, head][query_mask], key[:, :, head][key_mask])
 
     embeddings = state.task.embeddings(state.model, {"params": state.params}, batch)
