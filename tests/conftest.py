@@ -14,11 +14,15 @@ if int(importlib.metadata.version("jaxlib").split(".")[1]) >= 9:  # a flag it la
     _FLAGS["--xla_cpu_collective_call_terminate_timeout_seconds"] = 300
 
 # Tests compile far more than they compute: so a gradient of CT takes a quarter of the time. The
-# slow tests run what users run.
+# slow tests run what users run. A program cut into parts to be compiled side by side costs more,
+# for all cores are taken.
 QUICK_TO_COMPILE = {
     "--xla_backend_optimization_level": 0,
+    "--xla_cpu_parallel_codegen_split_count": 1,
     "--xla_cpu_use_fusion_emitters": "false",
 }
+# As a process started by a test takes them, on one device.
+QUICK_FLAGS = " ".join(f"{flag}={value}" for flag, value in QUICK_TO_COMPILE.items())
 
 
 def _set_flags(flags: Mapping[str, object]) -> None:

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.conftest import QUICK_FLAGS
 from tests.train.tiny_vqa import write_easy_vqa
 
 COLAB = pathlib.Path(__file__).resolve().parent.parent / "colab"
@@ -20,16 +21,13 @@ SETTINGS = {
     "visual_question_answering": 'METHODS, STEPS, LAYERS, PASSES = ("ct",), 4, 1, 2\n'
     'FOLDER, WORKDIR = "TMP/vqa", "TMP/runs"',
 }
-COMPILES_LONG = ("pretrained_glue", "visual_question_answering")
 READS_REAL_DATA = ("graph_attention", "pretrained_glue")
 
 
 @pytest.mark.parametrize("path", sorted(COLAB.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs(path, monkeypatch, tmp_path, request):
     monkeypatch.setenv("PYTHONPATH", str(COLAB.parent) + os.pathsep + os.getenv("PYTHONPATH", ""))
-    monkeypatch.delenv("XLA_FLAGS")  # the four devices are the tests' own
-    if path.stem in COMPILES_LONG:  # and runs for so few steps that these may be slow
-        monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", QUICK_FLAGS)
     if path.stem in READS_REAL_DATA:
         monkeypatch.setenv("ALIGN_JAX_DATA", str(request.getfixturevalue("real_data")))
     if path.stem == "pretrained_glue":

@@ -13,7 +13,7 @@ import jax
 import rich.console
 from ml_collections import ConfigDict
 
-from tests.conftest import ROOT
+from tests.conftest import QUICK_FLAGS, ROOT
 from train import loop
 
 
@@ -30,5 +30,5 @@ def command(
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT, input=standard_input, capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | {"XLA_FLAGS": "", "ALIGN_JAX_CACHE": ""},
+        env=os.environ | {"XLA_FLAGS": QUICK_FLAGS, "ALIGN_JAX_CACHE": ""},
     )  # fmt: skip
