@@ -11,7 +11,9 @@ made of it, the probabilities before and after, and the number of queries; it is
 example, and the same command goes on where it stopped.
 
 The second command puts the files under some folders into a table, means over seeds, and says of
-each difference to the plain model whether it is more than noise between seeds.
+each difference to the plain model whether it is more than noise: between seeds (what another
+training would bring), and between the examples that both models of a seed had right (whether these
+very models differ).
 
 TextAttack needs a virtual environment of its own (`train.attack.resources`).
 """

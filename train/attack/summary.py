@@ -13,11 +13,9 @@ from align_jax.config import PLAIN
 from train.attack.records import read_attack, summary
 from train.registry import ConfigError
 from train.report import table
-from train.report.attacks import NUMBERS
-from train.report.statistics import paired_difference
+from train.report.attacks import NUMBERS, differences
 
 WEIGHT = 0.01  # the paper's; another one is named beside the method
-METRIC = NUMBERS["failed_percent"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +26,7 @@ class AttackTable:
         title: both, and the split.
         rows: per method: seeds, attacks, the percentage that failed, accuracy under attack in
             percent, queries per attack.
-        findings: a sentence per method, against the plain model.
+        findings: sentences per method, against the plain model: by seed and by example.
         files: where the numbers come from.
     """
 
@@ -68,7 +66,7 @@ def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
                 f"{path} and {runs[content['run_seed']][0]} attack the same method and seed; give "
                 f"folders that hold one of them."
             )
-        runs[content["run_seed"]] = (path, summary(content["examples"]))
+        runs[content["run_seed"]] = (path, content | summary(content["examples"]))
     return [_table(title, methods) for title, methods in groups.items()]
 
 
@@ -80,26 +78,26 @@ def _method(content: dict[str, Any]) -> str:
 def _table(
     title: str, methods: dict[str, dict[int, tuple[pathlib.Path, dict[str, Any]]]]
 ) -> AttackTable:
-    rows, findings = {}, []
+    rows = {}
     order = sorted(methods, key=lambda method: (method != PLAIN, method))
-    plain = methods.get(PLAIN, {})
     for method in order:
-        runs = methods[method]
-        counts = [counted for _, counted in runs.values()]
+        counts = [content for _, content in methods[method].values()]
         rows[method] = {
-            "seeds": table.Cell(len(runs), digits=0),
+            "seeds": table.Cell(len(counts), digits=0),
             "attacks": table.Cell(sum(x["attacks"] for x in counts), digits=0),
             **{
                 column: table.over_seeds([x[name] for x in counts], digits=1)
                 for name, column in NUMBERS.items()
             },
         }
-        shared = [seed for seed in runs if seed in plain]
-        pairs = [[of[seed][1]["failed_percent"] for seed in shared] for of in (runs, plain)]
-        if method != PLAIN and shared and None not in pairs[0] + pairs[1]:
-            findings.append(paired_difference(*pairs).sentence(method, METRIC))
+    attacked = {
+        method: {
+            seed: content for seed, (_, content) in methods[method].items() if content["attacks"]
+        }
+        for method in order
+    }
     files = [str(path) for method in order for path, _ in methods[method].values()]
-    return AttackTable(title, rows, findings, files)
+    return AttackTable(title, rows, differences(attacked), files)
 
 
 def print_tables(tables: Sequence[AttackTable], console: rich.console.Console) -> None:

@@ -18,20 +18,22 @@ RESAMPLES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much a method gains over another, paired by seed.
+    """How much a method gains over another, in pairs.
 
     Attributes:
         mean: of the differences.
-        low, high: confidence interval of that mean; None for a single seed.
-        seeds: number of pairs.
+        low, high: confidence interval of that mean; None for a single pair.
+        pairs: their number.
         interval: how the interval was found.
+        unit: what a pair shares, "seed" or "example".
     """
 
     mean: float
     low: float | None
     high: float | None
-    seeds: int
+    pairs: int
     interval: str
+    unit: str
 
     @property
     def within_noise(self) -> bool:
@@ -42,23 +44,26 @@ class Difference:
         """The finding in plain words."""
         start = f"{method}, {metric}: {self.mean:+.4f} over plain"
         if self.low is None or self.high is None:
-            return f"{start} with one seed, which tells nothing about noise."
+            return f"{start} with one {self.unit}, which tells nothing about noise."
         verdict = "within noise" if self.within_noise else "more than noise"
         return (
             f"{start}, {CONFIDENCE:.0%} interval [{self.low:+.4f}, {self.high:+.4f}] "
-            f"({self.interval}, {self.seeds} paired seeds): {verdict}."
+            f"({self.interval}, {self.pairs} paired {self.unit}s): {verdict}."
         )
 
 
-def paired_difference(values: Sequence[float], base: Sequence[float]) -> Difference:
-    """The mean difference of two methods that ran with the same seeds.
+def paired_difference(
+    values: Sequence[float], base: Sequence[float], unit: str = "seed"
+) -> Difference:
+    """The mean difference of two methods that ran with the same seeds, or on the same examples.
 
-    The interval is BCa bootstrap's (Efron 1987) where there are seeds enough to resample, Student's
+    The interval is BCa bootstrap's (Efron 1987) where there are pairs enough to resample, Student's
     t before that.
 
     Args:
         values: one method's, by seed.
         base: the other's, in the same order.
+        unit: what a pair shares.
 
     Raises:
         ValueError: they are not of one length, or empty.
@@ -69,7 +74,7 @@ def paired_difference(values: Sequence[float], base: Sequence[float]) -> Differe
     """
     if len(values) != len(base) or not len(values):
         raise ValueError(
-            f"values and base must pair up by seed; got {len(values)} and {len(base)} of them."
+            f"values and base must pair up by {unit}; got {len(values)} and {len(base)} of them."
         )
     import scipy.stats
 
@@ -77,18 +82,18 @@ def paired_difference(values: Sequence[float], base: Sequence[float]) -> Differe
     mean, count = float(differences.mean()), len(differences)
     spread = float(np.ptp(differences))
     if count == 1:
-        return Difference(mean, None, None, count, "")
+        return Difference(mean, None, None, count, "", unit)
     if spread <= 1e-12 * max(1.0, abs(mean)):  # nothing to resample or to divide by
-        return Difference(mean, mean, mean, count, "no spread")
+        return Difference(mean, mean, mean, count, "no spread", unit)
     if count < LEAST_FOR_BOOTSTRAP:
         error = scipy.stats.sem(differences)
         low, high = scipy.stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=error)
-        return Difference(mean, float(low), float(high), count, "Student's t")
+        return Difference(mean, float(low), float(high), count, "Student's t", unit)
     found = scipy.stats.bootstrap(
         (differences,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
         method="BCa", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
-    return Difference(mean, float(found.low), float(found.high), count, "bootstrap")
+    return Difference(mean, float(found.low), float(found.high), count, "bootstrap", unit)
 
 
 def findings(values: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:

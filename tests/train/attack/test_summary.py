@@ -12,8 +12,11 @@ import pytest
 import rich.console
 
 from tests.conftest import ROOT
-from train.attack.summary import METRIC, print_tables, summarise
+from train.attack.summary import print_tables, summarise
 from train.registry import ConfigError
+from train.report.attacks import NUMBERS
+
+METRIC = NUMBERS["failed_percent"]
 
 
 def write(folder, method="none", seed=0, failed=1, recipe="pwws", weight=0.01) -> None:
@@ -22,7 +25,9 @@ def write(folder, method="none", seed=0, failed=1, recipe="pwws", weight=0.01) -
     content = {
         "recipe": recipe, "experiment": "mrpc", "method": method, "weight": weight,
         "run_seed": seed, "split": "validation", "seed": 0,
-        "examples": [{"outcome": name, "queries": 8} for name in outcomes],
+        "examples": [
+            {"row": row, "outcome": name, "queries": 8} for row, name in enumerate(outcomes)
+        ],
     }  # fmt: skip
     path = folder / f"{method}-{weight}-seed{seed}"
     path.mkdir(parents=True, exist_ok=True)
@@ -44,10 +49,13 @@ def test_seeds_are_averaged_and_paired(tmp_path) -> None:
     assert (plain["seeds"].mean, plain["attacks"].mean) == (3, 12)
     assert plain["queries per attack"].mean == 8
     assert len(found.files) == 7
-    ct, gan = found.findings
+    ct, ct_by_example, gan, gan_by_example = found.findings
     assert ct.startswith(f"ct, {METRIC}: +25.0000 over plain")
     assert "more than noise" in ct
     assert "one seed, which tells nothing" in gan
+    assert "+25.0000 over plain" in ct_by_example
+    assert "+75.0000 over plain" in gan_by_example
+    assert "4 paired examples" in gan_by_example
 
     console = rich.console.Console(file=io.StringIO(), width=120)
     print_tables([found], console)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.train.report.studies import write_run
-from train.report.attacks import attacks
+from train.report.attacks import attacks, differences
 from train.report.runs import read_studies
 from train.run_folder import CheckpointError
 
@@ -60,3 +61,45 @@ def test_without_attacks_there_is_no_section_and_a_damaged_file_is_named(runs) -
     for path in runs.glob("*/attack-bae.json"):
         path.unlink()
     assert attacks(study) == []
+
+
+def content(outcomes) -> dict:
+    """What a file says of attacks on the examples in order; None was wrong from the start."""
+    names = {None: "skipped", True: "failed", False: "successful"}
+    examples = [{"row": row, "outcome": names[x], "queries": 9} for row, x in enumerate(outcomes)]
+    attacked = [x for x in outcomes if x is not None]
+    return {"failed_percent": 100 * sum(attacked) / len(attacked), "examples": examples}
+
+
+def test_examples_that_both_models_had_right_are_paired(rng) -> None:
+    """Half of 400 fall alike by both models, and 30 that only one had right count for nothing."""
+    plain = [bool(x) for x in rng.random(400) < 0.5]
+    aligned = plain[:200] + [bool(x) for x in rng.random(200) < 0.7]
+    gains = 100.0 * (np.array(aligned, float) - np.array(plain, float))
+    aligned[:20] = [None] * 20
+    plain[390:] = [None] * 10
+    gains = gains[20:390]
+    *_, said = differences({"none": {0: content(plain)}, "ct": {0: content(aligned)}})
+    assert said.startswith(
+        f"ct, failed attacks on what both had right, %: {gains.mean():+.4f} over plain, 95%"
+    )
+    assert "(bootstrap, 370 paired examples): more than noise." in said
+    low, high = map(float, said.split("[")[1].split("]")[0].split(", "))
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    np.testing.assert_allclose(
+        [low, high], gains.mean() + 1.96 * error * np.array([-1, 1]), atol=0.3
+    )
+
+
+def test_an_example_attacked_with_two_seeds_is_one_pair(rng) -> None:
+    """The same attacks once more tell nothing new: the interval does not shrink."""
+    plain, aligned = ([bool(x) for x in rng.random(100) < 0.5] for _ in range(2))
+    once = {"none": {0: content(plain)}, "ct": {0: content(aligned)}}
+    twice = {method: {0: of[0], 1: of[0]} for method, of in once.items()}
+    assert differences(twice)[1] == differences(once)[1]
+
+
+def test_models_that_share_no_attacked_example_are_not_paired() -> None:
+    found = {"none": {0: content([True, None])}, "gan": {0: content([None, False])}}
+    (sentence,) = differences(found)
+    assert "one seed" in sentence

@@ -15,7 +15,7 @@ def test_few_seeds_have_the_interval_of_the_paired_t_test(rng) -> None:
     interval = scipy.stats.ttest_rel(values, base).confidence_interval(0.95)
     assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert found.mean == pytest.approx(np.mean(values - base))
-    assert (found.interval, found.seeds) == ("Student's t", 5)
+    assert (found.interval, found.pairs) == ("Student's t", 5)
 
 
 def test_pairing_removes_what_the_seeds_have_in_common(rng) -> None:
