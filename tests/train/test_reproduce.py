@@ -153,7 +153,8 @@ if sys.argv[1] == "-c":  # whether it has TextAttack
     sys.exit(0)
 values = dict(argument[2:].split("=") for argument in sys.argv[3:])
 content = dict.fromkeys(("failed_percent", "accuracy_under_attack", "queries_per_attack"), 10.0)
-content |= {{"recipe": values["recipe"], "split": "test", "attacks": int(values["examples"])}}
+content |= {{"recipe": values["recipe"], "split": "test", "examples": []}}
+content |= {{"attacks": int(values["examples"])}}
 path = pathlib.Path(values["checkpoint"]) / f"attack-{{values['recipe']}}.json"
 if path.exists():
     sys.exit("attacked twice")
