@@ -83,7 +83,7 @@ def test_examples_that_both_models_had_right_are_paired(rng) -> None:
     assert said.startswith(
         f"ct, failed attacks on what both had right, %: {gains.mean():+.4f} over plain, 95%"
     )
-    assert "(bootstrap, 370 paired examples): more than noise." in said
+    assert said.endswith("370 paired examples): more than noise.")
     low, high = map(float, said.split("[")[1].split("]")[0].split(", "))
     error = gains.std(ddof=1) / np.sqrt(len(gains))
     np.testing.assert_allclose(

@@ -38,6 +38,26 @@ def test_many_seeds_are_resampled_and_the_interval_covers_the_truth(rng) -> None
     assert 48 <= covered <= 60
 
 
+@pytest.mark.parametrize("differing", [1, 2, 5, 6])
+def test_few_differing_pairs_among_many_need_the_exact_test(differing) -> None:
+    """The bootstrap's interval leaves 0 out for 5 of 200, the sign test does not."""
+    values = [1.0] * differing + [0.0] * (200 - differing)
+    found = paired_difference(values, [0.0] * 200, unit="example")
+    assert found.low >= 0
+    assert found.p_value == pytest.approx(scipy.stats.binomtest(differing, differing).pvalue)
+    assert found.within_noise == (differing < 6)
+    assert f"sign flips p = {found.p_value:.2g}, 200 paired examples" in found.sentence("ct", "x")
+
+
+def test_equal_methods_that_differ_on_few_examples_raise_few_alarms(rng) -> None:
+    """95 % confidence: of 60 comparisons of equals, three false alarms are expected, nine rare."""
+    alarms = 0
+    for _ in range(60):
+        values = rng.choice([-1.0, 0.0, 1.0], p=[0.02, 0.96, 0.02], size=200)
+        alarms += not paired_difference(values, np.zeros(200)).within_noise
+    assert alarms < 9
+
+
 @pytest.mark.parametrize("count", [2, LEAST_FOR_BOOTSTRAP])
 def test_equal_differences_need_no_resampling(count) -> None:
     found = paired_difference([0.6] * count, [0.5] * count)
