@@ -56,17 +56,17 @@ def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
     if not paths:
         listed = ", ".join(map(str, folders))
         raise ConfigError(f"There is no attack-*.json under {listed}; make one with --checkpoint.")
-    groups: dict[str, dict[str, dict[int, tuple[pathlib.Path, dict[str, Any]]]]] = {}
+    groups: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for path in paths:
         content = read_attack(path)
         group = f"{content['experiment']}, {content['split']}: {content['recipe']}"
         runs = groups.setdefault(group, {}).setdefault(_method(content), {})
         if content["run_seed"] in runs:
             raise ConfigError(
-                f"{path} and {runs[content['run_seed']][0]} attack the same method and seed; give "
-                f"folders that hold one of them."
+                f"{path} and {runs[content['run_seed']]['path']} attack the same method and seed; "
+                f"give folders that hold one of them."
             )
-        runs[content["run_seed"]] = (path, content | summary(content["examples"]))
+        runs[content["run_seed"]] = content | summary(content["examples"]) | {"path": str(path)}
     return [_table(title, methods) for title, methods in groups.items()]
 
 
@@ -75,13 +75,11 @@ def _method(content: dict[str, Any]) -> str:
     return method if method == PLAIN or weight == WEIGHT else f"{method}:{weight:g}"
 
 
-def _table(
-    title: str, methods: dict[str, dict[int, tuple[pathlib.Path, dict[str, Any]]]]
-) -> AttackTable:
+def _table(title: str, methods: dict[str, dict[int, dict[str, Any]]]) -> AttackTable:
     rows = {}
-    order = sorted(methods, key=lambda method: (method != PLAIN, method))
-    for method in order:
-        counts = [content for _, content in methods[method].values()]
+    found = dict(sorted(methods.items(), key=lambda item: (item[0] != PLAIN, item[0])))
+    for method, runs in found.items():
+        counts = runs.values()
         rows[method] = {
             "seeds": table.Cell(len(counts), digits=0),
             "attacks": table.Cell(sum(x["attacks"] for x in counts), digits=0),
@@ -90,14 +88,8 @@ def _table(
                 for name, column in NUMBERS.items()
             },
         }
-    attacked = {
-        method: {
-            seed: content for seed, (_, content) in methods[method].items() if content["attacks"]
-        }
-        for method in order
-    }
-    files = [str(path) for method in order for path, _ in methods[method].values()]
-    return AttackTable(title, rows, differences(attacked), files)
+    files = [content["path"] for runs in found.values() for content in runs.values()]
+    return AttackTable(title, rows, differences(found), files)
 
 
 def print_tables(tables: Sequence[AttackTable], console: rich.console.Console) -> None:

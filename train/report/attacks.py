@@ -17,8 +17,8 @@ from train.report.style import method_name
 from train.report.summary import NOTHING, mean_and_spread
 from train.run_folder import CheckpointError, read_json
 
-# What a file says of all its attacks, and the column that shows it.
 PERCENT = "failed_percent"
+# What a file says of all its attacks, and the column that shows it.
 NUMBERS = {
     PERCENT: "failed attacks, %",
     "accuracy_under_attack": "accuracy under attack, %",
@@ -102,14 +102,19 @@ def differences(
     """Two sentences per method, against the plain model: paired by seed, and by example.
 
     Args:
-        found: method -> seed of the run -> what its file holds: "failed_percent" and "examples",
-            with "row" and "outcome". Without a plain model nothing can be said.
+        found: method -> seed of the run -> what its file holds: "failed_percent", None without
+            attacks, and "examples", with "row" and "outcome". Without a plain model nothing can be
+            said.
         name: what to call a method.
     """
     said = []
     plain = found.get(PLAIN, {})
     for method, runs in found.items():
-        common = [seed for seed in runs if seed in plain]
+        common = [
+            seed
+            for seed in runs
+            if seed in plain and None not in (runs[seed][PERCENT], plain[seed][PERCENT])
+        ]
         if method == PLAIN or not common:
             continue
         own, base = ([of[seed][PERCENT] for seed in common] for of in (runs, plain))

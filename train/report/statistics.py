@@ -67,7 +67,7 @@ def paired_difference(
     sign-flip test beside it; Student's t before that.
 
     Args:
-        values: one method's, by seed.
+        values: one method's, by what the pairs share.
         base: the other's, in the same order.
         unit: what a pair shares.
 

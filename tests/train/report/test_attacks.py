@@ -103,3 +103,9 @@ def test_models_that_share_no_attacked_example_are_not_paired() -> None:
     found = {"none": {0: content([True, None])}, "gan": {0: content([None, False])}}
     (sentence,) = differences(found)
     assert "one seed" in sentence
+
+
+def test_a_run_that_had_nothing_right_is_not_compared() -> None:
+    nothing = {"failed_percent": None, "examples": []}
+    assert differences({"none": {0: content([True])}, "gan": {0: nothing}}) == []
+    assert differences({"none": {0: nothing}, "gan": {0: content([True])}}) == []
