@@ -88,3 +88,16 @@ def test_the_recipes_align_what_they_say():
     critic = attention.alignment.get_value()["critic"]
     step = jax.tree.map(lambda p, g: p - 1e-1 * g / jnp.abs(g).max(), critic, found["critic"])
     assert divergence(step) > divergence(critic)
+
+
+def test_the_layout_in_the_readme_is_the_tree():
+    """It names what is there, and everything at the top of both packages."""
+    text = (ROOT / "README.md").read_text().split("## Layout\n\n")[1].split("\n\n")[0]
+    parts = {part.split("/")[0]: part for part in re.split(r"^    (?! )", text, flags=re.M)[1:]}
+    for folder in ("align_jax", "train"):
+        named = {name.rstrip("/") for name in re.findall(r"\w+(?:\.py\b|/)", parts.pop(folder))}
+        there = {path.name for path in (ROOT / folder).rglob("*")} | {folder, "tests"}
+        assert named <= there
+        top = {path.name for path in (ROOT / folder).iterdir() if "__" not in path.name}
+        assert top - {"version.py", "py.typed"} <= named
+    assert all((ROOT / name).is_dir() for name in parts)

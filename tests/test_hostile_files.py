@@ -24,9 +24,9 @@ from tests.train.tiny_squad import write_squad
 from train.data import planetoid
 from train.data.squad import Squad
 from train.data.vqa_v2 import VQAv2
-from train.log import read_records
 from train.registry import ConfigError
-from train.run_folder import CheckpointError, read_config
+from train.run.folder import CheckpointError, read_config
+from train.run.log import read_records
 
 EXPECTED = (PretrainedError, ConfigError, CheckpointError)
 SPOILT = 25  # versions of each file

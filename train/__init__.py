@@ -1,5 +1,5 @@
 """The application: trains, evaluates and compares models with alignment attention."""
 
-from train.huge_pages import restart_with_huge_pages
+from train.devices.huge_pages import restart_with_huge_pages
 
 restart_with_huge_pages()

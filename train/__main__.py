@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from train import cli, loop
+from train import cli
+from train.run import loop
 
 CONFIG = cli.define_config_flag()
 JOIN_PROCESSES = cli.define_process_flags()

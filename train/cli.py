@@ -16,11 +16,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from train import hosts
-from train.interruption import Interrupted
+from train.devices import hosts
 from train.registry import ConfigError, nearest
-from train.run_folder import CheckpointError
-from train.trainer import TrainingDiverged
+from train.run.folder import CheckpointError
+from train.run.interruption import Interrupted
+from train.run.trainer import TrainingDiverged
 
 # A flag that a function below defines is that of the command which calls it: --help shows it there.
 flags.disclaim_key_flags()
@@ -95,7 +95,8 @@ def define_process_flags() -> Callable[[], None]:
     """The flags that name the processes which train together.
 
     Returns:
-        What joins them once the flags are parsed, if they name any; see `train.hosts.connect`.
+        What joins them once the flags are parsed, if they name any; see
+        `train.devices.hosts.connect`.
     """
     distributed = flags.DEFINE_bool(
         "distributed",

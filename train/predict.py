@@ -33,7 +33,7 @@ from train.data.squad_files import Question
 from train.data.text import ordered_text_batches
 from train.predictor import PredictSource, batch_outputs, restore_predictor
 from train.registry import ConfigError
-from train.state import TrainState
+from train.step.state import TrainState
 from train.tasks.answers import Answers, best_answers
 from train.tasks.span import SpanExtraction
 from train.tasks.text import MultipleChoice

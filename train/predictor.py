@@ -11,10 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train.data.base import Batch, DataSource, pad
-from train.loop import restore_run
 from train.registry import ConfigError
-from train.run_folder import read_config
-from train.state import TrainState
+from train.run.folder import read_config
+from train.run.loop import restore_run
+from train.step.state import TrainState
 from train.tasks.classification import Classification
 
 
@@ -40,7 +40,7 @@ def restore_predictor(
 
     Args:
         folder: of the run.
-        step: of the checkpoint, as of `train.loop.restore_run`.
+        step: of the checkpoint, as of `train.run.loop.restore_run`.
 
     Raises:
         CheckpointError: the folder is no run's, or it has no such checkpoint.

@@ -26,17 +26,17 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from align_jax.config import PLAIN
-from train import cli, loop
+from train import cli
 from train.benchmarks.step_time import StepTime, measure_step_times, read_step_times
-from train.experiment import build_alignment
-from train.interruption import OutOfTime
+from train.comparison import table
+from train.comparison.statistics import findings
+from train.experiment.experiment import build_alignment
 from train.registry import ConfigError
-from train.report import table
 from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
 from train.report.reliability import draw_reliability
-from train.report.statistics import findings
-from train.run_folder import (
+from train.run import loop
+from train.run.folder import (
     COMMAND,
     RESULT,
     STEP_TIMES,
@@ -47,6 +47,7 @@ from train.run_folder import (
     write_json,
     write_text,
 )
+from train.run.interruption import OutOfTime
 
 CONFIG = cli.define_config_flag()
 METHODS = flags.DEFINE_list(

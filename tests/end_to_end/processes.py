@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from train.loop import restore_run
-from train.run_folder import read_config
+from train.run.folder import read_config
+from train.run.loop import restore_run
 
 _STARTED: list[subprocess.Popen[str]] = []
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.processes import final_params, finish, start
-from train.log import read_records
+from train.run.log import read_records
 
 KILLS = 10  # of each number of devices
 STEPS = 400

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.processes import final_params, finish, start, start_together
-from train.hosts import HEARTBEAT_SECONDS
-from train.log import read_records
+from train.devices.hosts import HEARTBEAT_SECONDS
+from train.run.log import read_records
 
 # The widths are those from which FSDP cuts a kernel (`partition.LEAST_SIZE`).
 SHORT = {

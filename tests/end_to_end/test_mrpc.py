@@ -10,9 +10,9 @@ import pytest
 
 from tests.train.commands import run_quietly
 from train.configs import glue
-from train.log import read_records
 from train.predict import export, predict
 from train.predictor import restore_predictor
+from train.run.log import read_records
 
 pytestmark = pytest.mark.slow
 PAIRS = [

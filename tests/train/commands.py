@@ -14,7 +14,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from tests.conftest import QUICK_FLAGS, ROOT
-from train import loop
+from train.run import loop
 
 
 def run_quietly(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

@@ -14,14 +14,15 @@ import pytest
 import rich.console
 
 from tests.train.report.studies import write_run
-from train import cli, loop, sweep, trainer
+from train import cli, sweep
 from train.attack.recipes import ENCODED, RECIPES
-from train.log import read_records
 from train.reproduce import __main__ as command
 from train.reproduce import entries
 from train.reproduce.entries import ATTACK_PYTHON, Attacks, Sweep
 from train.reproduce.experiments import ENTRIES, SWEEPS
-from train.trainer import Trainer, TrainingDiverged
+from train.run import loop, trainer
+from train.run.log import read_records
+from train.run.trainer import Trainer, TrainingDiverged
 
 TINY = """
 from train.configs import digits

@@ -9,9 +9,10 @@ import matplotlib.image
 import pytest
 import rich.console
 
-from train import loop, sweep
+from train import sweep
 from train.registry import ConfigError
-from train.run_folder import CheckpointError
+from train.run import loop
+from train.run.folder import CheckpointError
 
 
 def run(config, methods, seeds, workdir) -> str:

@@ -36,7 +36,7 @@ from train.attack.recipes import RECIPES, make_attack
 from train.attack.records import AttackFile, run_attacks, targets_of
 from train.attack.victim import Victim, restore_victim
 from train.registry import ConfigError, nearest
-from train.run_folder import read_config
+from train.run.folder import read_config
 
 CHECKPOINT = cli.define_checkpoint_flag()
 RECIPE = flags.DEFINE_string("recipe", None, f"How to attack: {', '.join(RECIPES)}.")

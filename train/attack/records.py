@@ -9,7 +9,7 @@ from typing import Any
 
 from train.data.labelled import Examples
 from train.registry import ConfigError
-from train.run_folder import CheckpointError, read_json, write_json
+from train.run.folder import CheckpointError, read_json, write_json
 
 FAILED, SUCCESSFUL, SKIPPED = "failed", "successful", "skipped"
 OUTCOMES = (FAILED, SUCCESSFUL, SKIPPED)

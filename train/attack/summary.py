@@ -10,10 +10,10 @@ from typing import Any
 import rich.console
 
 from align_jax.config import PLAIN
+from train.attack.differences import NUMBERS, differences
 from train.attack.records import read_attack, summary
+from train.comparison import table
 from train.registry import ConfigError
-from train.report import table
-from train.report.attacks import NUMBERS, differences
 
 WEIGHT = 0.01  # the paper's; another one is named beside the method
 

@@ -12,7 +12,7 @@ import numpy as np
 from train.data.labelled import LabelledTexts
 from train.predictor import batch_outputs, restore_predictor
 from train.registry import ConfigError
-from train.state import TrainState
+from train.step.state import TrainState
 
 
 class Victim:

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from align_jax.config import PLAIN
 from train.benchmarks.turns import timed_in_turns
 from train.data.base import Batch
-from train.experiment import build_experiment
-from train.parallel import parallel_of
-from train.run_folder import STEP_TIMES, CheckpointError, read_json
+from train.devices.parallel import parallel_of
+from train.experiment.experiment import build_experiment
+from train.run.folder import STEP_TIMES, CheckpointError, read_json
 
 WARM_UP = 3  # turns left out: compilation, and the first use of each program
 

@@ -11,8 +11,8 @@ the median of the rounds' ratios.
 With JAX_DEFAULT_MATMUL_PRECISION=BF16_BF16_F32 in the environment the dense layers' products are of
 bfloat16, summed in float32, and so are PyTorch's products of float32 ("medium").
 
-PyTorch runs twice: as it comes, and with huge pages (`train.huge_pages`), which `python -m train`
-sees to by itself.
+PyTorch runs twice: as it comes, and with huge pages (`train.devices.huge_pages`), which
+`python -m train` sees to by itself.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from align_jax.placement import matmul_precision
 from align_jax.pretrained.files import find_folder
 from train import cli
 from train.benchmarks.step_time import stepper
-from train.experiment import build_experiment
-from train.huge_pages import children_without_huge_pages
+from train.devices.huge_pages import children_without_huge_pages
+from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 
 CONFIG = cli.define_config_flag()

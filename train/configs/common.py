@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from align_jax import AlignmentConfig
-from train.optimizer import OptimizerConfig
+from train.step.optimizer import OptimizerConfig
 
 
 def default_config() -> ConfigDict:

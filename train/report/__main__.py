@@ -17,7 +17,7 @@ import sys
 
 from train import cli
 from train.report.page import PAGE, TEXT, write_report
-from train.run_folder import CheckpointError
+from train.run.folder import CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:

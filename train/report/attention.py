@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from align_jax import Clouds
 from train.data import DATA
 from train.data.base import Batch, DataSource, Illustration
-from train.evaluation import collect_clouds
-from train.experiment import Experiment
-from train.loop import restore_run
+from train.experiment.experiment import Experiment
 from train.registry import ConfigError, look_up
 from train.report.style import MAP, method_name
-from train.state import TrainState
-from train.step import eval_step
+from train.run.evaluation import collect_clouds
+from train.run.loop import restore_run
+from train.step.state import TrainState
+from train.step.step import eval_step
 
 LABELS = {"words": "attention weight", "patches": "attention received, 1 = an even share"}
 

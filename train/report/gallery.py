@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 
 from train.data.base import Illustration
-from train.loop import restore_run
 from train.report.attention import LABELS, Maps, draw_patches, draw_words, example_maps, illustrated
 from train.report.contents import Picture, Section
 from train.report.picture import (
@@ -23,7 +22,8 @@ from train.report.picture import (
 from train.report.pictures import COLUMN, WRITTEN, picture, write_values
 from train.report.runs import Run, Study
 from train.report.style import method_name
-from train.run_folder import CheckpointError
+from train.run.folder import CheckpointError
+from train.run.loop import restore_run
 
 Examples = dict[int, dict[str, tuple[Illustration, Maps]]]  # number -> method -> what is drawn
 

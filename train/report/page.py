@@ -17,7 +17,7 @@ from train.report.gallery import from_models
 from train.report.head_maps import head_maps
 from train.report.pictures import file_name
 from train.report.runs import Study, config_keys, read_studies
-from train.run_folder import CheckpointError, write_text
+from train.run.folder import CheckpointError, write_text
 
 PAGE, TEXT = "report.html", "report.md"
 TITLE = "Alignment attention: report"

@@ -13,10 +13,7 @@ from ml_collections import ConfigDict
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from train.evaluation import collect_clouds
-from train.experiment import Experiment
-from train.log import read_records
-from train.loop import restore_run
+from train.experiment.experiment import Experiment
 from train.report.style import (
     COLORS,
     KEY_STYLE,
@@ -26,7 +23,10 @@ from train.report.style import (
     line_style,
     method_name,
 )
-from train.state import TrainState
+from train.run.evaluation import collect_clouds
+from train.run.log import read_records
+from train.run.loop import restore_run
+from train.step.state import TrainState
 
 EXAMPLES = 20  # whose tokens are drawn
 POINTS = 400  # of each cloud at most: t-SNE of 2 x 400 points takes about two seconds

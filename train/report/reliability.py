@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from ml_collections import ConfigDict
 
-from train.log import read_records
 from train.report.style import COLORS, method_name
+from train.run.log import read_records
 
 
 def draw_reliability(

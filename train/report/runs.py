@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from align_jax.config import PLAIN
 from train.benchmarks.step_time import StepTime, read_step_times
-from train.log import read_records
 from train.report.style import NAMES
-from train.run_folder import COMMAND, CONFIG, RESULT, CheckpointError, read_config, read_json
+from train.run.folder import COMMAND, CONFIG, RESULT, CheckpointError, read_config, read_json
+from train.run.log import read_records
 
 RESULTS = ("metrics", "mmd", "alignment", "steps", "seconds")
 SECTIONS = ("alignment", "data", "eval", "model", "name", "optimizer", "seed", "task", "train")

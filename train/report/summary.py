@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from align_jax.config import PLAIN
-from train.report import table
+from train.comparison import table
+from train.comparison.statistics import findings, paired_difference
 from train.report.contents import Section, Table
 from train.report.paper import PaperResult, paper_results
 from train.report.pictures import seed_count
 from train.report.runs import Run, Study, config_keys
-from train.report.statistics import findings, paired_difference
 from train.report.style import method_name
 
 NOTHING = "-"

@@ -26,15 +26,15 @@ import rich.console
 import rich.table
 
 from train import cli
-from train.hardware import hardware
-from train.interruption import Interrupted, OutOfTime
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
 from train.reproduce.entries import Entry, Progress
 from train.reproduce.experiments import ENTRIES
-from train.run_folder import CONFIG, CheckpointError
-from train.trainer import TrainingDiverged
+from train.run.folder import CONFIG, CheckpointError
+from train.run.hardware import hardware
+from train.run.interruption import Interrupted, OutOfTime
+from train.run.trainer import TrainingDiverged
 
 
 def reproduce(

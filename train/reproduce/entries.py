@@ -14,10 +14,10 @@ from typing import Protocol
 import rich.console
 
 from train import cli
-from train.experiment import build_experiment
-from train.interruption import OutOfTime
+from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
-from train.run_folder import TABLE, read_json
+from train.run.folder import TABLE, read_json
+from train.run.interruption import OutOfTime
 from train.sweep import finished_result, run_folder, sweep
 
 ATTACK_PYTHON = "ALIGN_JAX_ATTACK_PYTHON"

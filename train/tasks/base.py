@@ -75,7 +75,7 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, outputs: Any, batch: Batch) -> dict[str, Any]:
-        """Sums over the batch's examples (mask respected); see `train.metrics`."""
+        """Sums over the batch's examples (mask respected); see `train.tasks.metrics`."""
         raise NotImplementedError
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Array]:

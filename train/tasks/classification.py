@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Array, Float
 
 from align_jax.calibration import certain_predictions
-from train.metrics import Calibration, Mean
 from train.tasks.base import Batch, Task
+from train.tasks.metrics import Calibration, Mean
 
 
 @dataclasses.dataclass(frozen=True)

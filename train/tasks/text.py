@@ -12,10 +12,10 @@ import scipy.stats
 import sklearn.metrics
 from jaxtyping import Array, Bool, Float
 
-from train.metrics import Mean
 from train.registry import ConfigError, nearest
 from train.tasks.base import Batch, Task
 from train.tasks.classification import Classification
+from train.tasks.metrics import Mean
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 

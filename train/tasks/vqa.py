@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from train.metrics import Mean
 from train.tasks.base import Batch
 from train.tasks.classification import Classification
+from train.tasks.metrics import Mean
 from train.tasks.vqa_answers import corpus_accuracy
 
 

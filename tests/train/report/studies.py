@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from train.run_folder import to_json
+from train.run.folder import to_json
 from train.sweep import run_folder, variant
 
 

@@ -10,7 +10,7 @@ import scipy.special
 
 from align_jax import AlignmentConfig, Clouds, MultiHeadDotProductAttention
 from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
-from train.experiment import build_experiment
+from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 from train.report.attention import attention_weights, draw_words, example_maps
 

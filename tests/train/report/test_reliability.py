@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tests.train.commands import run_quietly
-from train.log import read_records
 from train.report.reliability import draw_bins, draw_reliability
+from train.run.log import read_records
 
 BINS = {"count": [0, 4, 10], "confidence": [0.0, 2.0, 9.0], "correct": [0.0, 1.0, 9.0]}
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.train.report.studies import write_run
 from train.report.runs import read_studies
-from train.run_folder import CheckpointError
+from train.run.folder import CheckpointError
 
 DONE = {"test": {"accuracy": 0.9, "ece": 0.1}}
 

@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 from sklearn.metrics import accuracy_score, log_loss
 
-from train.metrics import compute
 from train.tasks.classification import Classification
+from train.tasks.metrics import compute
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 BATCH = {

@@ -16,13 +16,13 @@ import pytest
 import scipy.sparse
 from ml_collections import ConfigDict
 
-from train import loop
 from train.configs import planetoid
-from train.experiment import build_experiment
-from train.metrics import compute
+from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 from train.report.picture import draw_comparison, run_points
-from train.step import train_step
+from train.run import loop
+from train.step.step import train_step
+from train.tasks.metrics import compute
 from train.tasks.node_classification import NodeClassification
 
 LOGITS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)

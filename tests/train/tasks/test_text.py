@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from train.metrics import compute
 from train.registry import ConfigError
+from train.tasks.metrics import compute
 from train.tasks.text import TextClassification, TextRegression
 
 

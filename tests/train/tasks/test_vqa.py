@@ -9,7 +9,7 @@ import pytest
 import sklearn.metrics
 
 from train.data.visual_questions import HumanAnswers
-from train.metrics import compute
+from train.tasks.metrics import compute
 from train.tasks.vqa import QuestionAnswering
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [-3.0, 0.1, 0.0], [1.0, 4.0, -2.0]], np.float32)

@@ -1,0 +1,187 @@
+"""Checkpoints: bitwise resumption, retention, and refusals that name what is wrong."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.experiment.experiment import build_experiment
+from train.run.checkpoint import Checkpoints, Progress, bit_sums
+from train.run.early_stopping import Criterion
+from train.run.folder import (
+    CheckpointError,
+)
+
+ACCURACY = Criterion.parse("validation/accuracy:max")
+
+
+@pytest.fixture
+def state(tiny_config):
+    return build_experiment(tiny_config("ct")).initial_state()
+
+
+def at(state, step: int):
+    return state.replace(step=np.int32(step))
+
+
+def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path, state) -> None:
+    changed = state.replace(
+        step=np.int32(7),
+        params=jax.tree.map(lambda x: x + 0.1, state.params),
+        opt_state=jax.tree.map(lambda x: x + 1, state.opt_state),
+        rng=jax.random.key(42),
+    )
+    saved = Progress({"best": {"a": 1.5}, "waited": 2}, best_params=state.params)
+    with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(changed, saved)
+        restored, progress = checkpoints.restore(state)
+    words = [x.replace(rng=jax.random.key_data(x.rng)) for x in (restored, changed)]
+    assert jax.tree.structure(words[0]) == jax.tree.structure(words[1])
+    jax.tree.map(np.testing.assert_array_equal, *words)
+    assert progress.early_stopping == saved.early_stopping
+    jax.tree.map(np.testing.assert_array_equal, progress.best_params, state.params)
+
+
+@pytest.mark.parametrize(("direction", "best"), [("max", 2), ("min", 1)])
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path, state, direction, best) -> None:
+    monitor = Criterion.parse(f"v/x:{direction}")
+    with Checkpoints(tmp_path, keep=2, monitor=monitor) as checkpoints:
+        for step, value in enumerate([0.1, 0.9, 0.5, 0.4, 0.3], start=1):
+            checkpoints.save(at(state, step), Progress(), {"v/x": value})
+        assert checkpoints.latest_step == 5
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, 4, 5}
+
+
+@pytest.mark.fault(
+    "A checkpoint holds other parameters",
+    "Refused, with their names",
+)
+def test_other_parameters_are_named(tmp_path, state, tiny_config) -> None:
+    other = build_experiment(tiny_config("gan", model__hidden_size=32)).initial_state()
+    with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+        with pytest.raises(CheckpointError, match=r"does not fit.*alignment.*missing"):
+            checkpoints.restore(other)
+
+
+def test_another_shape_is_named(tmp_path, state, tiny_config) -> None:
+    other = build_experiment(tiny_config("ct", model__mlp_size=24)).initial_state()
+    with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+        with pytest.raises(CheckpointError, match=r"mlp_in/bias has shape \(16,\), expected \(24"):
+            checkpoints.restore(other)
+
+
+def truncated(folder: pathlib.Path) -> None:
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def with_flipped_bits(folder: pathlib.Path) -> None:
+    """One in each file of arrays; in one of them it may hit what is not in use."""
+    for path in (folder / "arrays").rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+
+
+def without_metadata(folder: pathlib.Path) -> None:
+    for path in [*folder.rglob("_METADATA"), *folder.rglob("_sharding")]:
+        path.unlink()
+
+
+def with_an_array_of_another_time(folder: pathlib.Path) -> None:
+    """Whole, readable, and not what was saved: only the sums of the bits tell."""
+    shutil.rmtree(folder / "arrays")
+    shutil.copytree(folder.parent / "1" / "arrays", folder / "arrays")
+
+
+@pytest.mark.fault(
+    "The newest checkpoint is cut short, has flipped bits, no metadata or other arrays",
+    "It is named, moved to `damaged/`, and the one before is used",
+)
+@pytest.mark.parametrize(
+    "damage", [truncated, with_flipped_bits, without_metadata, with_an_array_of_another_time]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path, state, capsys, damage
+) -> None:
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(at(state, step), Progress())
+    damage(tmp_path / "checkpoints" / "2")
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 1
+        assert not (tmp_path / "damaged").exists()  # who only reads moves nothing
+        restored, _ = checkpoints.restore(state, repair=True)
+        assert int(restored.step) == 1
+        assert "checkpoints/2 is damaged" in capsys.readouterr().err
+        assert (tmp_path / "damaged" / "2").is_dir()
+        checkpoints.save(at(state, 2), Progress())
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 2
+
+
+@pytest.mark.fault(
+    "No checkpoint is whole",
+    "An error that says so and names each",
+)
+def test_nothing_whole_is_said(tmp_path, state) -> None:
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+    truncated(tmp_path / "checkpoints" / "1")
+    with (
+        Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints,
+        pytest.raises(CheckpointError, match="No checkpoint can be read.*checkpoints/1 is damaged"),
+    ):
+        checkpoints.restore(state)
+
+
+@pytest.mark.fault(
+    "A checkpoint cannot be written (no room)",
+    "An error that says so; the checkpoints before are intact",
+)
+def test_a_full_disk_is_said_and_the_old_checkpoint_stays(tmp_path, state) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+        checkpoints.wait()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            checkpoints.save(at(state, 2), Progress())  # in the background: the next call tells
+            with pytest.raises(
+                CheckpointError, match=r"could not be written.*steps \[1\] are intact"
+            ):
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 1
+
+
+def test_bit_sums_see_every_bit_and_every_place() -> None:
+    values = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    whole = bit_sums({"x": values})
+    assert bit_sums({"x": jnp.asarray(values)}) == whole
+    for bit in (0, 31):
+        flipped = values.copy()
+        flipped.view(np.uint32)[2, 3] ^= np.uint32(1 << bit)
+        assert bit_sums({"x": flipped}) != whole
+    assert bit_sums({"x": values[::-1].copy()}) != whole
+    assert bit_sums({"x": values.astype(jnp.bfloat16)}) != whole
+
+
+def test_no_checkpoint_is_said(tmp_path, state) -> None:
+    with (
+        Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints,
+        pytest.raises(CheckpointError, match="holds no checkpoint"),
+    ):
+        checkpoints.restore(state)

@@ -1,0 +1,162 @@
+"""The optimiser against hand calculation and against Adam written in NumPy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.registry import ConfigError
+from train.step.optimizer import OptimizerConfig, decayed, learning_rate, make_optimizer
+
+PARAMS = {
+    "layer_0": {
+        "attention": {
+            "query": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2, 2), 2.0)},
+            "alignment": {"critic": {"kernel": jnp.full((2, 2), 2.0)}},
+        },
+        "norm": {"scale": jnp.full((2,), 2.0)},
+    }
+}
+
+
+def update(config: OptimizerConfig, gradients, steps: int = 1, params=PARAMS):
+    tx = make_optimizer(config, steps=100)
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def kernel(params):
+    return params["layer_0"]["attention"]["query"]["kernel"]
+
+
+def critic(params):
+    return params["layer_0"]["attention"]["alignment"]["critic"]["kernel"]
+
+
+def like(value: float):
+    return jax.tree.map(lambda x: jnp.full_like(x, value), PARAMS)
+
+
+def test_the_rate_rises_and_falls_linearly() -> None:
+    rate = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=4), steps=12)
+    np.testing.assert_allclose(
+        [rate(step) for step in (0, 1, 4, 8, 12, 20)], [0, 0.25, 1.0, 0.5, 0.0, 0.0]
+    )
+
+
+def test_a_constant_rate_stays() -> None:
+    rate = learning_rate(OptimizerConfig(learning_rate=0.5, decay="constant"), steps=10)
+    np.testing.assert_allclose([rate(0), rate(9), rate(99)], 0.5)
+
+
+def test_a_rate_of_steps_falls_at_each_of_them() -> None:
+    config = OptimizerConfig(
+        learning_rate=1.0, warmup_steps=4, decay="steps", decay_at=(8, 10), decay_factor=0.2
+    )
+    rate = learning_rate(config, steps=12)
+    np.testing.assert_allclose(
+        [rate(step) for step in (2, 4, 7, 8, 9, 10, 99)], [0.5, 1, 1, 0.2, 0.2, 0.04, 0.04]
+    )
+
+
+def test_three_steps_are_adamw_by_hand() -> None:
+    config = OptimizerConfig(learning_rate=0.1, decay="constant", weight_decay=0.2, clip_norm=0.0)
+    weight, m, v, gradient = 2.0, 0.0, 0.0, 0.3
+    for t in range(1, 4):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        weight -= 0.1 * (step + 0.2 * weight)
+    np.testing.assert_allclose(kernel(update(config, like(0.3), 3)), weight, rtol=1e-5)
+
+
+def test_adam_adds_the_decay_to_the_gradient() -> None:
+    config = OptimizerConfig(
+        name="adam", learning_rate=0.1, decay="constant", weight_decay=0.2, clip_norm=0.0
+    )
+    # The gradient is 0, so Adam sees 0.2 * weight alone, and its first step is the rate itself.
+    np.testing.assert_allclose(kernel(update(config, like(0.0))), 2.0 - 0.1, rtol=1e-5)
+
+
+def test_only_kernels_outside_the_alignment_are_decayed_by_default() -> None:
+    config = OptimizerConfig(learning_rate=0.1, decay="constant", weight_decay=0.5)
+    after = update(config, like(0.0))
+    np.testing.assert_allclose(kernel(after), 2.0 * (1 - 0.1 * 0.5), rtol=1e-6)
+    rest = jax.tree.map(lambda x: x, after)
+    rest["layer_0"]["attention"]["query"]["kernel"] = kernel(PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, rest, PARAMS)
+    assert decayed(PARAMS)["layer_0"]["norm"]["scale"] is False
+
+
+def test_decay_alignment_decays_the_critic_too() -> None:
+    config = OptimizerConfig(
+        learning_rate=0.1, decay="constant", weight_decay=0.5, decay_alignment=True
+    )
+    np.testing.assert_allclose(critic(update(config, like(0.0))), 1.9, rtol=1e-6)
+
+
+def test_the_alignment_networks_have_a_rate_of_their_own() -> None:
+    config = OptimizerConfig(
+        learning_rate=0.1, decay="constant", weight_decay=0.0, alignment_rate_multiplier=3.0
+    )
+    after = update(config, like(0.01))
+    np.testing.assert_allclose(kernel(PARAMS) - kernel(after), 0.1, rtol=1e-3)
+    np.testing.assert_allclose(critic(PARAMS) - critic(after), 0.3, rtol=1e-3)
+
+
+def test_a_head_on_an_encoder_has_a_rate_of_its_own() -> None:
+    head = {"classifier": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}}
+    params = {"encoder": PARAMS, **head}
+    config = OptimizerConfig(
+        learning_rate=0.1, decay="constant", weight_decay=0.0, head_rate_multiplier=5.0
+    )
+    after = update(config, jax.tree.map(lambda x: jnp.full_like(x, 0.01), params), params=params)
+    moved = jax.tree.map(lambda x: 2.0 - x, after)
+    for values in jax.tree.leaves(moved["classifier"]):
+        np.testing.assert_allclose(values, 0.5, rtol=1e-3)
+    for values in jax.tree.leaves(moved["encoder"]):  # the critic's among them
+        np.testing.assert_allclose(values, 0.1, rtol=1e-3)
+
+
+def test_a_head_without_an_encoder_is_refused() -> None:
+    tx = make_optimizer(OptimizerConfig(head_rate_multiplier=5.0), steps=10)
+    with pytest.raises(ConfigError, match="head on an encoder; this model has layer_0"):
+        tx.init(PARAMS)
+
+
+def test_a_huge_critic_gradient_does_not_shrink_the_models_step() -> None:
+    gradients = like(1e-6)  # so small that Adam's epsilon shows whether it was scaled
+    gradients["layer_0"]["attention"]["alignment"]["critic"]["kernel"] *= 1e12
+    config = OptimizerConfig(learning_rate=0.1, decay="constant", weight_decay=0.0)
+    calm, wild = update(config, like(1e-6)), update(config, gradients)
+    np.testing.assert_array_equal(kernel(calm), kernel(wild))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "adamm"}, "optimizer.name is 'adamm'; did you mean \"adam\""),
+        ({"decay": "linaer"}, 'did you mean "linear"'),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"head_rate_multiplier": -1.0}, "head_rate_multiplier is -1.0"),
+        ({"decay": "steps"}, "decay 'steps' needs steps"),
+        ({"decay_at": (5,)}, "no other takes any"),
+        ({"decay": "steps", "decay_at": (5, 4)}, r"decay_at is \(5, 4\); expected rising"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OptimizerConfig(**settings)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match="warmup_steps is 11, longer than train.steps 10"):
+        make_optimizer(OptimizerConfig(warmup_steps=11), steps=10)
+    within = OptimizerConfig(warmup_steps=6, decay="steps", decay_at=(5,))
+    with pytest.raises(ConfigError, match="begins at 5, within the warm-up of 6"):
+        make_optimizer(within, steps=10)

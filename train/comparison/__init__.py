@@ -1,0 +1,1 @@
+"""Methods side by side: means over seeds, and which differences are more than noise."""

@@ -1,0 +1,158 @@
+"""The table that compares methods: means over seeds, as text for the terminal and for a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rich.table
+
+from train.benchmarks.step_time import StepTime
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A number over seeds.
+
+    Attributes:
+        mean: over the seeds.
+        std: sample standard deviation over the seeds; None for a single seed.
+        digits: decimals shown.
+        unit: shown after the number.
+    """
+
+    mean: float
+    std: float | None = None
+    digits: int = 4
+    unit: str = ""
+
+    def __str__(self) -> str:
+        spread = "" if self.std is None else f" ± {self.std:.{self.digits}f}"
+        return f"{self.mean:.{self.digits}f}{spread}{self.unit}"
+
+
+Row = dict[str, Cell | None]
+
+
+def comparison(
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    times: Mapping[str, StepTime],
+    split: str,
+    metrics: Sequence[str],
+) -> dict[str, Row]:
+    """Puts finished runs side by side.
+
+    Args:
+        results: per method, what `train.run.loop.run` returned for each seed.
+        times: per method, the time of a step.
+        split: the split whose metrics are shown,
+        metrics: their names; "SPLIT/METRIC" for that of another split.
+
+    Returns:
+        Per method a row: column -> Cell, or None where there is nothing to show (a plain model has
+        no divergence).
+    """
+    rows: dict[str, Row] = {}
+    of_seeds = by_seed(results, split, metrics)
+    for method, runs in results.items():
+        row: Row = {column: over_seeds(values) for column, values in of_seeds[method].items()}
+        row["MMD"] = over_seeds([run["mmd"] for run in runs])
+        row["divergence"] = over_seeds([run["alignment"] for run in runs])
+        parameters = runs[0].get("parameters")  # runs of old have none
+        row["parameters"] = Cell(parameters / 1e6, digits=3, unit="M") if parameters else None
+        time = times.get(method)
+        row["ms per step"] = Cell(time.milliseconds, digits=2) if time else None
+        row["over plain"] = Cell(time.ratio, digits=2, unit="x") if time else None
+        rows[method] = row
+    return rows
+
+
+def place(name: str, split: str) -> tuple[str, str]:
+    """Split and metric of "METRIC" or "SPLIT/METRIC", the former of the given split."""
+    of, _, metric = name.rpartition("/")
+    return of or split, metric
+
+
+def by_seed(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], split: str, metrics: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
+    """The metrics of each method, run by run: method -> "SPLIT METRIC" -> one value per seed.
+
+    Arguments as of `comparison`.
+    """
+    places = [place(name, split) for name in metrics]
+    return {
+        method: {
+            f"{of} {metric}": [run["metrics"][of][metric] for run in runs] for of, metric in places
+        }
+        for method, runs in results.items()
+    }
+
+
+def measured(
+    runs: Sequence[Mapping[str, Any]], split: str, metrics: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Which metrics all runs have.
+
+    Args:
+        runs: what `train.run.loop.run` returned for each.
+        split: as of `comparison`.
+        metrics: likewise.
+
+    Returns:
+        Those, and a sentence on each of the others.
+    """
+    known, sentences = [], []
+    for name in metrics:
+        of, metric = place(name, split)
+        without = sum(metric not in run["metrics"].get(of, {}) for run in runs)
+        if without:
+            sentences.append(f"{name} is left out: {without} of the finished runs do not have it.")
+        else:
+            known.append(name)
+    return known, sentences
+
+
+def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
+    """The table for the terminal."""
+    table = rich.table.Table(title=title, title_justify="left")
+    table.add_column("method")
+    for column in next(iter(rows.values())):
+        table.add_column(column, justify="right")
+    for method, row in rows.items():
+        table.add_row(method, *_texts(row))
+    return table
+
+
+def to_markdown(rows: Mapping[str, Row]) -> str:
+    """The table for a README."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"| method | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines += [f"| {method} | {' | '.join(_texts(row))} |" for method, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """The table as numbers: method -> column -> {"mean", "std"}."""
+    return {
+        method: {
+            column: None if cell is None else {"mean": cell.mean, "std": cell.std}
+            for column, cell in row.items()
+        }
+        for method, row in rows.items()
+    }
+
+
+def over_seeds(values: Sequence[float | None], digits: int = 4) -> Cell | None:
+    """Mean and standard deviation of what was measured; None where nothing was."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    std = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return Cell(float(np.mean(known)), std, digits)
+
+
+def _texts(row: Row) -> list[str]:
+    return ["-" if cell is None else str(cell) for cell in row.values()]

@@ -1,0 +1,1 @@
+"""The step on several devices, on one host or many."""

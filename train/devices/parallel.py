@@ -1,0 +1,231 @@
+"""Running the pure steps on devices.
+
+Two ways, by the config's `train.parallel`: "pmap" cuts the batch into equal shares, one per local
+device, and copies the parameters to all of them; "mesh" (`train.devices.mesh`) leaves both to the
+compiler, may cut the parameters as well, and reaches over many hosts. Where there is one device,
+both are `jax.jit`. The loop knows nothing else about devices.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from train.data.base import Batch, pad
+from train.devices.mesh import MeshRunner
+from train.registry import ConfigError, nearest
+from train.step.state import TrainState
+from train.step.step import eval_step, stochastic_step, train_step
+
+AXIS = "devices"
+
+
+class Parallel(Protocol):
+    """A way of running; states, batches and reports are as it places them."""
+
+    def train_step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        """`step.train_step` on all devices. The given state is donated: do not reuse it."""
+
+    def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`step.eval_step` on all devices."""
+
+    def stochastic_step(
+        self, state: TrainState, batch: Any, number: int, passes: int
+    ) -> dict[str, Any]:
+        """`step.stochastic_step` on all devices."""
+
+    def place(self, tree: Any) -> Any:
+        """Puts a state, or a part of one, where the steps expect it."""
+
+    def shard(self, batch: Batch) -> Any:
+        """Spreads this process's rows of a batch; missing rows are filled in with mask False."""
+
+    def first(self, tree: Any) -> Any:
+        """What is the same on all devices (a report, parameters), as NumPy arrays."""
+
+    def join(self, tree: Any) -> Any:
+        """The rows of all devices, and of all processes, padding included, as NumPy arrays."""
+
+    def gather(self, state: TrainState) -> TrainState:
+        """The whole state on this process's first device."""
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """What a checkpoint holds: the state once, wherever its parts lie."""
+
+
+class Pmap:
+    """`jax.pmap` over local devices; arrays carry a leading device axis D.
+
+    Args:
+        devices: the devices to use; all local ones by default.
+        microbatch_size: rows that a device takes at once in training; 0 for all of its rows.
+
+    Example:
+        >>> parallel = Pmap()
+        >>> state = parallel.place(state)  # doctest: +SKIP
+        >>> shares = parallel.shard(batch)  # doctest: +SKIP
+        >>> state, metrics = parallel.train_step(state, shares)  # doctest: +SKIP
+        >>> parallel.first(metrics)["loss"].compute()  # doctest: +SKIP
+        2.31
+    """
+
+    def __init__(
+        self, devices: Sequence[jax.Device] | None = None, *, microbatch_size: int = 0
+    ) -> None:
+        self.devices = list(devices or jax.local_devices())
+        mesh = jax.sharding.Mesh(np.asarray(self.devices), (AXIS,))
+        self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+        self._train_step = jax.pmap(
+            functools.partial(train_step, axis_name=AXIS, microbatch_size=microbatch_size),
+            axis_name=AXIS,
+            devices=self.devices,
+            donate_argnums=(0,),
+        )
+        self._eval_step = jax.pmap(
+            functools.partial(eval_step, axis_name=AXIS), axis_name=AXIS, devices=self.devices
+        )
+        self._stochastic_step = jax.pmap(
+            functools.partial(stochastic_step, axis_name=AXIS),
+            axis_name=AXIS,
+            devices=self.devices,
+            in_axes=(0, 0, None),
+            static_broadcasted_argnums=(3,),
+        )
+
+    def train_step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        """`step.train_step` on all devices. The given state is donated: do not reuse it."""
+        return self._train_step(state, batch)
+
+    def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`step.eval_step` on all devices."""
+        return self._eval_step(state, batch)
+
+    def stochastic_step(
+        self, state: TrainState, batch: Any, number: int, passes: int
+    ) -> dict[str, Any]:
+        """`step.stochastic_step` on all devices."""
+        return self._stochastic_step(state, batch, number, passes)
+
+    def place(self, tree: Any) -> Any:
+        """Copies every array of a tree to every device: [...] -> [D, ...]."""
+        return jax.tree.map(self._replicate, tree)
+
+    def shard(self, batch: Batch) -> Any:
+        """Cuts a batch into one share per device: [B, ...] -> [D, ceil(B / D), ...].
+
+        Rows that are missing for equal shares are filled in with mask False.
+        """
+        count = len(self.devices)
+        rows = -(-len(batch["mask"]) // count)
+        padded = pad(batch, rows * count)
+        shares = {name: x.reshape(count, rows, *x.shape[1:]) for name, x in padded.items()}
+        return jax.device_put(shares, self._sharding)
+
+    def first(self, tree: Any) -> Any:
+        """One device's copy of a replicated tree, as NumPy arrays: [D, ...] -> [...]."""
+        shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+        return jax.tree.map(lambda x: x[0], jax.device_get(shards))
+
+    def join(self, tree: Any) -> Any:
+        """Undoes `shard`, padding included: [D, B, ...] -> [D * B, ...], as NumPy arrays."""
+        return jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[2:]), jax.tree.map(np.asarray, jax.device_get(tree))
+        )
+
+    def gather(self, state: TrainState) -> TrainState:
+        """One copy of a replicated state: [D, ...] -> [...], on the first device."""
+        return jax.tree.map(lambda x: x.addressable_shards[0].data[0], state)
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """One copy, as of `gather`."""
+        return self.gather(state)
+
+    def _replicate(self, x: Any) -> jax.Array:
+        copies = jax.numpy.broadcast_to(x, (len(self.devices), *jax.numpy.shape(x)))
+        return jax.device_put(copies, self._sharding)
+
+
+PARALLEL = {"pmap": Pmap, "mesh": MeshRunner}
+
+
+def make_parallel(
+    name: str,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    model: int = 1,
+    fsdp: bool = False,
+    microbatch_size: int = 0,
+) -> Parallel:
+    """Builds the way of running that a config names.
+
+    Args:
+        name: "pmap", which on one device is a mesh of one, or "mesh".
+        devices: where to run; None for all.
+        model: of a mesh: over how many devices each copy of the parameters is spread.
+        fsdp: of a mesh: whether copies share what they hold.
+        microbatch_size: rows that a device takes at once in training; 0 for all of its rows.
+
+    Raises:
+        ConfigError: unknown name, what only a mesh can do, or a size below 0.
+    """
+    if microbatch_size < 0:
+        raise ConfigError(
+            f"train.microbatch_size is {microbatch_size}; expected 0 (all rows at once) or more."
+        )
+    if name not in PARALLEL:
+        raise ConfigError(
+            f"train.parallel is {name!r}; {nearest(name, PARALLEL)}known: {', '.join(PARALLEL)}."
+        )
+    if name == "mesh":
+        return MeshRunner(devices, model=model, fsdp=fsdp, microbatch_size=microbatch_size)
+    for wanted, what in (
+        (model > 1, f"train.mesh_model is {model}"),
+        (fsdp, "train.mesh_fsdp is True"),
+        (jax.process_count() > 1, f"there are {jax.process_count()} processes"),
+    ):
+        if wanted:
+            raise ConfigError(f"{what}, which needs --config.train.parallel=mesh, not 'pmap'.")
+    devices = list(devices or jax.local_devices())
+    # With a device axis of 1, XLA copies the whole state in every step: 8 % of one of MiniLM's.
+    runner = Pmap if len(devices) > 1 else MeshRunner
+    return runner(devices, microbatch_size=microbatch_size)
+
+
+def parallel_of(
+    config: ConfigDict,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    splittable: bool = True,
+) -> Parallel:
+    """The way of running that an experiment's config describes; see `make_parallel`.
+
+    Args:
+        config: the experiment's.
+        devices: where to run; None for all.
+        splittable: as the data's metadata say; what is not runs whole, on the first local device.
+
+    Raises:
+        ConfigError: as of `make_parallel`, or parts are asked for of what has none.
+    """
+    train = config.train
+    if not splittable:
+        if train.microbatch_size:
+            raise ConfigError(
+                f"train.microbatch_size is {train.microbatch_size}, but {config.name} is trained "
+                f"on one whole graph, which has no parts; expected 0."
+            )
+        devices = list(devices or jax.local_devices())[:1]
+    platform = (devices or jax.devices())[0].platform
+    whole = train.microbatch_cpu_only and platform != "cpu"
+    return make_parallel(
+        train.parallel,
+        devices,
+        model=train.mesh_model,
+        fsdp=train.mesh_fsdp,
+        microbatch_size=0 if whole else train.microbatch_size,
+    )

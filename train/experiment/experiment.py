@@ -1,0 +1,152 @@
+"""From a config to the objects it names: data, task, model, optimiser, initial state."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from align_jax import AlignmentConfig
+from train.data import DATA
+from train.data.base import DataSource
+from train.registry import ConfigError, look_up, nearest
+from train.step.optimizer import OptimizerConfig, make_optimizer
+from train.step.state import AlignmentTerm, TrainState, create_state
+from train.tasks import TASKS
+from train.tasks.base import Task
+
+# A model's name -> its configuration dataclass, and what makes the module out of it. What does so
+# may return a pair: the module, and parameters to start from (any part of its tree); without, those
+# that come with the data.
+MODELS = {
+    "gat": ("align_jax.models.gat:GATConfig", "align_jax.models.gat:GAT"),
+    "mcan": ("align_jax.models:MCANConfig", "align_jax.models:MCAN"),
+    "pretrained_text": (
+        "train.experiment.pretrained_text:PretrainedTextConfig",
+        "train.experiment.pretrained_text:pretrained_text",
+    ),
+    "vit": ("align_jax.models:ViTConfig", "align_jax.models:VisionTransformer"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The parts of one experiment, each built by name from its section of the config.
+
+    Attributes:
+        config: the whole config.
+        data: where batches come from.
+        task: loss and metrics.
+        model: the Linen module, aligned as the config says.
+        alignment: the alignment's part of the loss.
+        pretrained: parameters that the first state starts from, instead of random ones.
+    """
+
+    config: ConfigDict
+    data: DataSource
+    task: Task
+    model: nn.Module
+    alignment: AlignmentTerm
+    pretrained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step.
+
+        Raises:
+            ConfigError: parameters to start from have another shape than the model's.
+        """
+        tx = make_optimizer(
+            _construct(OptimizerConfig, "optimizer", self.config.optimizer.to_dict()),
+            self.config.train.steps,
+        )
+        state = create_state(
+            self.model, tx, self.task, self.alignment, self.data.example_batch(), self.config.seed
+        )
+        if not self.pretrained:
+            return state
+        fresh, given = (traverse_util.flatten_dict(x) for x in (state.params, self.pretrained))
+        for path, x in given.items():
+            if path in fresh and fresh[path].shape != x.shape:
+                raise ConfigError(
+                    f"The parameter {'/'.join(path)} to start from has shape {x.shape}; the "
+                    f"model's has {fresh[path].shape}. Change config.model, or what it starts from."
+                )
+        params = traverse_util.unflatten_dict(fresh | given)
+        return state.replace(params=params, opt_state=tx.init(params))
+
+
+def build_experiment(config: ConfigDict) -> Experiment:
+    """Builds the parts that a config names.
+
+    Raises:
+        ConfigError: an unknown name or key, or a value that a part refuses.
+
+    Example:
+        >>> from train.configs import digits
+        >>> build_experiment(digits.get_config()).initial_state().step.item()
+        0
+    """
+    if config.seed < 0:
+        raise ConfigError(f"config.seed is {config.seed}; expected 0 or more.")
+    alignment = build_alignment(config)
+    data = _build(config, "data", DATA, seed=config.seed)
+    task = _build(config, "task", TASKS)
+    model, pretrained = _build_model(config, data, alignment)
+    return Experiment(config, data, task, model, alignment, pretrained)
+
+
+def _build(config: ConfigDict, kind: str, registry: dict[str, str], **extra: Any) -> Any:
+    section = config[kind].to_dict()
+    return _construct(look_up(kind, section.pop("name"), registry), kind, section | extra)
+
+
+def build_alignment(config: ConfigDict) -> AlignmentTerm:
+    """Builds the section `alignment`.
+
+    Raises:
+        ConfigError: an unknown key, or a value that it refuses.
+    """
+    section = config.alignment.to_dict()
+    term = {name: section.pop(name) for name in ("weight", "warmup_steps")}
+    if section.get("layers") is not None:
+        section["layers"] = tuple(section["layers"])
+    settings = _construct(AlignmentConfig, "alignment", section)
+    return _construct(functools.partial(AlignmentTerm, settings), "alignment", term)
+
+
+def _build_model(
+    config: ConfigDict, data: DataSource, alignment: AlignmentTerm
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    section = config.model.to_dict()
+    name = section.pop("name")
+    settings = look_up("model", name, {key: value[0] for key, value in MODELS.items()})
+    module = look_up("model", name, {key: value[1] for key, value in MODELS.items()})
+    fields = {field.name for field in dataclasses.fields(settings)}
+    from_data = {key: value for key, value in data.metadata.model.items() if key in fields}
+    section = from_data | section | {"alignment": alignment.config}
+    made = functools.partial(module, _construct(settings, "model", section))
+    model = _construct(made, "model", {})
+    return model if isinstance(model, tuple) else (model, data.metadata.parameters)
+
+
+def _construct(factory: Any, kind: str, values: dict[str, Any]) -> Any:
+    """Calls a part's constructor; what it refuses becomes an error about the config's section."""
+    if dataclasses.is_dataclass(factory):
+        fields = [field.name for field in dataclasses.fields(factory)]
+        for key in values:
+            if key not in fields:
+                raise ConfigError(
+                    f"{kind}.{key} does not exist; {nearest(key, fields)}known: "
+                    f"{', '.join(fields)}."
+                )
+    try:
+        return factory(**values)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # a package is missing: it names it
+        raise ConfigError(f"config.{kind}: {error}") from error

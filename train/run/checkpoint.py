@@ -1,0 +1,311 @@
+"""Checkpoints of the whole state.
+
+Orbax writes them in the background, each under another name until it is whole. Beside the arrays
+lie sums of their bits: an array that was damaged since is found out when it is read, and the
+checkpoint before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization, traverse_util
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from train.devices import hosts
+from train.run.early_stopping import Criterion
+from train.run.folder import CheckpointError
+from train.step.state import TrainState
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint's files are not what was written."""
+
+    def __init__(self, folder: pathlib.Path, reason: object) -> None:
+        text = " ".join(str(reason).split())[:200]
+        super().__init__(f"the checkpoint {folder} is damaged ({text}).")
+
+
+@dataclasses.dataclass
+class Progress:
+    """What besides the state a run must remember.
+
+    Attributes:
+        early_stopping: `EarlyStopping.to_json()`.
+        best_params: parameters of the best evaluation so far; None unless they are asked for.
+    """
+
+    early_stopping: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best_params: Any = None
+
+
+class Checkpoints:
+    """Saves and restores a run's state through Orbax.
+
+    Args:
+        workdir: the run's folder.
+        keep: how many of the newest checkpoints to keep.
+        monitor: the metric whose best checkpoint is kept as well.
+
+    Example:
+        >>> best = Criterion.parse("test/accuracy:max")
+        >>> with Checkpoints(workdir, keep=2, monitor=best) as c:  # doctest: +SKIP
+        ...     c.save(state, Progress(), {"test/accuracy": 0.9})
+        ...     state, progress = c.restore(state)
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int, monitor: Criterion) -> None:
+        self.folder = workdir.resolve() / "checkpoints"
+        self.damaged = workdir.resolve() / "damaged"
+        best = preservation_policy.BestN(
+            get_metric_fn=monitor.rank,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        newest = preservation_policy.LatestN(max(keep, 1))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
+            enable_async_checkpointing=True,
+        )
+        handlers = {
+            "arrays": ocp.StandardCheckpointHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except CheckpointError:
+            if kind is None:  # else what ended the run is the news
+                raise
+        finally:
+            self._manager.close()
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint; None when there is none."""
+        return self._manager.latest_step()
+
+    def save(
+        self, state: TrainState, progress: Progress, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes a checkpoint of one (not replicated) copy of the state.
+
+        Args:
+            state: the state; its step names the checkpoint. A step already saved is left alone.
+            progress: what else to remember.
+            metrics: the evaluation's of this very state, by which the best checkpoint is chosen;
+                None if it was not evaluated.
+
+        Raises:
+            CheckpointError: this or the last one could not be written, for instance because the
+                disk is full. Those before are as they were.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        arrays = {"state": _arrays(state)}
+        if progress.best_params is not None:
+            arrays["best_params"] = serialization.to_state_dict(progress.best_params)
+        kept = {"early_stopping": progress.early_stopping, "bit_sums": bit_sums(arrays)}
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(kept)
+                ),
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+            )
+
+    def restore(
+        self, state: TrainState, step: int | None = None, *, repair: bool = False
+    ) -> tuple[TrainState, Progress]:
+        """Reads a checkpoint; the newest that is whole, if no step is named.
+
+        Damaged ones are named on the terminal's error output.
+
+        Args:
+            state: a state of the same structure, whose arrays are replaced.
+            step: which checkpoint; the newest by default.
+            repair: move damaged ones to the folder `damaged`. Only for the run itself: to others
+                one may seem damaged that a running one is just deleting.
+
+        Raises:
+            CheckpointError: there is no checkpoint, none is whole, or its parameters differ in name
+                or shape from the state's; names them.
+        """
+        self.wait()
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if (step is not None and step not in steps) or not steps:
+            raise CheckpointError(
+                f"{self.folder} holds no checkpoint{'' if step is None else f' of step {step}'}; "
+                f"found the steps {steps[::-1]}."
+            )
+        if step is not None:
+            return self._read(state, step)
+        problems = []
+        for candidate in steps:
+            try:
+                found = self._read(state, candidate)
+            except DamagedCheckpoint as error:
+                problems.append(str(error))
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+                continue
+            if repair:
+                self._set_aside([number for number in steps if number > candidate])
+            return found
+        raise CheckpointError(
+            f"No checkpoint can be read. {' '.join(problems)} Start anew in another --workdir."
+        )
+
+    def _read(self, state: TrainState, step: int) -> tuple[TrainState, Progress]:
+        folder = self.folder / str(step)
+        try:
+            saved = dict(self._manager.item_metadata(step)["arrays"])
+        except Exception as error:  # whatever Orbax and its formats raise on broken files
+            raise DamagedCheckpoint(folder, error) from error
+        target = {"state": _arrays(state)}
+        if "best_params" in saved:
+            target["best_params"] = serialization.to_state_dict(state.params)
+        _check_same_arrays(saved, target, folder)
+
+        # As NumPy arrays, wherever they lay when they were saved: the run places them anew.
+        as_numpy = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+        try:
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(as_numpy), progress=ocp.args.JsonRestore()
+                ),
+            )
+            expected = items.progress["bit_sums"]
+        except Exception as error:
+            raise DamagedCheckpoint(folder, error) from error
+        found = bit_sums(items.arrays)
+        wrong = [name for name, number in found.items() if expected.get(name) != number]
+        if wrong:
+            raise DamagedCheckpoint(folder, f"the bits of {', '.join(wrong[:3])} have changed")
+        best = items.arrays.get("best_params")
+        if best is not None:
+            best = serialization.from_state_dict(state.params, best)
+        progress = Progress(items.progress["early_stopping"], best)
+        return _with_arrays(state, items.arrays["state"]), progress
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Moves damaged checkpoints away, so that the run can save its own of these steps."""
+        if not steps:
+            return
+        if hosts.is_first():
+            self.damaged.mkdir(exist_ok=True)
+            for step in steps:
+                number = len(list(self.damaged.glob(f"{step}*")))
+                target = self.damaged / (f"{step}-{number}" if number else str(step))
+                os.replace(self.folder / str(step), target)
+        hosts.wait_for_all("set aside")
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what a write may raise, also one in the background, into an error for the user."""
+        try:
+            yield
+        except Exception as error:
+            kept = [
+                step for step in self._manager.all_steps() if (self.folder / str(step)).exists()
+            ]
+            reason = " ".join(str(error).split())[:400]
+            raise CheckpointError(
+                f"A checkpoint could not be written to {self.folder}: {reason}. Those of the steps "
+                f"{sorted(kept)} are intact. Make room on the disk, or check that it can be "
+                f"written to, and start the same command again."
+            ) from error
+
+
+def bit_sums(tree: Any) -> dict[str, int]:
+    """The sum of each array's 32-bit words, times 1, 3, 5 and so on, modulo 2**32.
+
+    The same however an array is cut over devices, and computed where it lies. Any one word that is
+    another changes it, and so do most words that have changed places.
+
+    Args:
+        tree: nested dicts of arrays.
+
+    Example:
+        >>> bit_sums({"w": np.array([1, 2], np.int32)})
+        {'w': 7}
+    """
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    sums = jax.device_get(_bit_sums({name: x for name, x in flat.items() if np.size(x)}))
+    return {name: int(value) for name, value in sums.items()}
+
+
+@jax.jit
+def _bit_sums(arrays: dict[str, Any]) -> dict[str, jax.Array]:
+    def one(x: jax.Array) -> jax.Array:
+        x = x.reshape(-1)
+        if x.dtype.itemsize != 4:  # bfloat16, float16, bool: fits in float32, exactly
+            x = x.astype(jnp.float32)
+        words = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        return jnp.sum(words * (jnp.arange(len(x), dtype=jnp.uint32) * 2 + 1), dtype=jnp.uint32)
+
+    return {name: one(x) for name, x in arrays.items()}
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    """The state as nested dicts of plain arrays; a typed key becomes its words."""
+    words = state.replace(rng=jax.random.key_data(state.rng))
+    return serialization.to_state_dict(words)
+
+
+def _with_arrays(state: TrainState, arrays: dict[str, Any]) -> TrainState:
+    restored = serialization.from_state_dict(
+        state.replace(rng=jax.random.key_data(state.rng)), arrays
+    )
+    restored = jax.tree.map(jnp.asarray, restored)
+    return restored.replace(rng=jax.random.wrap_key_data(restored.rng))
+
+
+def _check_same_arrays(saved: Any, target: Any, folder: pathlib.Path) -> None:
+    shapes = [
+        {
+            "/".join(path): tuple(np.shape(leaf) if not hasattr(leaf, "shape") else leaf.shape)
+            for path, leaf in traverse_util.flatten_dict(dict(tree)).items()
+        }
+        for tree in (saved, target)
+    ]
+    problems = [f"{name} is missing" for name in sorted(shapes[1].keys() - shapes[0].keys())]
+    problems += [f"{name} is unknown" for name in sorted(shapes[0].keys() - shapes[1].keys())]
+    problems += [
+        f"{name} has shape {shapes[0][name]}, expected {shapes[1][name]}"
+        for name in sorted(shapes[0].keys() & shapes[1].keys())
+        if shapes[0][name] != shapes[1][name]
+    ]
+    if problems:
+        shown = "; ".join(problems[:6]) + (
+            f"; and {len(problems) - 6} more" if problems[6:] else ""
+        )
+        raise CheckpointError(f"{folder} does not fit the model of this config: {shown}.")

@@ -1,0 +1,197 @@
+"""Where a run's numbers go: the terminal, TensorBoard event files, and a JSON-lines file."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+
+from train.run.folder import METRICS, write_text
+
+NOT_CURVES = ("reliability",)  # a whole diagram, no number over the steps
+SHOWN_EVALUATIONS = 24
+SHOWN = ("loss", "task_loss", "alignment", "accuracy", "ece", "ece_scaled", "mmd")
+
+
+class RunLog:
+    """Writes every record to all three places.
+
+    A record is a flat dict: scalars, and per-layer arrays [H] as lists. On resumption the records
+    after the resumed step are dropped, so that the file reads like that of one run.
+
+    Args:
+        workdir: the run's folder.
+        steps: length of the run, for the progress bar.
+        start: the step at which this process starts.
+        console: where to print.
+        title: the run's name on the terminal.
+
+    Attributes:
+        last_train: the newest record of the training split, also an earlier process's.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        steps: int,
+        start: int,
+        console: rich.console.Console,
+        title: str,
+    ) -> None:
+        self._path = workdir / METRICS
+        kept = _drop_after(self._path, start)
+        self._kept = {(r["step"], r["split"]): r for r in kept}
+        self.last_train: dict[str, Any] = next(
+            (r for r in reversed(kept) if r["split"] == "train"), {}
+        )
+        self._file = self._path.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1 if start else 0
+        )
+        self._console = console
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn(title),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=steps, completed=start, note="")
+        self._evaluations: list[dict[str, Any]] = []
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        self._tensorboard.close()
+        self._file.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        self._progress.update(self._task, completed=step)
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Writes a record.
+
+        Args:
+            step: number of steps taken.
+            split: "train", or the name of an evaluated split.
+            values: numbers, or nested dicts of numbers and arrays.
+        """
+        record = {"step": step, "split": split} | _plain(values)
+        # A run that was killed after its last evaluation evaluates again, with the same result.
+        kept = self._kept.get((step, split), {})
+        if any(name not in kept or kept[name] != value for name, value in record.items()):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        curves = {name: value for name, value in values.items() if name not in NOT_CURVES}
+        for name, value in _scalars(curves, split):
+            self._tensorboard.add_scalar(name, value, step)
+        if split == "train":
+            self.last_train = record
+            loss = values.get("loss", np.nan)  # of no step, if all were skipped
+            note = f"loss {loss:.4f}  {values['steps_per_second']:.1f} steps/s"
+            self._progress.update(self._task, completed=step, note=note)
+        else:
+            self._evaluations.append(record)
+
+    def print_evaluations(self, title: str) -> None:
+        """Prints the evaluations of this process as a table, of very many the last ones."""
+        if not self._evaluations:
+            return
+        names = [n for n in SHOWN if any(n in record for record in self._evaluations)]
+        table = rich.table.Table(title=title, title_justify="left")
+        table.add_column("step", justify="right")
+        table.add_column("split")
+        for name in names:
+            table.add_column(name, justify="right")
+        left_out = len(self._evaluations) - SHOWN_EVALUATIONS
+        if left_out > 0:
+            table.caption = f"{left_out} earlier evaluations are in {METRICS}"
+        for record in self._evaluations[-SHOWN_EVALUATIONS:]:
+            cells = [f"{record[n]:.4f}" if n in record else "" for n in names]
+            table.add_row(str(record["step"]), record["split"], *cells)
+        self._console.print(table)
+
+
+class SilentLog(RunLog):
+    """Writes nothing: the log of all processes but the first."""
+
+    def __init__(self, *_: Any) -> None:
+        self.last_train: dict[str, Any] = {}
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Nothing but to remember the newest record of the training split."""
+        if split == "train":
+            self.last_train = {"step": step, "split": split} | _plain(values)
+
+    def print_evaluations(self, title: str) -> None:
+        """Nothing."""
+
+
+def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a run's JSON-lines file, in order, up to a line that is none.
+
+    That is the last one, where a run was killed while it wrote.
+    """
+    path = workdir / METRICS
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(record, dict) or not (
+            isinstance(record.get("step"), int) and isinstance(record.get("split"), str)
+        ):
+            break
+        records.append(record)
+    return records
+
+
+def _drop_after(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    # At step 0 there is no checkpoint: the run starts anew, and evaluates again.
+    kept = [record for record in read_records(path.parent) if 0 < step >= record["step"]]
+    # In one go: killed in between, the run would lose what it had recorded.
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return np.asarray(value).tolist()
+
+
+def _scalars(values: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
+    """Flattens to ("train/divergence/layer_0/attention/head_1", 0.3) and the like."""
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        path = f"{prefix}/{name}"
+        if isinstance(value, Mapping):
+            found += _scalars(value, path)
+        elif np.ndim(value) == 0:
+            found.append((path, float(value)))
+        else:
+            found += [(f"{path}/head_{i}", float(x)) for i, x in enumerate(np.ravel(value))]
+    return found

@@ -1,0 +1,159 @@
+"""A run from start to end, and what finished runs are used for: to restore one, to start from one.
+
+Nothing here knows a task, a model or a data source; an experiment is a config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import rich.console
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from train.devices import hosts
+from train.experiment.experiment import Experiment, build_experiment
+from train.run.checkpoint import Checkpoints
+from train.run.early_stopping import Criterion
+from train.run.folder import (
+    RESULT,
+    CheckpointError,
+    check_same_experiment,
+    claim_folder,
+    read_config,
+    to_json,
+    write_json,
+)
+from train.run.interruption import Interrupted, Interruption
+from train.run.log import RunLog, SilentLog
+from train.run.trainer import Trainer
+from train.step.state import TrainState
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    console: rich.console.Console | None = None,
+    summary: bool = True,
+    deadline: float | None = None,
+) -> dict[str, Any]:
+    """Trains what a config describes, or goes on where the folder's last checkpoint ends.
+
+    Args:
+        config: see `train.configs`.
+        workdir: the run's folder; made if missing.
+        devices: where to run; all local devices by default.
+        console: where to print; the terminal by default.
+        summary: whether to print the table of evaluations at the end.
+        deadline: when to stop training, by `time.monotonic`.
+
+    Returns:
+        What `result.json` holds: "metrics" per split, "mmd" (summed over layers and heads),
+        "alignment" (mean divergence over the last logged steps), "parameters" (their number),
+        "steps", "seconds" and "hardware", both of the last start.
+
+    Raises:
+        ConfigError: the config names or combines things that do not exist or fit.
+        CheckpointError: the folder is not ours, or holds another experiment's run.
+        TrainingDiverged: the loss is not finite.
+        Interrupted: SIGTERM came; the state is saved, and the same call goes on from there.
+        OutOfTime: likewise, because the deadline has passed.
+
+    Example:
+        >>> run(digits.get_config(), "runs/digits")["metrics"]["test"]["accuracy"]  # doctest: +SKIP
+        0.97
+    """
+    workdir = pathlib.Path(workdir)
+    console = console or rich.console.Console()
+    experiment = build_experiment(config)
+    initial = experiment.initial_state()
+    experiment = dataclasses.replace(experiment, pretrained={})  # these are in the state now
+    if hosts.is_first():
+        claim_folder(workdir, config)
+    hosts.wait_for_all("folder")
+    check_same_experiment(workdir, config)
+    monitor = Criterion.parse(config.train.monitor)
+    with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
+        if config.train.init_from and checkpoints.latest_step is None:
+            initial = start_from(initial, pathlib.Path(config.train.init_from), console)
+        trainer = Trainer.start(experiment, initial, checkpoints, devices)
+        del initial  # a second copy of everything, if the run goes on from a checkpoint
+        make_log = RunLog if hosts.is_first() else SilentLog
+        with (
+            make_log(workdir, config.train.steps, trainer.step, console, _title(config)) as log,
+            Interruption() as interruption,
+        ):
+            trainer.train(log, interruption, deadline)
+            result = trainer.finish(log)
+    if summary:
+        log.print_evaluations(f"{_title(config)} in {workdir}")
+    if hosts.is_first():
+        write_json(workdir / RESULT, result | {"config": to_json(config)})
+    hosts.wait_for_all("result")
+    if interruption.asked:  # while the last evaluations were made; whoever called has more to do
+        raise Interrupted("Told to stop (SIGTERM); this run is complete.")
+    return result
+
+
+def restore_run(
+    workdir: str | pathlib.Path, config: ConfigDict, step: int | None = None
+) -> tuple[Experiment, TrainState]:
+    """The experiment and the state of a run's folder.
+
+    Args:
+        workdir: the folder.
+        config: the run's.
+        step: of the checkpoint; by default the last one, with the best parameters if the config
+            says so.
+
+    Raises:
+        CheckpointError: the folder is no run's, or has no such checkpoint.
+    """
+    check_same_experiment(pathlib.Path(workdir), config)
+    experiment = build_experiment(config)
+    monitor = Criterion.parse(config.train.monitor)
+    with Checkpoints(pathlib.Path(workdir), config.train.keep_checkpoints, monitor) as checkpoints:
+        state, progress = checkpoints.restore(experiment.initial_state(), step)
+    if step is None and config.train.restore_best and progress.best_params is not None:
+        state = state.replace(params=progress.best_params)
+    return experiment, state
+
+
+def start_from(
+    state: TrainState, workdir: pathlib.Path, console: rich.console.Console
+) -> TrainState:
+    """Takes over another run's final parameters, as far as name and shape agree.
+
+    Args:
+        state: whose parameters are replaced.
+        workdir: the other run's folder.
+        console: where it is said which parameters were not taken over.
+
+    Raises:
+        CheckpointError: the folder is no run's, or nothing in it fits.
+    """
+    _, other = restore_run(workdir, ConfigDict(read_config(workdir)))
+    own, found = (traverse_util.flatten_dict(x.params, sep="/") for x in (state, other))
+    taken = {n: x for n, x in found.items() if n in own and own[n].shape == x.shape}
+    if not taken:
+        raise CheckpointError(
+            f"train.init_from is {workdir}; none of its parameters fits this model, which has "
+            f"{', '.join(list(own)[:3])}, ..."
+        )
+    fresh, unused = (sorted(names - taken.keys()) for names in (own.keys(), found.keys()))
+    console.print(
+        f"{len(taken)} parameters from {workdir}; {len(fresh)} start anew"
+        f"{': ' + ', '.join(fresh[:4]) if fresh else ''}; {len(unused)} are not used."
+    )
+    params = traverse_util.unflatten_dict(own | taken, sep="/")
+    return state.replace(params=params, opt_state=state.tx.init(params))
+
+
+def _title(config: ConfigDict) -> str:
+    return f"{config.name} {config.alignment.method} seed {config.seed}"

@@ -1,0 +1,325 @@
+"""The moving parts of a run: steps, records, evaluations, checkpoints, and what stops it.
+
+Nothing here knows a task, a model or a data source; an experiment is a config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from train.devices import hosts
+from train.devices.parallel import Parallel, parallel_of
+from train.experiment.experiment import Experiment
+from train.registry import ConfigError
+from train.run.checkpoint import Checkpoints, Progress
+from train.run.early_stopping import Criterion, EarlyStopping
+from train.run.evaluation import (
+    check_eval,
+    evaluate,
+    held_out_temperature,
+    measure_mmd,
+    measure_uncertainty,
+)
+from train.run.folder import CheckpointError
+from train.run.hardware import hardware
+from train.run.interruption import Interrupted, Interruption, OutOfTime
+from train.run.log import RunLog
+from train.step.state import TrainState
+from train.tasks import metrics
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became nan or infinite; says where and what to try."""
+
+
+@dataclasses.dataclass
+class Trainer:
+    """The moving parts of a run.
+
+    Attributes:
+        experiment: data, task and model.
+        parallel: runs the steps on devices.
+        checkpoints: where the state is saved.
+        state: replicated over the devices.
+        step: the number of steps taken, kept on the host so that nothing waits for a device.
+        stopping: watches the evaluations.
+        best_params: one copy, of the best evaluation; kept only if the config restores it.
+        latest: the newest evaluation's metrics, {"validation/accuracy": 0.9, ...}; of parameters
+            that may have changed since.
+        evaluated: metrics by split of the parameters as they are now.
+        window: metrics of the steps since the last record.
+        examples: the ids of these steps' examples, None where the data have no ids.
+        input_seconds: how long batches were prepared and handed over since the last record.
+        parameters: their number.
+        skipped: steps in a row whose update was left out, since their gradient was not finite.
+    """
+
+    experiment: Experiment
+    parallel: Parallel
+    checkpoints: Checkpoints
+    state: TrainState
+    step: int
+    stopping: EarlyStopping
+    best_params: Any = None
+    latest: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluated: dict[str, Any] = dataclasses.field(default_factory=dict)
+    window: list[Any] = dataclasses.field(default_factory=list)
+    examples: list[np.ndarray | None] = dataclasses.field(default_factory=list)
+    input_seconds: float = 0.0
+    parameters: int = 0
+    skipped: int = 0
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    window_started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @classmethod
+    def start(
+        cls,
+        experiment: Experiment,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        devices: Sequence[jax.Device] | None,
+    ) -> Trainer:
+        """Places the initial state, or the last checkpoint's, on the devices.
+
+        Raises:
+            ConfigError: the config's evaluation does not fit the data or the task.
+                Or several processes were to share data that cannot be split.
+            CheckpointError: the checkpoint cannot be read, or is that of a longer run.
+        """
+        config = experiment.config
+        check_eval(config.eval, experiment.data, experiment.task)
+        if not config.train.patience_metrics and (
+            config.train.patience or config.train.restore_best
+        ):
+            raise ConfigError(
+                "train.patience_metrics is empty, but train.patience and train.restore_best go by "
+                "it. Name a metric, such as 'validation/loss:min'."
+            )
+        stopping = EarlyStopping(
+            [Criterion.parse(text) for text in config.train.patience_metrics],
+            config.train.patience,
+        )
+        progress = Progress()
+        if checkpoints.latest_step is not None:
+            state, progress = checkpoints.restore(state, repair=True)
+            _check_length(state, config)
+            stopping.restore(progress.early_stopping)
+        # The optimiser counts them too, and its count is in the checkpoint.
+        skipped = int(state.opt_state.notfinite_count) if config.optimizer.skip_nonfinite else 0
+        splittable = experiment.data.metadata.splittable
+        if not splittable and jax.process_count() > 1:
+            raise ConfigError(
+                f"{config.name} is trained on one whole graph, which {jax.process_count()} "
+                f"processes cannot share. Start a single process."
+            )
+        parallel = parallel_of(config, devices, splittable=splittable)
+        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        return cls(
+            experiment, parallel, checkpoints, parallel.place(state), int(state.step),
+            stopping, progress.best_params, parameters=parameters, skipped=skipped,
+        )  # fmt: skip
+
+    def train(self, log: RunLog, interruption: Interruption, deadline: float | None = None) -> None:
+        """Steps until the last one, until the patience is used up, or until told to stop.
+
+        Raises:
+            TrainingDiverged: see `run`.
+            Interrupted: likewise.
+            OutOfTime: likewise.
+        """
+        config, last = self.experiment.config, self.experiment.config.train.steps
+        if self.step == 0 and config.eval.at_start:
+            self._evaluate(log)
+        self.window_started = time.perf_counter()
+        batches = self.experiment.data.train_batches(self.step, hosts.share())
+        while self.step < last and not self.stopping.stop:
+            asked = time.perf_counter()
+            batch = next(batches)
+            shares = self.parallel.shard(batch)
+            self.input_seconds += time.perf_counter() - asked
+            self.state, report = self.parallel.train_step(self.state, shares)
+            self.step += 1
+            self.evaluated = {}
+            self.window.append(report)
+            self.examples.append(batch["id"][batch["mask"]] if "id" in batch else None)
+            log.advance(self.step)
+
+            if self._due(config.train.log_every):
+                self._record(log)
+            if self._due(config.eval.every):
+                self._evaluate(log)
+            interrupted = interruption.reached(self.step)
+            late = deadline is not None and time.monotonic() >= deadline and self.step < last
+            stop = interrupted or late
+            if stop:
+                self._record(log)
+            if stop or self._due(config.train.checkpoint_every):
+                self._save()
+            if stop:
+                self.checkpoints.wait()
+                why, error = (
+                    ("Told to stop (SIGTERM)", Interrupted)
+                    if interrupted
+                    else ("Out of time", OutOfTime)
+                )
+                raise error(
+                    f"{why}, the run saved its state after step {self.step} of {last}. The same "
+                    f"command goes on from there."
+                )
+        self._record(log)
+        self._save()
+
+    def finish(self, log: RunLog) -> dict[str, Any]:
+        """Evaluates the final parameters (the best ones, if the config says so)."""
+        config = self.experiment.config
+        if config.train.restore_best and self.best_params is not None:
+            best = self.parallel.place(self.best_params)
+            self.state = self.state.replace(params=best)
+            self.evaluated = {}
+        results = dict(self.evaluated)
+        splits = dict.fromkeys(config.eval.final, config.eval.stochastic_passes)
+        if config.eval.mmd_examples:
+            splits.setdefault(config.eval.mmd_split, 0)
+        held_out, temperature = config.eval.temperature_split, None
+        if held_out:
+            data = self.experiment.data
+            temperature = held_out_temperature(self.parallel, self.state, data, held_out)
+        for split, passes in splits.items():
+            mmd = split == config.eval.mmd_split and config.eval.mmd_examples > 0
+            scaled = None if split == held_out else temperature
+            missing = split not in results or (mmd and "mmd" not in results[split])
+            if missing or passes or scaled is not None:
+                results[split] = self._evaluate_split(
+                    log, split, mmd=True, passes=passes, temperature=scaled
+                )
+        return {
+            "metrics": results,
+            "mmd": results.get(config.eval.mmd_split, {}).get("mmd"),
+            "alignment": log.last_train.get("alignment"),
+            "parameters": self.parameters,
+            "steps": self.step,
+            "seconds": time.perf_counter() - self.started,
+            "hardware": hardware(),
+        }
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _record(self, log: RunLog) -> None:
+        """Writes the mean over the steps since the last record; stops at a loss not finite."""
+        if not self.window:
+            return
+        reports = self.parallel.first(self.window)
+        finite = self._finite(reports)
+        self.window, self.examples = [], []
+        seconds = time.perf_counter() - self.window_started
+        values = metrics.compute(metrics.merge(finite)) if finite else {}
+        if self.experiment.config.optimizer.skip_nonfinite:
+            values["skipped_steps"] = len(reports) - len(finite)
+        values["steps_per_second"] = len(reports) / seconds
+        # While the host prepares a batch the device computes the steps before it, so it waits only
+        # as this comes near 1.
+        values["input_share"] = self.input_seconds / seconds
+        self.input_seconds = 0.0
+        log.write(self.step, "train", values)
+        self.window_started = time.perf_counter()
+
+    def _finite(self, reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The reports of steps with a finite loss and gradient; at most a few may be without."""
+        first, finite = self.step - len(reports) + 1, []
+        allowed = self.experiment.config.optimizer.skip_nonfinite
+        for step, (report, ids) in enumerate(zip(reports, self.examples, strict=True), first):
+            loss, norm = report["loss"].compute(), report["gradient_norm"].compute()
+            if np.isfinite(loss) and np.isfinite(norm):
+                finite.append(report)
+                self.skipped = 0
+                continue
+            self.skipped += 1
+            if self.skipped > allowed:
+                batch = "" if ids is None else f" on the examples with the ids {ids.tolist()}"
+                skips = f", after {allowed} steps in a row that were skipped" if allowed else ""
+                raise TrainingDiverged(
+                    f"At step {step} the loss is {loss} (task {report['task_loss'].compute()}) and "
+                    f"the gradient's norm {norm}{batch}{skips}; expected finite numbers. "
+                    f"{_not_finite_heads(report)}The last good checkpoint is that of step "
+                    f"{self.checkpoints.latest_step}. Try a lower optimizer.learning_rate, a "
+                    f"longer optimizer.warmup_steps, a smaller alignment.weight, or leave out such "
+                    f"steps with optimizer.skip_nonfinite."
+                )
+        return finite
+
+    def _evaluate(self, log: RunLog) -> None:
+        self._record(log)
+        config, self.latest = self.experiment.config.eval, {}
+        mmd = self.step == 0 or (
+            config.mmd_every > 0 and self.step % (config.every * config.mmd_every) == 0
+        )
+        for split in config.during:
+            values = self.evaluated[split] = self._evaluate_split(log, split, mmd=mmd)
+            self.latest |= {f"{split}/{name}": value for name, value in values.items()}
+        if self.latest:  # misspelt, it should be known now and not when a checkpoint is chosen
+            Criterion.parse(self.experiment.config.train.monitor).value(self.latest)
+        best = bool(self.latest) and self.stopping.update(self.latest)
+        if best and self.experiment.config.train.restore_best:
+            self.best_params = self.parallel.first(self.state.params)
+        self.window_started = time.perf_counter()
+
+    def _evaluate_split(
+        self,
+        log: RunLog,
+        split: str,
+        *,
+        mmd: bool,
+        passes: int = 0,
+        temperature: float | None = None,
+    ) -> dict[str, float]:
+        """Evaluates and logs, the distance of keys and queries too if told; returns scalars."""
+        config, data = self.experiment.config.eval, self.experiment.data
+        values = evaluate(self.parallel, self.state, data, split, temperature)
+        if passes:
+            values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
+        if mmd and split == config.mmd_split and config.mmd_examples:
+            values["mmd_per_head"] = measure_mmd(
+                self.parallel.gather(self.state.replace(opt_state=())), data, split,
+                config.mmd_examples, config.mmd_bandwidth,
+            )  # fmt: skip
+            values["mmd"] = float(sum(heads.sum() for heads in values["mmd_per_head"].values()))
+        log.write(self.step, split, values)
+        return {name: value for name, value in values.items() if isinstance(value, float)}
+
+    def _save(self) -> None:
+        """Saves one copy of the state, after making sure that it is worth keeping."""
+        if self.window:
+            before = self.skipped
+            self._finite(self.parallel.first(self.window))
+            self.skipped = before  # these steps are counted when they are recorded
+        began = time.perf_counter()  # no step is in flight: their reports were read
+        progress = Progress(self.stopping.to_json(), self.best_params)
+        # Only if they are these parameters', else another checkpoint would be called the best.
+        measured = self.latest if self.evaluated else None
+        self.checkpoints.save(self.parallel.to_save(self.state), progress, measured)
+        self.window_started += time.perf_counter() - began
+
+
+def _not_finite_heads(report: Mapping[str, Any]) -> str:
+    """Where in the model the alignment went wrong first, in a sentence, if it did."""
+    for layer, mean in report.get("divergence", {}).items():
+        heads = np.flatnonzero(~np.isfinite(np.atleast_1d(mean.total)))
+        if heads.size:
+            return f"The divergence of {layer} is not finite in the heads {heads.tolist()}. "
+    return ""
+
+
+def _check_length(state: TrainState, config: ConfigDict) -> None:
+    if int(state.step) > config.train.steps:
+        raise CheckpointError(
+            f"The last checkpoint is that of step {int(state.step)}, but train.steps is "
+            f"{config.train.steps}. Raise train.steps, or start anew in another --workdir."
+        )

@@ -1,0 +1,1 @@
+"""One step of training: a pure function, its state and its optimiser."""
