@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 # other, after which XLA by default ends the process; and programs run one at a time, since several
 # in flight could take the threads that the first one still needs.
 _FLAGS = {"--xla_force_host_platform_device_count": 4}
-if int(importlib.metadata.version("jaxlib").split(".")[1]) >= 9:  # a flag it lacks ends XLA
+# A flag that jaxlib does not know ends the process.
+_JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+if _JAXLIB >= (0, 9):
     _FLAGS["--xla_cpu_collective_call_terminate_timeout_seconds"] = 300
 
 # Tests compile far more than they compute: so a gradient of CT takes a quarter of the time. The
@@ -19,8 +21,9 @@ if int(importlib.metadata.version("jaxlib").split(".")[1]) >= 9:  # a flag it la
 QUICK_TO_COMPILE = {
     "--xla_backend_optimization_level": 0,
     "--xla_cpu_parallel_codegen_split_count": 1,
-    "--xla_cpu_use_fusion_emitters": "false",
 }
+if _JAXLIB < (0, 11):
+    QUICK_TO_COMPILE["--xla_cpu_use_fusion_emitters"] = "false"
 # As a process started by a test takes them, on one device.
 QUICK_FLAGS = " ".join(f"{flag}={value}" for flag, value in QUICK_TO_COMPILE.items())
 
@@ -36,12 +39,20 @@ _set_flags(_FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
+# Compiled programs are shared by all processes of a test run, and kept for the next one.
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Tracing makes millions of objects, few of them garbage: Python need not look for it so often.
+gc.set_threshold(100_000, 20, 20)
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import faults  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 MANY_MAPS = 20_000
 
 

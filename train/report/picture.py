@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from train.experiment.experiment import Experiment
@@ -120,6 +119,8 @@ def _plane(points: np.ndarray) -> np.ndarray:
     with threadpool_limits(1):
         # Of less than two features or points there are no two principal components.
         init = "pca" if min(points.shape) >= 2 else "random"
+        from sklearn.manifold import TSNE
+
         return TSNE(init=init, perplexity=perplexity, random_state=0).fit_transform(points)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
-import tensorboardX
 
 from train.run.folder import METRICS, write_text
 
@@ -52,6 +51,8 @@ class RunLog:
             (r for r in reversed(kept) if r["split"] == "train"), {}
         )
         self._file = self._path.open("a")
+        import tensorboardX  # imports torch where it is installed: seconds for a command's --help
+
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1 if start else 0
         )
