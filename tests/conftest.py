@@ -46,7 +46,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Tracing makes millions of objects, few of them garbage: Python need not look for it so often.
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(20_000, 10, 10)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
