@@ -11,11 +11,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tests.conftest import QUICK_FLAGS, ROOT
+from train.configs import digits
 from train.run.folder import read_config
 from train.run.loop import restore_run
 
 _STARTED: list[subprocess.Popen[str]] = []
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # The digits, four tokens, one layer: a run takes seconds.
 TINY = {
@@ -24,6 +25,17 @@ TINY = {
     "alignment.method": "ct", "eval.mmd_examples": 8, "train.steps": 60, "train.log_every": 10,
     "train.checkpoint_every": 4, "eval.every": 20, "eval.final": ("validation",),
 }  # fmt: skip
+
+
+def tiny_config(**changes: Any) -> ConfigDict:
+    """What `start` trains, for a run in this process."""
+    config = digits.get_config()
+    config.update_from_flattened_dict(_values(changes))
+    return config.lock()
+
+
+def _values(changes: dict[str, Any]) -> dict[str, Any]:
+    return TINY | {key.replace("__", "."): value for key, value in changes.items()}
 
 
 def start(
@@ -37,16 +49,16 @@ def start(
         devices: how many devices the process gets.
         changes: of the config, `train__steps=4`.
     """
-    values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
     command = [
         sys.executable, "-m", "train", "--config=train/configs/digits.py",
         f"--workdir={workdir}", *flags,
-        *(f"--config.{key}={value}" for key, value in values.items()),
+        *(f"--config.{key}={value}" for key, value in _values(changes).items()),
     ]  # fmt: skip
+    quick = [flag for flag in os.environ["XLA_FLAGS"].split() if flag in QUICK_FLAGS.split()]
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *quick]),
         "JAX_PLATFORMS": "cpu",
-        "ALIGN_JAX_CACHE": str(workdir.parent / "cache"),
+        "ALIGN_JAX_CACHE": "",  # the tests' own cache is used
     }
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True,

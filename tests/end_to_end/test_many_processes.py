@@ -12,7 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from tests.end_to_end.processes import final_params, finish, start, start_together
+from tests.end_to_end.processes import (
+    final_params,
+    finish,
+    start,
+    start_together,
+    tiny_config,
+)
+from tests.train.commands import run_quietly
 from train.devices.hosts import HEARTBEAT_SECONDS
 from train.run.log import read_records
 
@@ -50,9 +57,9 @@ CUT = {"train__mesh_fsdp": True, "train__mesh_model": 2}
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> pathlib.Path:
-    """The same run in one process on one device."""
+    """The same run in this process on one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    finish(start(workdir, **SHORT))
+    run_quietly(tiny_config(**SHORT), workdir)
     return workdir
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import jax
@@ -24,11 +27,50 @@ def run_quietly(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def command(
-    *arguments: str, module: str = "train", standard_input: str = ""
+    *arguments: str, module: str = "train", standard_input: str = "", forked: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS` in a process of its own."""
+    """`python -m MODULE ARGUMENTS` in a process of its own.
+
+    Args:
+        arguments: of the command.
+        module: which command.
+        standard_input: what it reads there.
+        forked: whether the process may be one that has made its imports already, see
+            `tests.train.command_server`; for tests of what a command does after them.
+    """
+    environment = os.environ | {"XLA_FLAGS": QUICK_FLAGS, "ALIGN_JAX_CACHE": ""}
+    if forked:
+        return _forked(arguments, module, standard_input, environment)
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT, input=standard_input, capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | {"XLA_FLAGS": QUICK_FLAGS, "ALIGN_JAX_CACHE": ""},
+        env=environment,
+    )  # fmt: skip
+
+
+def _forked(
+    arguments: tuple[str, ...], module: str, standard_input: str, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    server = _server()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [pathlib.Path(folder) / name for name in ("stdin", "stdout", "stderr")]
+        for file, content in zip(files, (standard_input, "", ""), strict=True):
+            file.write_text(content)
+        request = {
+            "module": module, "arguments": arguments, "environment": environment,
+            "files": list(map(str, files)),
+        }  # fmt: skip
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        output, errors = (file.read_text() for file in files[1:])
+    return subprocess.CompletedProcess([module, *arguments], status, output, errors)
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """Ends with this process, whose end it sees at its standard input."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.train.command_server"],
+        cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip

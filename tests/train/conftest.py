@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -17,6 +18,13 @@ from train.configs import digits
 def rng() -> np.random.Generator:
     """The same numbers for every test, whichever ran before."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What names no devices runs on one, whose programs are compiled sooner than those of four."""
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ SMALL = [
     ],
 )
 def test_a_mistyped_flag_ends_in_one_line(argument: str, message: str, tmp_path) -> None:
-    done = command(CONFIG, argument, f"--workdir={tmp_path / 'run'}")
+    done = command(CONFIG, argument, f"--workdir={tmp_path / 'run'}", forked=True)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert message in done.stderr
@@ -45,7 +45,7 @@ def test_a_mistyped_flag_ends_in_one_line(argument: str, message: str, tmp_path)
     ],
 )
 def test_a_command_that_cannot_work_says_why(arguments: list[str], message: str) -> None:
-    done = command(*arguments)
+    done = command(*arguments, forked=True)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert message in done.stderr
@@ -53,17 +53,17 @@ def test_a_command_that_cannot_work_says_why(arguments: list[str], message: str)
 
 @pytest.mark.parametrize("module", ["train", "train.sweep", "train.benchmarks.text_step"])
 def test_help_shows_every_flag(module: str) -> None:
-    done = command("--help", module=module)
+    done = command("--help", module=module, forked=True)
     assert "--config:" in done.stdout
     assert f"python -m {module} --config=" in done.stdout
 
 
 def test_only_a_single_run_is_shared_by_processes(tmp_path) -> None:
     arguments = ("--coordinator=127.0.0.1:1", f"--workdir={tmp_path / 'sweep'}")
-    done = command(CONFIG, *arguments, module="train.sweep")
+    done = command(CONFIG, *arguments, module="train.sweep", forked=True)
     assert done.returncode != 0
     assert "Unknown command line flag 'coordinator'" in done.stderr
-    assert "--coordinator" in command("--help").stdout
+    assert "--coordinator" in command("--help", forked=True).stdout
 
 
 def test_the_command_trains_resumes_and_refuses_another_model(tmp_path) -> None:
@@ -74,11 +74,11 @@ def test_the_command_trains_resumes_and_refuses_another_model(tmp_path) -> None:
     first = json.loads((tmp_path / "run" / "result.json").read_text())
     assert first["steps"] == 4
 
-    again = command(CONFIG, workdir, *SMALL, "--config.train.steps=6")
+    again = command(CONFIG, workdir, *SMALL, "--config.train.steps=6", forked=True)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 6
 
-    refused = command(CONFIG, workdir, *SMALL, "--config.alignment.method=gan")
+    refused = command(CONFIG, workdir, *SMALL, "--config.alignment.method=gan", forked=True)
     assert refused.returncode != 0
     assert "alignment.method was 'ct', now 'gan'" in refused.stderr
     assert "Traceback" not in refused.stderr

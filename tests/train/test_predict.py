@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.train.commands import command, run_quietly
-from tests.train.tiny_glue import tiny_run
+from tests.train.tiny_glue import fake_glue, tiny_run
+from tests.train.tiny_glue import tiny_config as tiny_glue_config
 from tests.train.tiny_squad import CONTEXT, write_squad
 from tests.train.tiny_squad import tiny_config as tiny_squad_config
+from train.experiment.experiment import build_experiment
 from train.predict import export, predict, read_texts
 from train.predictor import restore_predictor
 from train.registry import ConfigError
@@ -39,9 +41,10 @@ def test_each_text_gets_a_label_and_probabilities_in_order(mrpc) -> None:
     assert alone["probabilities"] == pytest.approx(answers[2]["probabilities"], abs=1e-6)
 
 
-def test_a_regression_gives_scores(checkpoint, tmp_path) -> None:
-    run = tiny_run(checkpoint, tmp_path, "stsb")
-    answers = list(predict(*restore_predictor(run), PAIRS))
+def test_a_regression_gives_scores(checkpoint, monkeypatch) -> None:
+    fake_glue(monkeypatch, "stsb")
+    experiment = build_experiment(tiny_glue_config(checkpoint, "stsb"))
+    answers = list(predict(experiment.data, experiment.initial_state(), PAIRS))
     assert [list(answer) for answer in answers] == [["score"]] * 3
     json.dumps(answers)
 
@@ -135,7 +138,9 @@ def test_lines_are_read_and_empty_ones_left_out() -> None:
 
 
 def test_a_run_on_pictures_is_refused(tmp_path, tiny_config) -> None:
-    config = tiny_config("none", train__steps=1, eval__at_start=False)
+    config = tiny_config(
+        "none", train__steps=1, eval__at_start=False, eval__mmd_examples=0, eval__final=()
+    )
     run_quietly(config, tmp_path / "run")
     with pytest.raises(ConfigError, match="'digits', which holds no texts"):
         restore_predictor(tmp_path / "run")
@@ -153,7 +158,9 @@ def test_the_command_answers_line_by_line_and_exports(mrpc_run, mrpc, tmp_path) 
         assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
     assert (tmp_path / "out" / "model.safetensors").exists()
 
-    piped = command(run, "--input=-", module="train.predict", standard_input=file.read_text())
+    piped = command(
+        run, "--input=-", module="train.predict", standard_input=file.read_text(), forked=True
+    )
     assert [json.loads(line)["label"] for line in piped.stdout.splitlines()] == [
         answer["label"] for answer in answers
     ]
@@ -168,7 +175,7 @@ def test_a_command_without_readable_input_says_why(mrpc_run, tmp_path, content, 
     if content:
         file.write_bytes(content)
     given = [] if content == "" else [f"--input={file}"]
-    done = command(f"--checkpoint={mrpc_run}", *given, module="train.predict")
+    done = command(f"--checkpoint={mrpc_run}", *given, module="train.predict", forked=True)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr

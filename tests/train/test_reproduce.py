@@ -24,6 +24,7 @@ from train.run import loop, trainer
 from train.run.log import read_records
 from train.run.trainer import Trainer, TrainingDiverged
 
+pytestmark = pytest.mark.usefixtures("one_device")
 TINY = """
 from train.configs import digits
 

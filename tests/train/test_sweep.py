@@ -21,6 +21,7 @@ def run(config, methods, seeds, workdir) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     tmp_path, tiny_config, monkeypatch
 ) -> None:

@@ -7,8 +7,9 @@ lie, and what they must send each other, XLA derives from where its inputs lie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,32 +60,25 @@ class MeshRunner:
         self._mesh = Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
         self._fsdp = fsdp
         self._local_shares = local // model
-        self._microbatch_size = microbatch_size
         self._rows = NamedSharding(self._mesh, PartitionSpec(DATA))
-        self._whole = NamedSharding(self._mesh, PartitionSpec())
-        self._replicate = jax.jit(lambda arrays: arrays, out_shardings=self._whole)
-        self._train_step = jax.jit(self._placed_train_step, donate_argnums=(0,))
-        self._eval_step = jax.jit(eval_step, out_shardings=(self._whole, self._rows))
-        self._stochastic_step = jax.jit(
-            stochastic_step, static_argnums=(3,), out_shardings=self._whole
-        )
+        self._programs = _programs(self._mesh, fsdp, microbatch_size)
 
     def train_step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         """`step.train_step` on all devices. The given state is donated: do not reuse it."""
         with jax.set_mesh(self._mesh):
-            return self._train_step(state, batch)
+            return self._programs.train_step(state, batch)
 
     def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """`step.eval_step` on all devices."""
         with jax.set_mesh(self._mesh):
-            return self._eval_step(state, batch)
+            return self._programs.eval_step(state, batch)
 
     def stochastic_step(
         self, state: TrainState, batch: Any, number: int, passes: int
     ) -> dict[str, Any]:
         """`step.stochastic_step` on all devices."""
         with jax.set_mesh(self._mesh):
-            return self._stochastic_step(state, batch, np.int32(number), passes)
+            return self._programs.stochastic_step(state, batch, np.int32(number), passes)
 
     def place(self, tree: Any) -> Any:
         """Cuts or copies every array of a tree, as `train.devices.partition` says."""
@@ -120,25 +114,42 @@ class MeshRunner:
         """The state as it lies: each process writes its part."""
         return state
 
-    def _placed_train_step(
-        self, state: TrainState, batch: Any
-    ) -> tuple[TrainState, dict[str, Any]]:
-        state, report = train_step(
-            state, batch, microbatch_size=self._microbatch_size, shares=self._mesh.shape[DATA]
-        )
-        where = shardings(state, self._mesh, self._fsdp)
-        constrain = jax.lax.with_sharding_constraint
-        return constrain(state, where), constrain(
-            report, jax.tree.map(lambda _: self._whole, report)
-        )
-
     def _replicated(self, tree: Any) -> Any:
         """Every array as a copy on each device; reports are so already."""
         leaves, structure = jax.tree.flatten(tree)
         cut = [x for x in leaves if not x.is_fully_replicated]
-        copies = iter(self._replicate(cut)) if cut else iter(())
+        copies = iter(self._programs.replicate(cut)) if cut else iter(())
         whole = [x if x.is_fully_replicated else next(copies) for x in leaves]
         return jax.tree.unflatten(structure, whole)
+
+
+class _Programs(NamedTuple):
+    """What is compiled for a mesh."""
+
+    train_step: Callable[..., Any]
+    eval_step: Callable[..., Any]
+    stochastic_step: Callable[..., Any]
+    replicate: Callable[..., Any]
+
+
+@functools.cache  # runs that differ in their seeds alone trace and compile once
+def _programs(mesh: Mesh, fsdp: bool, microbatch_size: int) -> _Programs:
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((DATA,), ()))
+
+    def placed_train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        state, report = train_step(
+            state, batch, microbatch_size=microbatch_size, shares=mesh.shape[DATA]
+        )
+        constrain = jax.lax.with_sharding_constraint
+        where = shardings(state, mesh, fsdp)
+        return constrain(state, where), constrain(report, jax.tree.map(lambda _: whole, report))
+
+    return _Programs(
+        train_step=jax.jit(placed_train_step, donate_argnums=(0,)),
+        eval_step=jax.jit(eval_step, out_shardings=(whole, rows)),
+        stochastic_step=jax.jit(stochastic_step, static_argnums=(3,), out_shardings=whole),
+        replicate=jax.jit(lambda arrays: arrays, out_shardings=whole),
+    )
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:

@@ -9,8 +9,8 @@ both are `jax.jit`. The loop knows nothing else about devices.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -80,36 +80,21 @@ class Pmap:
         self.devices = list(devices or jax.local_devices())
         mesh = jax.sharding.Mesh(np.asarray(self.devices), (AXIS,))
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-        self._train_step = jax.pmap(
-            functools.partial(train_step, axis_name=AXIS, microbatch_size=microbatch_size),
-            axis_name=AXIS,
-            devices=self.devices,
-            donate_argnums=(0,),
-        )
-        self._eval_step = jax.pmap(
-            functools.partial(eval_step, axis_name=AXIS), axis_name=AXIS, devices=self.devices
-        )
-        self._stochastic_step = jax.pmap(
-            functools.partial(stochastic_step, axis_name=AXIS),
-            axis_name=AXIS,
-            devices=self.devices,
-            in_axes=(0, 0, None),
-            static_broadcasted_argnums=(3,),
-        )
+        self._programs = _programs(tuple(self.devices), microbatch_size)
 
     def train_step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         """`step.train_step` on all devices. The given state is donated: do not reuse it."""
-        return self._train_step(state, batch)
+        return self._programs.train_step(state, batch)
 
     def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """`step.eval_step` on all devices."""
-        return self._eval_step(state, batch)
+        return self._programs.eval_step(state, batch)
 
     def stochastic_step(
         self, state: TrainState, batch: Any, number: int, passes: int
     ) -> dict[str, Any]:
         """`step.stochastic_step` on all devices."""
-        return self._stochastic_step(state, batch, number, passes)
+        return self._programs.stochastic_step(state, batch, number, passes)
 
     def place(self, tree: Any) -> Any:
         """Copies every array of a tree to every device: [...] -> [D, ...]."""
@@ -148,6 +133,29 @@ class Pmap:
     def _replicate(self, x: Any) -> jax.Array:
         copies = jax.numpy.broadcast_to(x, (len(self.devices), *jax.numpy.shape(x)))
         return jax.device_put(copies, self._sharding)
+
+
+class _Programs(NamedTuple):
+    """What is compiled for some devices."""
+
+    train_step: Callable[..., Any]
+    eval_step: Callable[..., Any]
+    stochastic_step: Callable[..., Any]
+
+
+@functools.cache  # runs that differ in their seeds alone trace and compile once
+def _programs(devices: tuple[jax.Device, ...], microbatch_size: int) -> _Programs:
+    pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
+    training, evaluation, stochastic = (
+        functools.partial(step, axis_name=AXIS) for step in (train_step, eval_step, stochastic_step)
+    )
+    return _Programs(
+        train_step=pmap(
+            functools.partial(training, microbatch_size=microbatch_size), donate_argnums=(0,)
+        ),
+        eval_step=pmap(evaluation),
+        stochastic_step=pmap(stochastic, in_axes=(0, 0, None), static_broadcasted_argnums=(3,)),
+    )
 
 
 PARALLEL = {"pmap": Pmap, "mesh": MeshRunner}

@@ -69,6 +69,7 @@ class OptimizerConfig:
     skip_nonfinite: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "decay_at", tuple(self.decay_at))  # JSON has lists
         for field, known in (("name", OPTIMIZERS), ("decay", DECAYS)):
             value = getattr(self, field)
             if value not in known:
@@ -94,6 +95,7 @@ class OptimizerConfig:
                 )
 
 
+@functools.cache  # equal runs, as of several seeds, share the programs that hold it
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Builds the optimiser of a run.
 

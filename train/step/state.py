@@ -95,14 +95,22 @@ def create_state(
         seed: of the parameters, and of dropout.
     """
     init_rng, train_rng = jax.random.split(jax.random.key(seed))
-    params = jax.jit(functools.partial(task.init, model))(init_rng, dict(batch))
+    params, opt_state = _initialised(model, tx, task, init_rng, dict(batch))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(params),
+        opt_state=opt_state,
         rng=train_rng,
         model=model,
         tx=tx,
         task=task,
         alignment=alignment,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "tx", "task"))  # once for all seeds
+def _initialised(
+    model: nn.Module, tx: optax.GradientTransformation, task: Task, rng: Array, batch: Batch
+) -> tuple[Any, optax.OptState]:
+    params = task.init(model, rng, batch)
+    return params, tx.init(params)

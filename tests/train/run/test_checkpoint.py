@@ -34,8 +34,8 @@ def at(state, step: int):
 def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path, state) -> None:
     changed = state.replace(
         step=np.int32(7),
-        params=jax.tree.map(lambda x: x + 0.1, state.params),
-        opt_state=jax.tree.map(lambda x: x + 1, state.opt_state),
+        params=jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), state.params),
+        opt_state=jax.tree.map(lambda x: np.asarray(x) + x.dtype.type(1), state.opt_state),
         rng=jax.random.key(42),
     )
     saved = Progress({"best": {"a": 1.5}, "waited": 2}, best_params=state.params)
@@ -65,7 +65,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path, state, direction
     "Refused, with their names",
 )
 def test_other_parameters_are_named(tmp_path, state, tiny_config) -> None:
-    other = build_experiment(tiny_config("gan", model__hidden_size=32)).initial_state()
+    other = build_experiment(tiny_config("gan")).initial_state()
     with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as checkpoints:
         checkpoints.save(at(state, 1), Progress())
         with pytest.raises(CheckpointError, match=r"does not fit.*alignment.*missing"):

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -42,8 +43,24 @@ def final_params(config, workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_config):
     """A run that is complete: its config, folder, result and what it printed."""
-    config, workdir = tiny_config("ct", data__eval_batch_size=50), tmp_path_factory.mktemp("run")
+    config, workdir = tiny_config("ct"), tmp_path_factory.mktemp("run")
     return config, workdir, *run(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tiny_config):
+    """Another one, of a model with dropout: its config, folder and result."""
+    config = tiny_config("ct", model__dropout=0.2, train__steps=7, eval__stochastic_passes=3)
+    workdir = tmp_path_factory.mktemp("run")
+    return config, workdir, run(config, workdir)[0]
+
+
+def assert_ends_bitwise_alike(result, workdir, uninterrupted) -> None:
+    config, whole, expected = uninterrupted
+    assert result["metrics"] == expected["metrics"]
+    jax.tree.map(
+        np.testing.assert_array_equal, final_params(config, workdir), final_params(config, whole)
+    )
 
 
 def test_a_run_leaves_its_records_and_prints_a_table(finished) -> None:
@@ -77,30 +94,29 @@ def test_accuracy_is_that_of_the_final_parameters_on_every_test_image_once(finis
         for batch in experiment.data.eval_batches("test")
     ]
     images, labels = (np.concatenate([r[name] for r in rows]) for name in ("image", "label"))
-    logits = state.model.apply({"params": state.params}, images)
+    logits = jax.jit(state.model.apply)({"params": state.params}, images)
     assert len(labels) == round(config.data.test_fraction * 1797 + 0.5)
     assert result["metrics"]["test"]["accuracy"] == pytest.approx(
         float((np.asarray(logits).argmax(axis=1) == labels).mean())
     )
 
 
-def test_uncertainty_is_measured_at_the_end_and_each_time_the_same(tmp_path, tiny_config) -> None:
-    config = tiny_config("ct", model__dropout=0.3, eval__stochastic_passes=3, train__steps=3)
-    result, _ = run(config, tmp_path)
+def test_uncertainty_is_measured_at_the_end_and_each_time_the_same(uninterrupted) -> None:
+    config, workdir, result = uninterrupted
     for split in config.eval.final:
         assert 0.0 < result["metrics"][split]["pavpu"] < 1.0
         assert 0.0 < result["metrics"][split]["certain"] < 1.0
-    assert run(config, tmp_path)[0]["metrics"] == result["metrics"]
+    assert run(config, workdir)[0]["metrics"] == result["metrics"]
 
 
 def test_a_checkpoint_is_the_best_only_by_its_own_evaluation(tmp_path, tiny_config) -> None:
-    """Saved at 2, 3, ... and evaluated at 3: whatever is saved later has no metrics."""
-    config = tiny_config(train__steps=5, eval__every=3, train__checkpoint_every=1)
+    """Saved at 1, 2, ... and evaluated at 4: whatever is saved later has no metrics."""
+    config = tiny_config("ct", eval__every=4, train__checkpoint_every=1)
     config.train.keep_checkpoints = 1
     run(config, tmp_path)
     kept = {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {3, 5}
-    assert int(loop.restore_run(tmp_path, config, step=3)[1].step) == 3
+    assert kept == {4, 6}
+    assert int(loop.restore_run(tmp_path, config, step=4)[1].step) == 4
 
 
 @pytest.mark.parametrize(
@@ -122,17 +138,16 @@ def test_a_mistake_in_the_evaluation_shows_before_the_first_step(
         run(config, tmp_path)
 
 
-def test_another_evaluation_of_a_finished_run_is_recorded(tmp_path, tiny_config) -> None:
-    config = tiny_config(train__steps=2)
-    run(config, tmp_path)
-    before = read_records(tmp_path)
-    run(config, tmp_path)
-    assert read_records(tmp_path) == before
+def test_another_evaluation_of_a_finished_run_is_recorded(finished, tmp_path, tiny_config) -> None:
+    config, workdir = tiny_config("ct"), tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    before = read_records(workdir)
+    run(config, workdir)
+    assert read_records(workdir) == before
     config.eval.mmd_bandwidth = 3.0
-    again, _ = run(config, tmp_path)
+    again, _ = run(config, workdir)
     old, new = (
-        [r["mmd"] for r in records if "mmd" in r][-1]
-        for records in (before, read_records(tmp_path))
+        [r["mmd"] for r in records if "mmd" in r][-1] for records in (before, read_records(workdir))
     )
     assert old != new == again["mmd"]
 
@@ -146,25 +161,21 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch) -> None:
 
 
 def test_fewer_steps_than_already_taken_are_refused(finished, tiny_config) -> None:
-    config = tiny_config("ct", data__eval_batch_size=50, train__steps=4)
+    config = tiny_config("ct", train__steps=4)
     with pytest.raises(CheckpointError, match="step 6, but train.steps is 4"):
         run(config, finished[1])
 
 
 def test_resuming_with_another_model_is_refused(finished, tiny_config) -> None:
-    config = tiny_config("ct", data__eval_batch_size=50, model__hidden_size=32)
-    with pytest.raises(CheckpointError, match="model.hidden_size was 16, now 32"):
+    config = tiny_config("ct", model__dropout=0.2)
+    with pytest.raises(CheckpointError, match="model.dropout was 0.0, now 0.2"):
         run(config, finished[1])
 
 
-@pytest.mark.parametrize("method", ["none", "ct"])
 def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
-    tmp_path, tiny_config, monkeypatch, method: str
+    tmp_path, uninterrupted, monkeypatch
 ) -> None:
-    config = tiny_config(method, model__dropout=0.2, train__steps=7)
-    whole, _ = run(config, tmp_path / "whole")
-
-    original = Trainer._due
+    config, original = uninterrupted[0], Trainer._due
 
     def killed_at_step_5(self, every):
         if self.step == 5:
@@ -173,35 +184,20 @@ def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
 
     monkeypatch.setattr(Trainer, "_due", killed_at_step_5)
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "cut")
-    assert not (tmp_path / "cut" / "result.json").exists()
+        run(config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
     monkeypatch.undo()
-    resumed, _ = run(config, tmp_path / "cut")
-
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        final_params(config, tmp_path / "whole"),
-        final_params(config, tmp_path / "cut"),
-    )
-    assert resumed["metrics"] == whole["metrics"]
-    steps = [r["step"] for r in read_records(tmp_path / "cut") if r["split"] == "train"]
+    assert_ends_bitwise_alike(run(config, tmp_path)[0], tmp_path, uninterrupted)
+    steps = [r["step"] for r in read_records(tmp_path) if r["split"] == "train"]
     assert steps == sorted(steps)
 
 
-def test_a_deadline_stops_the_run_without_losing_a_step(tmp_path, tiny_config) -> None:
-    config = tiny_config("ct", model__dropout=0.2, train__steps=5)
-    whole, _ = run(config, tmp_path / "whole")
-    console = rich.console.Console(file=io.StringIO())
+def test_a_deadline_stops_the_run_without_losing_a_step(tmp_path, uninterrupted) -> None:
+    config, console = uninterrupted[0], rich.console.Console(file=io.StringIO())
     for taken in (1, 2):
-        with pytest.raises(OutOfTime, match=f"after step {taken} of 5"):
-            loop.run(config, tmp_path / "cut", devices=DEVICES, console=console, deadline=0.0)
-    resumed, _ = run(config, tmp_path / "cut")
-    assert resumed["metrics"] == whole["metrics"]
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        final_params(config, tmp_path / "whole"),
-        final_params(config, tmp_path / "cut"),
-    )
+        with pytest.raises(OutOfTime, match=f"after step {taken} of 7"):
+            loop.run(config, tmp_path, devices=DEVICES, console=console, deadline=0.0)
+    assert_ends_bitwise_alike(run(config, tmp_path)[0], tmp_path, uninterrupted)
 
 
 @pytest.mark.fault(
@@ -236,28 +232,32 @@ def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
 def test_steps_with_nan_may_be_skipped_up_to_a_number_in_a_row(
     tmp_path, tiny_config, monkeypatch
 ) -> None:
-    original = Digits.train_batches
+    original, poisoned_steps = Digits.train_batches, {2, 3, 5}
 
     def poisoned(self, start_step=0, *share):
         for step, batch in enumerate(original(self, start_step, *share), start=start_step + 1):
-            if step in (2, 3, 5):
+            if step in poisoned_steps:
                 batch["image"][0, 0, 0, 0] = np.nan
             yield batch
 
     monkeypatch.setattr(Digits, "train_batches", poisoned)
-    result, _ = run(tiny_config("ct", optimizer__skip_nonfinite=2), tmp_path / "two")
+    config = tiny_config("ct", optimizer__skip_nonfinite=2)
+    result, _ = run(config, tmp_path / "two")
     assert np.isfinite(result["metrics"]["test"]["loss"])
     records = [r for r in read_records(tmp_path / "two") if r["split"] == "train"]
     assert [(r["step"], r["skipped_steps"]) for r in records] == [(2, 1), (3, 1), (4, 0), (6, 1)]
     assert np.isfinite([r["loss"] for r in records if "loss" in r]).all()
-    with pytest.raises(TrainingDiverged, match=r"At step 3 .*after 1 steps in a row"):
-        run(tiny_config("ct", optimizer__skip_nonfinite=1), tmp_path / "one")
+    poisoned_steps.add(4)
+    with pytest.raises(TrainingDiverged, match=r"At step 4 .*after 2 steps in a row"):
+        run(config, tmp_path / "three")
 
 
 def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_path) -> None:
     config, source, *_ = finished
-    changed = tiny_config("gan", train__init_from=str(source), train__steps=1, eval__every=1)
-    changed.optimizer.learning_rate = 0.0
+    changed = tiny_config(
+        "gan", train__init_from=str(source), train__steps=1, eval__every=0, eval__at_start=False,
+        eval__mmd_examples=0, optimizer__learning_rate=0.0,
+    )  # fmt: skip
     _, printed = run(changed, tmp_path)
     started, given = final_params(changed, tmp_path), final_params(config, source)
     np.testing.assert_array_equal(started["classifier"]["kernel"], given["classifier"]["kernel"])
@@ -274,7 +274,10 @@ def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_pat
 @pytest.mark.parametrize("way", ["pmap", "mesh"])
 def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, way, monkeypatch) -> None:
     monkeypatch.setattr(partition, "LEAST_SIZE", 16)
-    settings = {"optimizer__epsilon": 1e-3, "optimizer__decay": "constant"}
+    settings = {
+        "optimizer__epsilon": 1e-3, "optimizer__decay": "constant",
+        "eval__every": 0, "eval__at_start": False, "eval__mmd_examples": 0,
+    }  # fmt: skip
     fsdp = way == "mesh"
     cut = tiny_config(train__steps=3, train__parallel=way, train__mesh_fsdp=fsdp, **settings)
     loop.run(cut, tmp_path / "moved", devices=jax.local_devices()[:4], summary=False)
@@ -292,7 +295,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, way, monkeypatch)
     "SIGTERM",
     "Saves and exits; the same command goes on, bitwise",
 )
-def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, tiny_config, monkeypatch) -> None:
+def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, uninterrupted, monkeypatch) -> None:
     step, taken = MeshRunner.train_step, []
 
     def terminated(self, *arguments):
@@ -301,20 +304,16 @@ def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, tiny_config, monkeypa
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *arguments)
 
-    config = tiny_config("ct", train__checkpoint_every=0)
+    config = uninterrupted[0].copy_and_resolve_references()
+    config.train.checkpoint_every = 0
     monkeypatch.setattr(MeshRunner, "train_step", terminated)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="after step 2 of 6"):
-        run(config, tmp_path / "cut")
+    with pytest.raises(Interrupted, match="after step 2 of 7"):
+        run(config, tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
-    run(config, tmp_path / "cut")
-    assert len(taken) == 6
-    run(config, tmp_path / "whole")
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        final_params(config, tmp_path / "cut"),
-        final_params(config, tmp_path / "whole"),
-    )
+    result, _ = run(config, tmp_path)
+    assert len(taken) == 7
+    assert_ends_bitwise_alike(result, tmp_path, uninterrupted)
 
 
 def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny_config) -> None:
@@ -328,6 +327,7 @@ def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny
         train__patience_metrics=("validation/loss:min",),
         train__restore_best=True,
         eval__every=1,
+        eval__mmd_examples=0,
     )
     result, _ = run(config, tmp_path)
     losses = [r["loss"] for r in read_records(tmp_path) if r["split"] == "validation"]
@@ -389,7 +389,7 @@ def test_sigterm_during_the_last_evaluation_is_heard_when_the_run_is_complete(
 
     monkeypatch.setattr(Trainer, "finish", terminated)
     with pytest.raises(Interrupted, match="this run is complete"):
-        run(tiny_config("none"), tmp_path / "run")
+        run(tiny_config("ct"), tmp_path / "run")
     assert (tmp_path / "run" / "result.json").exists()
 
 
@@ -404,7 +404,7 @@ def test_an_unknown_method_is_a_config_error_that_names_the_nearest(tmp_path, ti
 
 
 def test_mmd_can_be_left_to_the_start_and_the_end(tmp_path, tiny_config) -> None:
-    result, _ = run(tiny_config("none", eval__mmd_every=0), tmp_path)
+    result, _ = run(tiny_config("ct", eval__mmd_every=0), tmp_path)
     evaluations = [r for r in read_records(tmp_path) if r["split"] == "validation"]
     # Step 6 is evaluated as the others are, and once more, with MMD, because it is the last.
     assert [(r["step"], "mmd" in r) for r in evaluations] == [

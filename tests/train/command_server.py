@@ -1,0 +1,54 @@
+"""Runs commands in processes that have imported JAX and the application already.
+
+A command that only tells of a mistake would spend nearly all of its time on imports. This process
+makes them once, and each command that it is asked for is a fork of it that goes on as
+`python -m MODULE ARGUMENTS` would: it parses its flags, writes, and ends with a status of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from typing import Any
+
+# Nothing that defines the flags of a command.
+import train.cli
+import train.data.digits
+import train.predictor
+import train.run.loop  # noqa: F401
+
+
+def main() -> None:
+    """Answers requests, one a line, until there are no more; returns in a child, to be a command.
+
+    A request names the "module", its "arguments", the "environment" and the files of the standard
+    streams, "files"; the answer is the command's exit status.
+    """
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if not child:
+            _become(request)
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    sys.exit()
+
+
+def _become(request: dict[str, Any]) -> None:
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for number, (path, mode) in enumerate(
+        zip(request["files"], (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY), strict=True)
+    ):
+        os.dup2(os.open(path, mode), number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (the old one has read on)
+    sys.argv = ["-m", *request["arguments"]]
+    command.append(request["module"])
+
+
+if __name__ == "__main__":
+    command: list[str] = []
+    main()
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
