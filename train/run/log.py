@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,11 +52,7 @@ class RunLog:
             (r for r in reversed(kept) if r["split"] == "train"), {}
         )
         self._file = self._path.open("a")
-        import tensorboardX  # imports torch where it is installed: seconds for a command's --help
-
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1 if start else 0
-        )
+        self._tensorboard = _event_writer(workdir, start)
         self._console = console
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn(title),
@@ -168,6 +165,24 @@ def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
+
+
+def _event_writer(workdir: pathlib.Path, start: int) -> Any:
+    """Writes TensorBoard's events.
+
+    tensorboardX imports PyTorch where it is installed, for the name of a type: seconds of every
+    run. It does without where there is none.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    folder = str(workdir / "tensorboard")
+    return tensorboardX.SummaryWriter(folder, purge_step=start + 1 if start else 0)
 
 
 def _drop_after(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
