@@ -13,22 +13,29 @@ import pytest
 
 from align_jax import AlignmentConfig, alignment_loss, alignment_table, strip_alignment
 from align_jax.models import MCAN, MCANConfig
+from tests.models.parameters import random_parameters
 
 CONFIG = MCANConfig(
-    vocabulary_size=11, num_answers=5, region_features=6, word_features=7, hidden_size=8, layers=2,
+    vocabulary_size=11, num_answers=5, region_features=6, word_features=7, hidden_size=8, layers=1,
     heads=2, mlp_size=12, reduction_size=9, fused_size=10,
 )  # fmt: skip
-QUESTION = jnp.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
-IMAGE = jax.random.normal(jax.random.key(1), (2, 4, 6))
-IMAGE_MASK = jnp.array([[True, True, True, False], [True] * 4])
+QUESTION = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
+IMAGE = np.random.default_rng(1).normal(size=(2, 4, 6)).astype(np.float32)
+IMAGE_MASK = np.array([[True, True, True, False], [True] * 4])
 
 
-@functools.cache  # initialising takes seconds
 def build(**changes):
     model = MCAN(dataclasses.replace(CONFIG, **changes))
-    return model, jax.jit(model.init)(jax.random.key(0), QUESTION, IMAGE)["params"]
+    return model, random_parameters(model, QUESTION, IMAGE, scale=0.2)
 
 
+@functools.cache
+def program(**changes):
+    """What a model computes, compiled once for all tests: to compile takes the most time."""
+    return jax.jit(MCAN(dataclasses.replace(CONFIG, **changes)).apply)
+
+
+@functools.cache
 def size(config: MCANConfig) -> int:
     model = MCAN(config)
     shapes = jax.eval_shape(
@@ -59,7 +66,8 @@ def test_the_number_of_parameters_is_that_of_the_architecture() -> None:
     lstm = 4 * (7 * 8 + dense(8, 8))
     reduction = dense(8, 9) + dense(9, 1) + dense(8, 10)
     expected = 11 * 7 + lstm + dense(6, 8) + 2 * (attention + mlp) + 2 * (2 * attention + mlp)
-    assert size(CONFIG) == expected + 2 * reduction + 2 * 10 + dense(10, 5)
+    expected += 2 * reduction + 2 * 10 + dense(10, 5)
+    assert size(dataclasses.replace(CONFIG, layers=2)) == expected
 
 
 def test_the_larger_size_is_larger() -> None:
@@ -68,25 +76,35 @@ def test_the_larger_size_is_larger() -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    model, params = build()
-    apply = jax.jit(lambda *args: model.apply({"params": params}, *args))
-    whole = apply(QUESTION, IMAGE, None, IMAGE_MASK)
-    garbage = jnp.where(IMAGE_MASK[..., None], IMAGE, 1e3)
-    words = jnp.where(QUESTION == 0, 9, QUESTION)
-    np.testing.assert_allclose(apply(words, garbage, QUESTION != 0, IMAGE_MASK), whole, atol=1e-5)
+    _, params = build()
+
+    def apply(*inputs):
+        return program()({"params": params}, *inputs)
+
+    words = QUESTION != 0
+    whole = apply(QUESTION, IMAGE, words, IMAGE_MASK)
+    garbage = np.where(IMAGE_MASK[..., None], IMAGE, 1e3).astype(np.float32)
+    other_words = np.where(words, QUESTION, 9)
+    np.testing.assert_allclose(apply(other_words, garbage, words, IMAGE_MASK), whole, atol=1e-5)
     sliced = apply(QUESTION[:1, :3], IMAGE[:1, :3])
     np.testing.assert_allclose(sliced, whole[:1], atol=1e-5)
-    assert np.abs(apply(QUESTION, IMAGE) - whole)[0].max() > 1e-4
+    no_mask = apply(QUESTION, IMAGE, words, np.ones_like(IMAGE_MASK))
+    assert np.abs(no_mask - whole)[0].max() > 1e-4
+
+
+def test_the_mask_is_by_default_that_of_words_and_of_all_regions() -> None:
+    _, params = build()
+    default = program()({"params": params}, QUESTION, IMAGE)
+    told = program()({"params": params}, QUESTION, IMAGE, QUESTION != 0, np.ones((2, 4), bool))
+    np.testing.assert_allclose(default, told, atol=1e-6)
 
 
 def test_a_question_without_words_and_an_image_without_regions_stay_finite() -> None:
     model, params = build(alignment=AlignmentConfig("ct"))
+    nothing = np.zeros_like(QUESTION), IMAGE, None, np.zeros((2, 4), bool)
 
     def loss(params):
-        logits, sown = model.apply(
-            {"params": params}, jnp.zeros_like(QUESTION), IMAGE, None, jnp.zeros((2, 4), bool),
-            mutable=["alignment"],
-        )  # fmt: skip
+        logits, sown = model.apply({"params": params}, *nothing, mutable=["alignment"])
         return jnp.sum(jnp.square(logits)) + alignment_loss(sown)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
@@ -95,51 +113,68 @@ def test_a_question_without_words_and_an_image_without_regions_stay_finite() -> 
 
 
 def test_words_order_matters_and_regions_order_only_with_positions() -> None:
-    order = jnp.array([2, 0, 3, 1])
-    for positions, moves in ((0, False), (4, True)):
-        model, params = build(region_positions=positions)
-        apply = jax.jit(lambda *args, m=model, p=params: m.apply({"params": p}, *args))
-        moved = np.abs(apply(QUESTION, IMAGE[:, order]) - apply(QUESTION, IMAGE)).max()
+    order = np.array([2, 0, 3, 1])
+    for positions, moves in ((4, True), (0, False)):
+        changes = {"region_positions": positions} if positions else {}
+        _, params = build(**changes)
+        apply = functools.partial(program(**changes), {"params": params})
+        expected = apply(QUESTION, IMAGE)
+        moved = np.abs(apply(QUESTION, IMAGE[:, order]) - expected).max()
         assert bool(moved > 1e-4) is moves
-    reversed_words = np.abs(apply(QUESTION[:, ::-1], IMAGE) - apply(QUESTION, IMAGE)).max()
-    assert reversed_words > 1e-4
+    assert np.abs(apply(QUESTION[:, ::-1], IMAGE) - expected).max() > 1e-4
+
+
+def test_an_aligned_model_starts_from_the_plain_ones_parameters() -> None:
+    def initial(model):
+        params = model.init(jax.random.key(0), QUESTION, IMAGE, mutable=["params"])["params"]
+        return strip_alignment(params["decoder_0"])  # to compile the LSTM's would take long
+
+    (plain, _), (aligned, _) = build(), build(alignment=AlignmentConfig("ct"))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(jax.jit(initial, static_argnums=0)(model) for model in (plain, aligned)),
+    )
 
 
 @pytest.mark.parametrize("method", ["gan", "ct", "ot", "mmd"])
 def test_alignment_leaves_the_outputs_and_the_plain_parameters_alone(method: str) -> None:
-    plain, plain_params = build()
-    aligned, params = build(alignment=AlignmentConfig(method))
+    alignment = AlignmentConfig(method)
+    _, params = build(alignment=alignment)
     stripped = strip_alignment(params)
-    jax.tree.map(np.testing.assert_array_equal, stripped, plain_params)
-    inputs = (QUESTION, IMAGE, None, IMAGE_MASK)
+    assert jax.tree.structure(stripped) == jax.tree.structure(build()[1])
+    assert (method in ("gan", "ct")) is (jax.tree.structure(params) != jax.tree.structure(stripped))
+    inputs = (QUESTION, IMAGE, QUESTION != 0, IMAGE_MASK)
     np.testing.assert_array_equal(
-        jax.jit(plain.apply)({"params": stripped}, *inputs),
-        jax.jit(aligned.apply)({"params": params}, *inputs),
+        program()({"params": stripped}, *inputs),
+        program(alignment=alignment)({"params": params}, *inputs),
     )
 
 
-def test_every_attention_is_aligned_the_guided_ones_too() -> None:
-    model, params = build(alignment=AlignmentConfig("ct"))
-    apply = jax.jit(lambda *args: model.apply({"params": params}, *args, mutable=["alignment"])[1])
-    table = alignment_table(apply(QUESTION, IMAGE, None, IMAGE_MASK))
+@pytest.fixture(scope="module")
+def sown():
+    """What two aligned layers sow, as a function of the inputs."""
+    model, params = build(layers=2, alignment=AlignmentConfig("mmd"))
+    apply = jax.jit(functools.partial(model.apply, mutable=["alignment", "alignment_clouds"]))
+    return lambda *inputs: apply({"params": params}, *inputs)[1]
+
+
+def test_every_attention_is_aligned_the_guided_ones_too(sown) -> None:
+    whole = sown(QUESTION, IMAGE, None, IMAGE_MASK)
     expected = {f"encoder_{layer}/attention" for layer in range(2)}
     for layer in range(2):
         expected |= {f"decoder_{layer}/attention", f"decoder_{layer}/guided_attention"}
-    assert set(table) == expected
+    assert set(alignment_table(whole)) == expected
 
     # Masked equals sliced, in all of them.
-    sliced = alignment_table(apply(QUESTION[:1, :3], IMAGE[:1, :3]))
-    masked = alignment_table(apply(QUESTION[:1], IMAGE[:1], None, IMAGE_MASK[:1]))
+    sliced = alignment_table(sown(QUESTION[:1, :3], IMAGE[:1, :3]))
+    masked = alignment_table(whole, sample_mask=np.array([True, False]))
     for name, heads in sliced.items():
         np.testing.assert_allclose(masked[name], heads, atol=1e-5)
 
 
-def test_guided_attention_aligns_regions_with_words() -> None:
-    model, params = build(alignment=AlignmentConfig("ct"))
-    _, sown = model.apply(
-        {"params": params}, QUESTION, IMAGE, None, IMAGE_MASK, mutable=["alignment_clouds"]
-    )
-    clouds = sown["alignment_clouds"]["decoder_1"]["guided_attention"]["alignment"]
+def test_guided_attention_aligns_regions_with_words(sown) -> None:
+    clouds = sown(QUESTION, IMAGE, None, IMAGE_MASK)["alignment_clouds"]
+    clouds = clouds["decoder_1"]["guided_attention"]["alignment"]
     assert clouds["query"][0].shape == (2, 4, 2, 4)  # 4 regions
     assert clouds["key"][0].shape == (2, 5, 2, 4)  # 5 words
     np.testing.assert_array_equal(clouds["query_mask"][0], IMAGE_MASK)
@@ -157,16 +192,22 @@ def test_dropout_needs_its_key_and_changes_the_logits() -> None:
     assert np.abs(first - second).max() > 1e-4
     np.testing.assert_array_equal(first, apply(jax.random.key(0)))
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
-        model.apply({"params": params}, QUESTION, IMAGE, deterministic=False)
+        jax.eval_shape(
+            lambda: model.apply({"params": params}, QUESTION, IMAGE, deterministic=False)
+        )
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters() -> None:
-    model, params = build()
-    half = MCAN(dataclasses.replace(CONFIG, dtype="bfloat16"))
-    logits = half.apply({"params": params}, QUESTION, IMAGE)
+    _, params = build()
+    logits, exact = (
+        program(**changes)({"params": params}, QUESTION, IMAGE)
+        for changes in ({"dtype": "bfloat16"}, {})
+    )
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, model.apply({"params": params}, QUESTION, IMAGE), atol=0.1)
-    fresh = half.init(jax.random.key(0), QUESTION, IMAGE)["params"]
+    np.testing.assert_allclose(logits, exact, atol=0.1)
+    assert (logits != exact).any()
+    half = MCAN(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    fresh = jax.eval_shape(half.init, jax.random.key(0), QUESTION, IMAGE)["params"]
     assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
 
@@ -199,4 +240,4 @@ def test_bad_settings_are_named(changes: dict, message: str) -> None:
 def test_bad_inputs_are_named(changes: dict, inputs: tuple, message: str) -> None:
     model, params = build(**changes)
     with pytest.raises(ValueError, match=message):
-        model.apply({"params": params}, *inputs)
+        jax.eval_shape(lambda: model.apply({"params": params}, *inputs))
