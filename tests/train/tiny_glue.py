@@ -29,7 +29,7 @@ def tiny_checkpoint(folder: pathlib.Path, layers: int = 1) -> pathlib.Path:
         vocab_size=len(VOCAB), hidden_size=16, layers=layers, heads=2, mlp_size=16, max_positions=40
     )
     model = build(config, "encoder")
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     save(folder, model, params)
     write_word_piece(folder)
     return folder
