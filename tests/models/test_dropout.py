@@ -9,22 +9,24 @@ import pytest
 
 from align_jax.models.dropout import Dropout, dropped, keep_mask
 
+masked = jax.jit(keep_mask, static_argnums=(1, 2))
+
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999])
 @pytest.mark.parametrize("shape", [(400_000,), (40, 3, 50, 70)])
 def test_rate(rate, shape) -> None:
-    mask = np.asarray(keep_mask(jax.random.key(0), rate, shape))
+    mask = np.asarray(masked(jax.random.key(0), rate, shape))
     assert mask.shape == shape
     deviation = np.sqrt(rate * (1 - rate) / mask.size)
     assert abs(1 - mask.mean() - rate) <= 4 * deviation
-    assert keep_mask(jax.random.key(0), rate, ()).shape == ()
+    assert jax.eval_shape(lambda: keep_mask(jax.random.key(0), rate, ())).shape == ()
 
 
 def test_masks_look_random() -> None:
     """Neighbours, rows, columns and keys are uncorrelated, and no frequency stands out."""
     size = 500
     masks = [
-        np.asarray(keep_mask(jax.random.fold_in(jax.random.key(0), n), 0.5, (size, size))) * 2.0 - 1
+        np.asarray(masked(jax.random.fold_in(jax.random.key(0), n), 0.5, (size, size))) * 2.0 - 1
         for n in range(12)
     ]
     noise = 1 / size  # standard deviation of a correlation over size * size elements
@@ -40,14 +42,21 @@ def test_masks_look_random() -> None:
 
 
 def test_the_mean_and_the_gradient_stay() -> None:
-    x = jnp.full((300, 300), 2.0)
+    x = np.full((300, 300), 2.0, np.float32)
     key = jax.random.key(1)
-    y, gradient = dropped(x, key, 0.25), jax.grad(lambda x: dropped(x, key, 0.25).sum())(x)
+
+    @jax.jit
+    def results(x):
+        gradient = jax.grad(lambda x: dropped(x, key, 0.25).sum())(x)
+        poisoned = jnp.where(keep_mask(key, 0.25, x.shape), x, jnp.nan)
+        return dropped(x, key, 0.25), gradient, dropped(poisoned, key, 0.25)
+
+    y, gradient, poisoned = results(x)
     assert float(y.mean()) == pytest.approx(2.0, abs=0.02)
     np.testing.assert_allclose(y, x * gradient, rtol=1e-6)
-    assert dropped(x.astype(jnp.bfloat16), key, 0.25).dtype == jnp.bfloat16
-    poisoned = jnp.where(keep_mask(key, 0.25, x.shape), x, jnp.nan)
-    assert np.isfinite(dropped(poisoned, key, 0.25)).all()
+    half = jax.eval_shape(lambda: dropped(x.astype(jnp.bfloat16), key, 0.25))
+    assert half.dtype == jnp.bfloat16
+    assert np.isfinite(poisoned).all()
 
 
 def test_the_module_is_deterministic_when_told_and_in_its_key() -> None:

@@ -11,6 +11,7 @@ import pytest
 from jax.test_util import check_grads
 
 from align_jax.models.flat_dot_general import flat_dot_general
+from tests.models.parameters import random_parameters
 
 # Shapes of inputs and kernel, the axes that are contracted, the axes of the batch.
 PRODUCTS = {
@@ -38,14 +39,16 @@ def test_values_and_gradients(product) -> None:
 
     expected = oracle(lhs, rhs)
     weight = random.normal(size=expected.shape)
-    value, pullback = jax.vjp(
-        lambda lhs, rhs: flat_dot_general(lhs, rhs, (axes, batch)),
-        jnp.asarray(lhs, jnp.float32),
-        jnp.asarray(rhs, jnp.float32),
-    )
+
+    @jax.jit
+    def results(lhs, rhs, weight):
+        value, pullback = jax.vjp(lambda x, y: flat_dot_general(x, y, (axes, batch)), lhs, rhs)
+        return value, pullback(weight)
+
+    value, gradients = results(*(x.astype(np.float32) for x in (lhs, rhs, weight)))
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
     # The product is linear in each operand, so that its differences are exact.
-    for which, gradient in enumerate(pullback(jnp.asarray(weight, jnp.float32))):
+    for which, gradient in enumerate(gradients):
         operands = [lhs, rhs]
         direction = random.normal(size=operands[which].shape)
         operands[which] = direction
@@ -67,8 +70,8 @@ def test_values_and_gradients(product) -> None:
 )
 def test_in_a_layer_every_product_is_of_two_matrices(layer, shape) -> None:
     """What it is for: the gradients too contract over one axis alone."""
-    inputs = jnp.ones(shape)
-    params = layer.init(jax.random.key(0), inputs)
+    inputs = np.ones(shape, np.float32)
+    params = {"params": random_parameters(layer, inputs)}
 
     def loss(params, inputs):
         return (layer.apply(params, inputs) ** 2).sum()
@@ -83,9 +86,9 @@ def test_in_a_layer_every_product_is_of_two_matrices(layer, shape) -> None:
 def test_derivatives_of_two_orders_in_both_modes() -> None:
     """Against finite differences."""
     random = np.random.default_rng(0)
-    lhs, rhs = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 3, 4), (4, 2)))
+    lhs, rhs = (random.normal(size=s).astype(np.float32) for s in ((2, 3, 4), (4, 2)))
     check_grads(
-        lambda lhs, rhs: jnp.sin(flat_dot_general(lhs, rhs, (((2,), (0,)), ((), ())))),
+        jax.jit(lambda lhs, rhs: jnp.sin(flat_dot_general(lhs, rhs, (((2,), (0,)), ((), ()))))),
         (lhs, rhs), order=2, modes=("fwd", "rev"), atol=2e-2, rtol=2e-2, eps=1e-2,
     )  # fmt: skip
 
@@ -93,14 +96,14 @@ def test_derivatives_of_two_orders_in_both_modes() -> None:
 def test_many_at_once() -> None:
     """Under vmap, its gradient too."""
     random = np.random.default_rng(0)
-    lhs = jnp.asarray(random.normal(size=(3, 2, 5, 4)), jnp.float32)
-    rhs = jnp.asarray(random.normal(size=(3, 4, 6)), jnp.float32)
+    lhs = random.normal(size=(3, 2, 5, 4)).astype(np.float32)
+    rhs = random.normal(size=(3, 4, 6)).astype(np.float32)
 
     def gradient(dot_general):
         def loss(lhs, rhs):
             return (dot_general(lhs, rhs, (((2,), (0,)), ((), ()))) ** 3).sum()
 
-        return jax.vmap(jax.grad(loss, argnums=(0, 1)))(lhs, rhs)
+        return jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1))))(lhs, rhs)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax
 import jax
@@ -12,16 +13,23 @@ import pytest
 
 from align_jax import AlignmentConfig, alignment_table, strip_alignment
 from align_jax.models import VisionTransformer, ViTConfig
+from tests.models.parameters import random_parameters
 
 CONFIG = ViTConfig(
     image_size=8, patch_size=4, hidden_size=16, layers=2, heads=2, mlp_size=24, num_classes=5
 )
-IMAGES = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+IMAGES = np.random.default_rng(1).uniform(size=(3, 8, 8, 1)).astype(np.float32)
 
 
-def build(config: ViTConfig = CONFIG, **changes):
-    model = VisionTransformer(dataclasses.replace(config, **changes))
-    return model, model.init(jax.random.key(0), IMAGES)
+def build(**changes):
+    model = VisionTransformer(dataclasses.replace(CONFIG, **changes))
+    return model, {"params": random_parameters(model, IMAGES, scale=0.2)}
+
+
+@functools.cache
+def program(model, **options):
+    """What a model computes, compiled once for all tests: to compile takes the most time."""
+    return jax.jit(functools.partial(model.apply, **options))
 
 
 def patches(images):
@@ -52,10 +60,10 @@ def test_patches_moved_together_with_their_positions_change_nothing(pool: str) -
     positions = variables["params"]["position_embedding"]
     first = int(pool == "cls")
     tail = positions[:, first:][:, order]
-    shuffled["params"]["position_embedding"] = jnp.concatenate([positions[:, :first], tail], axis=1)
+    shuffled["params"]["position_embedding"] = np.concatenate([positions[:, :first], tail], axis=1)
     np.testing.assert_allclose(
-        model.apply(variables, IMAGES),
-        model.apply(shuffled, unpatched(patches(IMAGES)[:, order])),
+        program(model)(variables, IMAGES),
+        program(model)(shuffled, unpatched(patches(IMAGES)[:, order])),
         atol=1e-5,
     )
 
@@ -63,8 +71,8 @@ def test_patches_moved_together_with_their_positions_change_nothing(pool: str) -
 def test_positions_matter() -> None:
     model, variables = build()
     moved = unpatched(patches(IMAGES)[:, np.array([2, 0, 3, 1])])
-    difference = np.abs(model.apply(variables, IMAGES) - model.apply(variables, moved)).max()
-    assert difference > 1e-4
+    first, second = (program(model)(variables, images) for images in (IMAGES, moved))
+    assert np.abs(first - second).max() > 1e-4
 
 
 @pytest.mark.parametrize("method", ["gan", "ct", "ot", "mmd"])
@@ -72,15 +80,24 @@ def test_alignment_leaves_the_outputs_and_the_plain_parameters_alone(method: str
     plain, plain_variables = build()
     aligned, variables = build(alignment=AlignmentConfig(method))
     stripped = strip_alignment(variables["params"])
-    jax.tree.map(np.testing.assert_array_equal, stripped, plain_variables["params"])
+    assert jax.tree.structure(stripped) == jax.tree.structure(plain_variables["params"])
     np.testing.assert_array_equal(
-        plain.apply({"params": stripped}, IMAGES), aligned.apply(variables, IMAGES)
+        program(plain)({"params": stripped}, IMAGES), program(aligned)(variables, IMAGES)
     )
+
+
+def test_an_aligned_model_starts_from_the_plain_ones_parameters() -> None:
+    plain, aligned = (
+        jax.jit(functools.partial(model.init, mutable=["params"]))(jax.random.key(0), IMAGES)
+        for model in (build()[0], build(alignment=AlignmentConfig("ct"))[0])
+    )
+    assert "alignment" in aligned["params"]["layer_0"]["attention"]
+    jax.tree.map(np.testing.assert_array_equal, strip_alignment(aligned), plain)
 
 
 def test_every_layer_is_aligned_under_its_name() -> None:
     model, variables = build(alignment=AlignmentConfig("mmd"))
-    _, sown = model.apply(variables, IMAGES, mutable=["alignment"])
+    _, sown = program(model, mutable=("alignment",))(variables, IMAGES)
     table = alignment_table(sown)
     assert list(table) == ["layer_0/attention", "layer_1/attention"]
     assert all(heads.shape == (2,) for heads in table.values())
@@ -88,25 +105,24 @@ def test_every_layer_is_aligned_under_its_name() -> None:
 
 def test_dropout_needs_its_key_and_acts_in_training_only() -> None:
     model, variables = build(dropout=0.5, attention_dropout=0.5)
-    quiet = model.apply(variables, IMAGES)
-    np.testing.assert_array_equal(quiet, model.apply(variables, IMAGES))
-    noisy = [
-        model.apply(variables, IMAGES, deterministic=False, rngs={"dropout": jax.random.key(k)})
-        for k in (0, 0, 1)
-    ]
+    quiet = program(model)(variables, IMAGES)
+    np.testing.assert_array_equal(quiet, program(build()[0])(variables, IMAGES))
+    train = program(model, deterministic=False)
+    noisy = [train(variables, IMAGES, rngs={"dropout": jax.random.key(k)}) for k in (0, 0, 1)]
     np.testing.assert_array_equal(noisy[0], noisy[1])
     assert np.abs(noisy[0] - noisy[2]).max() > 1e-3
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
-        model.apply(variables, IMAGES, deterministic=False)
+        jax.eval_shape(lambda: model.apply(variables, IMAGES, deterministic=False))
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_logits() -> None:
     model, variables = build(dtype="bfloat16")
-    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits = model.apply(variables, IMAGES)
+    fresh = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+    logits = program(model)(variables, IMAGES)
     assert logits.dtype == jnp.float32
     exact, _ = build()
-    np.testing.assert_allclose(logits, exact.apply(variables, IMAGES), atol=0.1)
+    np.testing.assert_allclose(logits, program(exact)(variables, IMAGES), atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -129,4 +145,4 @@ def test_bad_configurations_are_named(changes: dict, message: str) -> None:
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 8, 3), (3, 16, 16, 1)])
 def test_images_of_another_size_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises((ValueError, TypeError), match=r"8, 8, 1|float32\[3,8,8\]"):
-        VisionTransformer(CONFIG).init(jax.random.key(0), jnp.zeros(shape))
+        jax.eval_shape(VisionTransformer(CONFIG).init, jax.random.key(0), np.zeros(shape))
