@@ -279,9 +279,11 @@ def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, way, monkeypatch)
         "eval__every": 0, "eval__at_start": False, "eval__mmd_examples": 0,
     }  # fmt: skip
     fsdp = way == "mesh"
-    cut = tiny_config(train__steps=3, train__parallel=way, train__mesh_fsdp=fsdp, **settings)
+    cut = tiny_config(
+        "none", train__steps=3, train__parallel=way, train__mesh_fsdp=fsdp, **settings
+    )
     loop.run(cut, tmp_path / "moved", devices=jax.local_devices()[:4], summary=False)
-    config = tiny_config(**settings)
+    config = tiny_config("none", **settings)
     loop.run(config, tmp_path / "moved", devices=DEVICES, summary=False)
     loop.run(config, tmp_path / "stayed", devices=DEVICES, summary=False)
     jax.tree.map(
@@ -335,6 +337,8 @@ def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny
     during = losses[:-1]
     assert min(during[-2:]) > min(during)
     assert result["metrics"]["validation"]["loss"] == pytest.approx(min(during), rel=1e-6)
+    # Nor does a later start forget them.
+    assert run(config, tmp_path)[0]["metrics"] == result["metrics"]
 
 
 @pytest.mark.parametrize(
