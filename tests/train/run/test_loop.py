@@ -22,6 +22,7 @@ from train.devices.mesh import MeshRunner
 from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 from train.run import loop
+from train.run.evaluation import _pass
 from train.run.folder import CheckpointError
 from train.run.interruption import Interrupted, OutOfTime
 from train.run.log import read_records
@@ -99,6 +100,11 @@ def test_accuracy_is_that_of_the_final_parameters_on_every_test_image_once(finis
     assert result["metrics"]["test"]["accuracy"] == pytest.approx(
         float((np.asarray(logits).argmax(axis=1) == labels).mean())
     )
+    # What metrics of a whole corpus see: no padding, and all in order.
+    parallel = MeshRunner(DEVICES)
+    predictions = _pass(parallel, parallel.place(state), experiment.data, "test")[1]
+    np.testing.assert_array_equal(predictions["label"], labels)
+    np.testing.assert_array_equal(predictions["prediction"], logits.argmax(axis=1))
 
 
 def test_uncertainty_is_measured_at_the_end_and_each_time_the_same(uninterrupted) -> None:
