@@ -131,7 +131,8 @@ def measure(
     try:
         for turn in range(rounds + 1):
             for name, (_, pipe) in workers.items():
-                pipe.send(steps if turn else 1)
+                with contextlib.suppress(BrokenPipeError):  # it has failed already, and says why
+                    pipe.send(steps if turn else 1)
                 times[name].append(_received(pipe, name))
     finally:
         for process, pipe in workers.values():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
 
-from tests.train.tiny_glue import tiny_run
+from tests.train.tiny_glue import fake_glue, tiny_run
 from train.attack import victim as victim_module
 from train.attack.victim import Victim, restore_victim
+from train.data.glue import Glue
 from train.predict import predict
 from train.registry import ConfigError
 
@@ -51,11 +56,23 @@ def test_a_cpu_takes_fewer_texts_at_once(monkeypatch, backend: str, size: int) -
     assert Victim(None, None).batch_size == size  # type: ignore[arg-type]
 
 
-def test_a_single_text_may_come_without_a_tuple(checkpoint, tmp_path) -> None:
-    victim = restore_victim(tiny_run(checkpoint, tmp_path, "sst2"))
+def on_another_task(run: pathlib.Path, folder: pathlib.Path, dataset: str) -> pathlib.Path:
+    """A copy of the run as one on another of GLUE's tasks would have left it: same model."""
+    shutil.copytree(run, folder)
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["dataset"] = dataset
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_single_text_may_come_without_a_tuple(run, tmp_path) -> None:
+    victim = restore_victim(on_another_task(run, tmp_path / "sst2", "sst2"))
     np.testing.assert_array_equal(victim(["cat", "dogs"]), victim([("cat",), ("dogs",)]))
 
 
-def test_a_regression_is_refused(checkpoint, tmp_path) -> None:
+def test_a_regression_is_refused(checkpoint, run, monkeypatch) -> None:
+    fake_glue(monkeypatch, "stsb")
+    data = Glue(dataset="stsb", tokenizer=checkpoint, batch_size=8, max_length=32)
+    monkeypatch.setattr(victim_module, "restore_predictor", lambda _: (data, None))
     with pytest.raises(ConfigError, match="no classification of texts"):
-        restore_victim(tiny_run(checkpoint, tmp_path, "stsb"))
+        restore_victim(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.train.benchmarks.test_alignment_cost import TINY
 from train.benchmarks import alignment_cost, step_profile
 from train.benchmarks.step_profile import origins, part_of, self_times
 
@@ -50,9 +51,8 @@ def test_an_operation_belongs_to_one_part(origin: str, part: str) -> None:
 
 
 def test_a_real_step_spends_time_in_every_part(monkeypatch) -> None:
-    sizes = {"vocab_size": 30_000, "hidden_size": 16, "layers": 1, "heads": 2, "mlp_size": 16}
-    monkeypatch.setattr(alignment_cost, "MODELS", {"tiny": (sizes, (4, 4))})
-    step = alignment_cost.Step("tiny", "ct", alignment_cost.random_batch(4, 16))
+    monkeypatch.setattr(alignment_cost, "MODELS", {"tiny": (TINY, (4, 4))})
+    step = alignment_cost.Step("tiny", "ct", alignment_cost.random_batch(4, 8))
     step()
     times = step_profile.profile(step, steps=2)
     parts = {part_of(origin) for origin, milliseconds in times.items() if milliseconds > 0}
