@@ -1,5 +1,7 @@
 """The alignment module: what it sows, when, and in which direction each parameter is pushed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,20 +26,36 @@ METHODS = ("gan", "ot", "ct", "mmd")
 
 def clouds(seed=0, keys=M):
     rng = np.random.default_rng(seed)
-    return tuple(jnp.asarray(rng.normal(size=(B, n, H, D)), jnp.float32) for n in (N, keys))
+    return tuple(rng.normal(size=(B, n, H, D)).astype(np.float32) for n in (N, keys))
 
 
+@functools.cache
 def setup(method="ct", keys=M, **options):
     module = Alignment(AlignmentConfig(method, **options))
     query, key = clouds(keys=keys)
     return module, jax.jit(module.init)(jax.random.key(0), query, key), query, key
 
 
+@functools.partial(jax.jit, static_argnames=("module", "mutable"))
+def sow(module, variables, query, key, mutable="alignment", **masks_and_rngs):
+    """What the module sows; one program for all tests that ask for the same."""
+    return module.apply(variables, query, key, **masks_and_rngs, mutable=[mutable])[1]
+
+
+@functools.partial(jax.jit, static_argnames=("function", "options"))
+def jitted(function, *arrays, options=(), **masks):
+    return function(*arrays, **masks, **dict(options))
+
+
+def lengths(*valid):
+    return np.arange(N)[None] < np.array(valid)[:, None]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_sows_one_value_per_sample_and_head(method):
     module, variables, query, key = setup(method)
     assert "alignment" not in variables
-    _, sown = jax.jit(lambda v: module.apply(v, query, key, mutable=["alignment"]))(variables)
+    sown = sow(module, variables, query, key)
     assert sown["alignment"]["divergence"][0].shape == (B, H)
     assert sown["alignment"]["valid"][0].tolist() == [True] * B
     assert ("sinkhorn_residual" in sown["alignment"]) == (method == "ot")
@@ -60,18 +78,16 @@ def test_sows_one_value_per_sample_and_head(method):
 )
 def test_values_are_those_of_the_functions(method, options):
     """The module adds networks, masks and its options to the pure functions, and nothing else."""
-    query, key = clouds()
-    masks = {"query_mask": jnp.arange(N)[None] < jnp.array([[5], [3], [1]]), "key_mask": None}
-    module = Alignment(AlignmentConfig(method, **options))
-    variables = module.init(jax.random.key(1), query, key)
-    _, state = module.apply(variables, query, key, **masks, mutable=["alignment"])
+    masks = {"query_mask": lengths(5, 3, 1), "key_mask": None}
+    module, variables, query, key = setup(method, **options)
+    state = sow(module, variables, query, key, **masks)
     made_by = {
         "gan": {"discriminator": networks.Discriminator()},
         "ct": {"critic": networks.Critic(10), "navigator": networks.Navigator(10)},
     }.get(method, {})
     assert variables.get("params", {}).keys() == made_by.keys()
     arrays = [
-        network.apply({"params": variables["params"][name]}, x)
+        jitted(network.apply, {"params": variables["params"][name]}, x)
         for name, network in made_by.items()
         for x in (query, key)
     ]
@@ -82,13 +98,14 @@ def test_values_are_those_of_the_functions(method, options):
         "mmd": divergences.maximum_mean_discrepancy,
     }[method]
     arrays = arrays or [query, key]
-    if method == "ot":  # the module's own defaults are cheaper
-        masks |= {"threshold": 1e-2, "max_iterations": 20}
-    expected = function(*arrays, **masks, **options)
+    # The module's own defaults are cheaper.
+    own = {"threshold": 1e-2, "max_iterations": 20} if method == "ot" else {}
+    expected = jitted(function, *arrays, **masks, options=tuple((own | options).items()))
     value = state["alignment"]["divergence"][0]
     np.testing.assert_allclose(value, expected, rtol=1e-4 if method == "ot" else 1e-5)
     if options:  # which the value depends on
-        assert not np.allclose(value, function(*arrays, **masks), rtol=1e-2)
+        default = jitted(function, *arrays, **masks, options=tuple(own.items()))
+        assert not np.allclose(value, default, rtol=1e-2)
 
 
 @pytest.mark.parametrize("method", ["gan", "ct"])
@@ -137,11 +154,13 @@ def test_every_group_is_pushed_the_right_way(method, discriminator):
 def test_descending_brings_the_clouds_together(method):
     module, _, query, key = setup(method)
 
+    @jax.jit
+    @jax.value_and_grad
     def value(query):
         return alignment_loss(module.apply({}, query, key, mutable=["alignment"])[1])
 
-    before, gradient = jax.value_and_grad(value)(query)
-    assert value(query - 0.1 * gradient / jnp.linalg.norm(gradient)) < before
+    before, gradient = value(query)
+    assert value(query - 0.1 * gradient / np.linalg.norm(gradient))[0] < before
 
 
 def test_without_mutable_collections_it_needs_no_parameters():
@@ -151,9 +170,8 @@ def test_without_mutable_collections_it_needs_no_parameters():
 
 def test_samples_without_tokens_are_left_out_of_the_mean():
     module, variables, query, key = setup("ct")
-    query_mask = jnp.ones((B, N), bool).at[1].set(False)
-    _, sown = module.apply(variables, query, key, query_mask=query_mask, mutable=["alignment"])
-    per_sample = sown["alignment"]["divergence"][0]
+    sown = sow(module, variables, query, key, query_mask=lengths(N, 0, N), key_mask=None)
+    per_sample = np.asarray(sown["alignment"]["divergence"][0])
     assert per_sample[1].tolist() == [0.0] * H
     np.testing.assert_allclose(
         alignment_loss(sown), np.mean(np.asarray(per_sample)[[0, 2]]), rtol=1e-6
@@ -168,8 +186,8 @@ def test_samples_without_tokens_are_left_out_of_the_mean():
 
 def test_nan_in_padding_reaches_no_parameter():
     module, variables, query, key = setup("ct")
-    mask = jnp.arange(N)[None] < jnp.array([[5], [3], [1]])
-    query = jnp.where(mask[..., None, None], query, jnp.nan)
+    mask = lengths(5, 3, 1)
+    query = np.where(mask[..., None, None], query, np.nan)
 
     def loss(params):
         state = {"params": params}
@@ -185,16 +203,14 @@ def test_nan_in_padding_reaches_no_parameter():
 def test_over_heads_compares_the_heads_at_each_token(method):
     """With tokens and heads exchanged in the input, "heads" is "tokens" averaged over tokens."""
     module, variables, query, key = setup(method, keys=N)
-    swapped = [jnp.swapaxes(x, 1, 2) for x in (query, key)]
-    tokens = module.apply(variables, *swapped, mutable=["alignment"])[1]["alignment"]
-    mask = jnp.arange(N)[None] < jnp.array([[5], [3], [1]])
-    poisoned = jnp.where(mask[..., None, None], query, jnp.nan)
+    swapped = [np.swapaxes(x, 1, 2) for x in (query, key)]
+    tokens = sow(module, variables, *swapped)["alignment"]
+    mask = lengths(5, 3, 1)
+    poisoned = np.where(mask[..., None, None], query, np.nan)
     values = {}
     for over in ("tokens", "heads", "both"):
         other = Alignment(AlignmentConfig(method, over=over))
-        state = other.apply(
-            variables, poisoned, key, query_mask=mask, key_mask=mask, mutable=["alignment"]
-        )[1]
+        state = sow(other, variables, poisoned, key, query_mask=mask, key_mask=mask)
         values[over] = np.asarray(state["alignment"]["divergence"][0])
     per_token = np.asarray(tokens["divergence"][0])
     expected = [per_token[b, np.asarray(mask[b])].mean() for b in range(B)]
@@ -213,13 +229,13 @@ def test_over_heads_needs_as_many_queries_as_keys():
 def test_over_heads_a_token_must_be_query_and_key(over, tokens):
     query, key = clouds(keys=N)
     query_mask, key_mask = (
-        jnp.array([mask] * B, bool) for mask in ([1, 1, 1, 0, 0], [0, 1, 1, 1, 1])
+        np.array([mask] * B, bool) for mask in ([1, 1, 1, 0, 0], [0, 1, 1, 1, 1])
     )
     module = Alignment(AlignmentConfig("mmd", over=over, tokens=tokens))
 
     def value(**masks):
         rngs = {"alignment": jax.random.key(3)}
-        sown = module.apply({}, query, key, **masks, mutable=["alignment"], rngs=rngs)[1]
+        sown = sow(module, {}, query, key, **masks, rngs=rngs)
         return sown["alignment"]["divergence"][0], sown["alignment"]["valid"][0]
 
     both = query_mask & key_mask
@@ -233,26 +249,25 @@ def test_over_heads_a_token_must_be_query_and_key(over, tokens):
 
 def test_normalized_navigator():
     module, variables, query, key = setup("ct", normalize_navigator=True)
-    _, sown = module.apply(variables, query, key, mutable=["alignment"])
+    sown = sow(module, variables, query, key)
     navigator, critic = networks.Navigator(10), networks.Critic(10)
     navigation, features = [], []
     for x in (query, key):
-        y = np.asarray(navigator.apply({"params": variables["params"]["navigator"]}, x))
+        y = np.asarray(jitted(navigator.apply, {"params": variables["params"]["navigator"]}, x))
         navigation.append(y / np.linalg.norm(y, axis=-1, keepdims=True))
-        features.append(critic.apply({"params": variables["params"]["critic"]}, x))
-    expected = divergences.conditional_transport(*features, *navigation)
+        features.append(jitted(critic.apply, {"params": variables["params"]["critic"]}, x))
+    expected = jitted(divergences.conditional_transport, *features, *navigation)
     np.testing.assert_allclose(sown["alignment"]["divergence"][0], expected, rtol=1e-5)
 
 
 def test_clouds_are_measured_for_every_method():
     module, variables, query, key = setup("none")
     assert not variables
-    _, state = module.apply({}, query, key, mutable=["alignment_clouds"])
-    expected = divergences.maximum_mean_discrepancy(query, key).mean(0)
-    np.testing.assert_allclose(cloud_mmd(state)[""], expected, rtol=1e-6)
-    mask = jnp.array([True, False, True])
-    expected = divergences.maximum_mean_discrepancy(query, key)[np.array([0, 2])].mean(0)
-    np.testing.assert_allclose(cloud_mmd(state, sample_mask=mask)[""], expected, rtol=1e-6)
+    state = sow(module, {}, query, key, mutable="alignment_clouds")
+    per_sample = np.asarray(jitted(divergences.maximum_mean_discrepancy, query, key))
+    np.testing.assert_allclose(jax.jit(cloud_mmd)(state)[""], per_sample.mean(0), rtol=1e-6)
+    found = jax.jit(cloud_mmd)(state, sample_mask=np.array([True, False, True]))
+    np.testing.assert_allclose(found[""], per_sample[[0, 2]].mean(0), rtol=1e-6)
 
 
 def test_clouds_come_in_the_order_of_the_layers_and_of_the_calls():
@@ -289,8 +304,7 @@ def test_a_missing_collection_is_an_error():
 
 
 def test_a_sample_mask_of_the_wrong_shape_is_an_error():
-    module, variables, query, key = setup("mmd")
-    _, sown = module.apply(variables, query, key, mutable=["alignment"])
+    sown = sow(*setup("mmd"))
     with pytest.raises(ValueError, match=r"sample_mask must have shape \(3,\).* got \(4,\)"):
         alignment_loss(sown, jnp.ones(4, bool))
 
@@ -313,13 +327,12 @@ class TestTokens:
 
     def divergence(self, method, tokens, stream="alignment", seed=0, masked=True):
         module = Alignment(AlignmentConfig(method, tokens=tokens))
-        variables = module.init(jax.random.key(1), self.query, self.key)
+        variables = jax.jit(module.init)(jax.random.key(1), self.query, self.key)
         mask = self.mask if masked else None
         rngs = {stream: jax.random.key(seed)} if stream else None
-        _, sown = module.apply(
-            variables, self.query, self.key, query_mask=mask, key_mask=mask, rngs=rngs,
-            mutable=["alignment"],
-        )  # fmt: skip
+        sown = sow(
+            module, variables, self.query, self.key, query_mask=mask, key_mask=mask, rngs=rngs
+        )
         return np.asarray(sown["alignment"]["divergence"][0])
 
     @pytest.mark.parametrize("method", ["gan", "ot", "ct", "mmd"])
@@ -342,7 +355,7 @@ class TestTokens:
     def test_the_mean_over_draws_is_that_of_all_tokens_for_gan_alone(self, method, biased):
         whole = self.divergence(method, 0, masked=False).mean()
         module = Alignment(AlignmentConfig(method, tokens=4))
-        variables = module.init(jax.random.key(1), self.query, self.key)
+        variables = jax.jit(module.init)(jax.random.key(1), self.query, self.key)
 
         def draw(rng):
             _, sown = module.apply(
@@ -404,9 +417,9 @@ def test_over_heads_minds_no_attention_that_is_left_out():
     variables = Alignment(config).init(jax.random.key(0), query, key)
     assert not variables
     query, key = clouds(keys=N)
-    masks = {"query_mask": jnp.arange(N)[None] < jnp.array([[5], [3], [1]]), "key_mask": None}
+    masks = {"query_mask": lengths(5, 3, 1), "key_mask": None}
     for config in (AlignmentConfig("none"), AlignmentConfig("ct", over="heads")):
-        _, sown = Alignment(config).apply({}, query, key, **masks, mutable=["alignment_clouds"])
+        sown = sow(Alignment(config), {}, query, key, **masks, mutable="alignment_clouds")
         seen = sown["alignment_clouds"]
         np.testing.assert_array_equal(seen["query_mask"][0], masks["query_mask"])
         assert seen["key_mask"][0].all()
@@ -416,11 +429,7 @@ def test_over_heads_minds_no_attention_that_is_left_out():
 def test_networks_of_bfloat16_measure_almost_the_same(method):
     module, variables, query, key = setup(method)
     values = [
-        alignment_loss(
-            Alignment(module.config, dtype=dtype).apply(
-                variables, query, key, mutable=["alignment"]
-            )[1]
-        )
+        alignment_loss(sow(Alignment(module.config, dtype=dtype), variables, query, key))
         for dtype in (None, jnp.bfloat16)
     ]
     assert values[1].dtype == jnp.float32
