@@ -45,19 +45,41 @@ def test_what_does_not_exist_is_named(arg) -> None:
         get_config(arg)
 
 
-@pytest.mark.parametrize(("name", "method"), [("paraphrase", "none"), ("commonsense", "ct")])
-def test_a_run_reports_every_domain_before_and_after_scaling(
-    checkpoint, tmp_path, name, method
-) -> None:
-    write_domains(tmp_path, name)
-    result = run_quietly(tiny_config(checkpoint, tmp_path, name, method), tmp_path / "run")
-    other = DOMAINS[name].targets[0].name
-    assert set(result["metrics"]) == {"validation", "test", other}
-    temperatures = {result["metrics"][split]["temperature"] for split in ("test", other)}
+@pytest.fixture(scope="module")
+def sentiment(checkpoint, tmp_path_factory):
+    """A sweep of one run, and its folder."""
+    data, folder = (tmp_path_factory.mktemp(name) for name in ("data", "sentiment"))
+    write_domains(data, "sentiment")
+    config = tiny_config(checkpoint, data, "sentiment")
+    console = rich.console.Console(file=io.StringIO(), width=300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "_step_times", lambda *_: {})
+        sweep.sweep(config, ["none"], [0], folder / "sweep", console)
+    return folder / "sweep"
+
+
+@pytest.fixture(scope="module")
+def commonsense(checkpoint, tmp_path_factory):
+    """The folder of an aligned run on choices between texts."""
+    data, folder = (tmp_path_factory.mktemp(name) for name in ("data", "commonsense"))
+    write_domains(data, "commonsense")
+    run_quietly(tiny_config(checkpoint, data, "commonsense", "ct"), folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["sentiment", "commonsense"])
+def test_a_run_reports_every_domain_before_and_after_scaling(name, tmp_path, request) -> None:
+    run = request.getfixturevalue(name)
+    run = run / "none-seed0" if name == "sentiment" else run
+    result = json.loads((run / "result.json").read_text())
+    others = [corpus.name for corpus in DOMAINS[name].targets]
+    assert set(result["metrics"]) == {"validation", "test", *others}
+    other = others[0]
+    temperatures = {result["metrics"][split]["temperature"] for split in ("test", *others)}
     assert len(temperatures) == 1
     assert "temperature" not in result["metrics"]["validation"]
 
-    data, state = restore_predictor(tmp_path / "run")
+    data, state = restore_predictor(run)
     examples = data.read(other)
     texts = [examples.texts(row) for row in range(len(examples))]
     answers = list(predict(data, state, texts, batch_size=4))
@@ -78,20 +100,15 @@ def test_a_run_reports_every_domain_before_and_after_scaling(
     scaled = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
     nll = sklearn.metrics.log_loss(examples.labels, scaled, labels=range(scaled.shape[1]))
     assert measured["nll_scaled"] == pytest.approx(nll, rel=1e-4)
-    if method == "ct":
+    if name == "commonsense":
         assert np.isfinite(result["alignment"])
     export(data, state, tmp_path / "export")
     head = "multiple_choice" if name == "commonsense" else "classification"
     assert load(tmp_path / "export", head=head).report.fresh == ()
 
 
-def test_a_sweeps_table_has_a_column_for_each_domain(checkpoint, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(sweep, "_step_times", lambda *_: {})
-    write_domains(tmp_path, "sentiment")
-    config = tiny_config(checkpoint, tmp_path, "sentiment")
-    console = rich.console.Console(file=io.StringIO(), width=300)
-    sweep.sweep(config, ["none"], [0], tmp_path / "sweep", console)
-    row = json.loads((tmp_path / "sweep" / "table.json").read_text())["rows"]["none"]
+def test_a_sweeps_table_has_a_column_for_each_domain(sentiment) -> None:
+    row = json.loads((sentiment / "table.json").read_text())["rows"]["none"]
     for split in ("test", "books", "dvd", "airline"):
         for metric in ("accuracy", "ece", "ece_scaled"):
             assert 0.0 <= row[f"{split} {metric}"]["mean"] <= 1.0

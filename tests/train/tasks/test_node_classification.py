@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import scipy.sparse
 from ml_collections import ConfigDict
 
+from tests.train.commands import run_quietly
 from train.configs import planetoid
 from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
@@ -48,9 +50,10 @@ def test_the_graph_is_one_sample_to_the_alignment() -> None:
     assert NodeClassification().sample_mask(BATCH) is None
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> ConfigDict:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
     """Two communities of ten nodes, whose members share words, in Planetoid's format."""
+    folder = tmp_path_factory.mktemp("toy")
     rng = np.random.default_rng(0)
     community = np.arange(20) % 2
     words = (rng.random((20, 8)) < 0.3 + 0.5 * (np.arange(8) % 2 == community[:, None])) * 1.0
@@ -67,26 +70,46 @@ def config(tmp_path: Path) -> ConfigDict:
         "graph": graph,
     }  # fmt: skip
     for part, value in parts.items():
-        (tmp_path / f"ind.toy.{part}").write_bytes(pickle.dumps(value, protocol=2))
-    (tmp_path / "ind.toy.test.index").write_text("\n".join(map(str, order)))
+        (folder / f"ind.toy.{part}").write_bytes(pickle.dumps(value, protocol=2))
+    (folder / "ind.toy.test.index").write_text("\n".join(map(str, order)))
+    return folder
 
+
+def small(folder: Path) -> ConfigDict:
+    """The paper's run on Cora, on that graph."""
     config = planetoid.get_config("cora")
-    config.data.update({"dataset": "toy", "folder": str(tmp_path), "num_validation": 6})
+    config.data.update({"dataset": "toy", "folder": str(folder), "num_validation": 6})
     config.optimizer.learning_rate = 0.02
     config.train.update({"steps": 60, "patience": 20, "log_every": 10})
     return config.lock()
 
 
-def step(config: ConfigDict, **change: Any) -> tuple[Any, Any]:
-    experiment = build_experiment(config)
-    batch = {**experiment.data.example_batch(), **change}
-    return jax.jit(train_step)(experiment.initial_state(), batch)
+@pytest.fixture
+def config(folder: Path) -> ConfigDict:
+    return small(folder)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tmp_path_factory):
+    """Makes a finished run, or gives it again: its config, folder and result."""
+
+    @functools.cache
+    def make(method: str, over: str = "nodes") -> tuple[ConfigDict, Path, dict[str, Any]]:
+        config, workdir = small(folder), tmp_path_factory.mktemp("run") / "run"
+        config.alignment.update({"method": method, "tokens": 0})
+        config.model.alignment_over = over
+        return config, workdir, run_quietly(config, workdir)
+
+    return make
 
 
 def test_only_the_labels_of_the_split_train(config: ConfigDict) -> None:
-    label = build_experiment(config).data.example_batch()["label"].copy()
+    experiment = build_experiment(config)
+    batch = experiment.data.example_batch()
+    label = batch["label"].copy()
     label[4:] = 1 - label[4:]
-    (expected, report), (state, changed) = step(config), step(config, label=label)
+    step, start = jax.jit(train_step), experiment.initial_state()
+    (expected, report), (state, changed) = (step(start, batch | x) for x in ({}, {"label": label}))
     jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
     assert report["task_loss"].count == changed["task_loss"].count == 4
 
@@ -94,26 +117,16 @@ def test_only_the_labels_of_the_split_train(config: ConfigDict) -> None:
 @pytest.mark.parametrize(
     ("method", "over"), [("none", "nodes"), ("gan", "nodes"), ("ct", "nodes"), ("ct", "edges")]
 )
-def test_the_common_loop_trains_a_graph(
-    config: ConfigDict, tmp_path: Path, method: str, over: str
-) -> None:
-    config.alignment.method = method
-    config.model.alignment_over = over
-    config.alignment.tokens = 0
-    result = loop.run(config, tmp_path / "run")
+def test_the_common_loop_trains_a_graph(run, method: str, over: str) -> None:
+    _, folder, result = run(method, over)
     assert result["metrics"]["test"]["accuracy"] >= 0.8
     assert (result["alignment"] is None) == (method == "none")
-    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    written = json.loads((folder / "result.json").read_text())
     assert written["metrics"] == result["metrics"]
 
 
-def test_the_picture_shows_nodes_by_class_and_clouds(config: ConfigDict, tmp_path: Path) -> None:
-    config.train.steps = 5
-    runs = {}
-    for method in ("none", "ct"):
-        config.alignment.method = method
-        loop.run(config, tmp_path / method)
-        runs[method] = (config.copy_and_resolve_references(), tmp_path / method)
+def test_the_picture_shows_nodes_by_class_and_clouds(run, tmp_path: Path) -> None:
+    runs = {method: run(method)[:2] for method in ("none", "ct")}
     settings, folder = runs["ct"]
     points = run_points(*loop.restore_run(folder, settings), "layer_0", 3)
     assert points.queries.shape == points.keys.shape == (20, 8)
@@ -124,6 +137,7 @@ def test_the_picture_shows_nodes_by_class_and_clouds(config: ConfigDict, tmp_pat
 
 
 def test_stops_when_the_patience_is_used_up(config: ConfigDict, tmp_path: Path) -> None:
+    """Also on all devices, of which a graph takes one."""
     config.train.update({"steps": 2000, "patience": 3})
     result = loop.run(config, tmp_path / "run")
     assert result["steps"] < 2000
