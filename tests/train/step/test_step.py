@@ -101,10 +101,7 @@ def partly_masked(state_and_batch):
     return make
 
 
-@pytest.mark.parametrize(
-    ("method", "layers"),
-    [("none", 1), ("ct", 2), ("ot", 1), pytest.param("gan", 2, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("method", "layers"), [("none", 1), ("ct", 2), ("ot", 1)])
 def test_parts_take_the_step_of_the_whole(partly_masked, method: str, layers: int) -> None:
     """Three parts of five rows, of which the first holds no example."""
     state, batch, whole = partly_masked(method, layers)
@@ -159,12 +156,8 @@ def test_parts_need_less_memory_and_no_second_pass(state_and_batch) -> None:
     assert parts < 0.3 * whole
 
 
-WAYS = {
-    "pmap": {"name": "pmap"},
-    "tensor": {"name": "mesh", "model": 2},
-    "fsdp": {"name": "mesh", "fsdp": True},
-    "both": {"name": "mesh", "model": 2, "fsdp": True},
-}
+# A mesh with all that it can do: tensor parallelism over pairs of devices, FSDP over the pairs.
+WAYS = {"pmap": {"name": "pmap"}, "mesh": {"name": "mesh", "model": 2, "fsdp": True}}
 
 
 @pytest.fixture
@@ -176,7 +169,7 @@ def four_way(request, monkeypatch) -> Parallel:
     return make_parallel(devices=jax.local_devices()[:4], microbatch_size=size, **WAYS[way])
 
 
-in_two_ways = pytest.mark.parametrize("four_way", ["pmap", "both"], indirect=True)
+in_two_ways = pytest.mark.parametrize("four_way", ["pmap", "mesh"], indirect=True)
 
 
 def ten_steps(config, parallel: Parallel):
@@ -206,11 +199,8 @@ def on_one_device():
     ("four_way", "method", "rows"),
     [
         ("pmap in parts", "ct", 13),
-        ("both in parts", "ct", 13),
+        ("mesh in parts", "ct", 13),
         ("pmap", "gan", 16),
-        # What these add is which parameters are cut.
-        *(pytest.param(way, "ct", 13, marks=pytest.mark.slow) for way in ("tensor", "fsdp")),
-        pytest.param("both", "gan", 16, marks=pytest.mark.slow),
     ],
     indirect=["four_way"],
 )
