@@ -36,6 +36,12 @@ def test_expected_calibration_error(bins):
     np.testing.assert_allclose(value, oracle(probabilities, labels, bins), rtol=1e-5)
 
 
+def test_bins_are_closed_on_the_right():
+    probabilities = np.array([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0]], np.float32)
+    bins = calibration.calibration_bins(probabilities, np.zeros(3, int), bins=4)
+    assert bins.count.tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
 def test_bins_of_batches_add_up():
     probabilities, labels = predictions()
     parts = [

@@ -45,6 +45,21 @@ def test_masked_mean_skips_what_is_masked():
     assert numerics.masked_mean(values, mask, axis=1).tolist() == [2.0, 0.0]
 
 
+def test_clamping_at_zero_leaves_the_gradient():
+    """Also of what rounding has made negative, and of 0 itself."""
+    x = jnp.array([-1e-7, 0.0, 2.0])
+    assert numerics.clamp_at_zero(x).tolist() == [0.0, 0.0, 2.0]
+    assert jax.grad(lambda x: numerics.clamp_at_zero(x).sum())(x).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_distances_far_from_the_origin_keep_their_digits():
+    clouds = np.random.default_rng(0).integers(-8, 8, size=(2, 1, 5, 2, 3)).astype(np.float32)
+    near, far = (
+        numerics.pairwise_cost(*(clouds / 8 + shift), "squared_euclidean") for shift in (0, 4096)
+    )
+    np.testing.assert_allclose(far, near, rtol=1e-5, atol=1e-5)
+
+
 def test_gradient_reversal():
     def game(x, w):
         return jnp.sum(reverse_gradient(w * reverse_gradient(x)) ** 2)

@@ -33,7 +33,7 @@ def test_weights_sum_to_one_within_each_segment_that_has_edges():
     np.testing.assert_allclose(sums, np.array([1, 0, 1, 0, 1])[:, None] * np.ones(2), rtol=1e-6)
 
 
-@pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4, 1e30])
+@pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4, 1e30, 1e4 * SEGMENTS[:, None]])
 def test_stable_for_large_logits(shift):
     logits = jnp.array([[0.0], [1.0], [-1.0], [0.0], [2.0], [2.0]]) + shift
     weights = segment_softmax(logits, SEGMENTS, 5)

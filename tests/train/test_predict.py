@@ -15,7 +15,7 @@ from tests.train.tiny_glue import tiny_config as tiny_glue_config
 from tests.train.tiny_squad import CONTEXT, write_squad
 from tests.train.tiny_squad import tiny_config as tiny_squad_config
 from train.experiment.experiment import build_experiment
-from train.predict import export, predict, read_texts
+from train.predict import _labelled, export, predict, read_texts
 from train.predictor import restore_predictor
 from train.registry import ConfigError
 
@@ -41,6 +41,12 @@ def test_each_text_gets_a_label_and_probabilities_in_order(mrpc) -> None:
         assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
     alone = next(predict(*mrpc, PAIRS[2:], batch_size=1))
     assert alone["probabilities"] == pytest.approx(answers[2]["probabilities"], abs=1e-6)
+
+
+def test_of_many_labels_the_ten_most_probable_are_shown() -> None:
+    answer = _labelled(np.arange(12) / 66, tuple("abcdefghijkl"))
+    assert answer["label"] == "l"
+    assert list(answer["probabilities"]) == list("lkjihgfedc")
 
 
 def test_a_regression_gives_scores(checkpoint, monkeypatch) -> None:

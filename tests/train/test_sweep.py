@@ -9,6 +9,7 @@ import matplotlib.image
 import pytest
 import rich.console
 
+from tests.train.report.studies import write_run
 from train import sweep
 from train.registry import ConfigError
 from train.run import loop
@@ -45,6 +46,18 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     monkeypatch.setattr(loop, "run", lambda *_, **__: pytest.fail("ran again"))
     monkeypatch.setattr(sweep, "measure_step_times", lambda *_: pytest.fail("timed again"))
     assert run(config, ["none", "ct"], [0, 1], tmp_path).count("finished before") == 4
+
+
+def test_a_variant_has_its_method_weight_and_seed(tiny_config) -> None:
+    config = sweep.variant(tiny_config("none"), "ct:0.1", 3)
+    assert (config.alignment.method, config.alignment.weight, config.seed) == ("ct", 0.1, 3)
+
+
+def test_a_result_of_another_config_is_not_taken(tmp_path, tiny_config) -> None:
+    write_run(tmp_path, tiny_config(), "ct", 1, {"test": {"accuracy": 0.5}})
+    assert sweep.finished_result(tiny_config(), "ct", 1, tmp_path)["steps"] == 6
+    assert sweep.finished_result(tiny_config(train__steps=7), "ct", 1, tmp_path) is None
+    assert sweep.finished_result(tiny_config(), "ct", 2, tmp_path) is None
 
 
 def test_another_experiments_folder_is_refused(tmp_path, tiny_config) -> None:

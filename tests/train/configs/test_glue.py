@@ -28,6 +28,7 @@ def test_what_is_watched_and_reported_is_measured(task: str, model: str) -> None
     assert metric in measured
     assert set(config.eval.during) <= set(GLUE[task].splits)
     assert config.optimizer.warmup_steps < config.train.steps
+    assert config.data.both_orders == (bool(model) and task in ("mrpc", "qqp", "stsb"))
 
 
 def test_the_settings_are_those_of_table_7() -> None:
@@ -38,6 +39,7 @@ def test_the_settings_are_those_of_table_7() -> None:
     assert (config.model.dropout, config.model.classifier_dropout) == (0.1, 0.1)
     assert (config.train.steps, config.optimizer.warmup_steps) == (14000, 1000)
     assert config.data.max_length == 512
+    assert config.alignment.weight == 0.01
 
 
 def test_the_tokenizer_follows_the_model() -> None:

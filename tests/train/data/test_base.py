@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from train.data.base import ordered_batches, pad, shuffled_batches
+from train.data.base import Share, ordered_batches, pad, shuffled_batches
 
 
 def arrays(examples: int) -> dict[str, np.ndarray]:
@@ -34,6 +34,16 @@ def test_an_epoch_repeats_no_example_and_epochs_differ() -> None:
 def test_seeds_give_different_orders() -> None:
     orders = [tuple(take(shuffled_batches(arrays(40), 40, seed), 1)[0]) for seed in (0, 1)]
     assert orders[0] != orders[1]
+
+
+def test_the_shares_of_a_batch_are_the_batch() -> None:
+    shares = [
+        take(shuffled_batches(arrays(14), 6, seed=0, share=Share(number, 3)), 4)
+        for number in range(3)
+    ]
+    np.testing.assert_array_equal(
+        np.concatenate(shares, axis=1), take(shuffled_batches(arrays(14), 6, seed=0), 4)
+    )
 
 
 @pytest.mark.parametrize(("examples", "size"), [(7, 3), (6, 3), (2, 5), (1, 1)])

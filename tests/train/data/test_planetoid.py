@@ -148,6 +148,9 @@ def test_a_hostile_name_reached_through_an_attribute_is_refused(tmp_path):
     path.write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0ef2py.os.system\x93.")
     with pytest.raises(safe_pickle.UnsafePickleError, match=r"numpy.f2py"):
         safe_pickle.load(path)
+    path.write_bytes(pickle.dumps(Hostile(getattr, "text", "upper"), protocol=2))
+    with pytest.raises(safe_pickle.UnsafePickleError, match=r"builtins.getattr"):
+        safe_pickle.load(path)
 
 
 @pytest.mark.parametrize("part", ["x", "ty", "graph"])

@@ -67,10 +67,15 @@ def test_resuming_yields_what_an_uninterrupted_run_would_see(texts, tokenizer) -
         resumed = next(batches(start))
         for name, array in whole[start].items():
             np.testing.assert_array_equal(resumed[name], array)
+    first, second = ([batch["id"].tolist() for batch in whole[n : n + 6]] for n in (0, 6))
+    assert first != second  # epochs
 
 
 def test_a_batch_is_padded_to_the_smallest_bucket_that_fits(texts, tokenizer) -> None:
     batch = texts.batch(np.array([int(LENGTHS.argmin())]), tokenizer, BUCKETS)
+    assert batch["input_ids"].shape == (1, 8)
+    eight = Tokens(np.full(8, 5, np.int32), np.zeros(8, np.int32))
+    batch = TokenizedTexts([eight], {}).batch(np.array([0]), tokenizer, BUCKETS)
     assert batch["input_ids"].shape == (1, 8)
     batch = texts.batch(np.arange(50), tokenizer, BUCKETS)
     assert batch["input_ids"].shape == (50, 32)

@@ -31,6 +31,13 @@ def test_a_batch_is_cut_into_equal_shares_with_the_rest_masked(rows: int, share:
 
 
 @four_devices
+def test_a_mesh_gives_each_device_its_rows() -> None:
+    shares = make_parallel("mesh", jax.local_devices()[:4]).shard(batch(9))
+    for array in shares.values():
+        assert [len(shard.data) for shard in array.addressable_shards] == [3] * 4
+
+
+@four_devices
 def test_replicas_are_equal_and_come_back() -> None:
     parallel = Pmap(jax.local_devices()[:4])
     tree = {"w": np.arange(6.0).reshape(2, 3), "step": np.int32(3)}

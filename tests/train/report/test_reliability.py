@@ -17,6 +17,8 @@ def test_bars_are_accuracies_and_counts() -> None:
     draw_bins(top, bottom, BINS)
     np.testing.assert_allclose([bar.get_height() for bar in top.patches], [0.25, 0.9])
     np.testing.assert_allclose([bar.get_height() for bar in bottom.patches], [0, 4, 10])
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in bottom.patches]
+    np.testing.assert_allclose(middles, [1 / 6, 1 / 2, 5 / 6])
     np.testing.assert_allclose(top.collections[0].get_offsets(), [[0.5, 0.25], [0.9, 0.9]])
     plt.close(figure)
 

@@ -57,9 +57,10 @@ def test_a_changed_model_or_alignment_is_refused_by_key(tmp_path, tiny_config) -
     claim_folder(tmp_path, tiny_config("ct"))
     claim_folder(tmp_path, tiny_config("ct", train__steps=99))  # training longer is fine
     with pytest.raises(CheckpointError) as error:
-        claim_folder(tmp_path, tiny_config("gan", model__layers=3))
+        claim_folder(tmp_path, tiny_config("gan", model__layers=3, optimizer__learning_rate=0.5))
     assert "alignment.method was 'ct', now 'gan'" in str(error.value)
     assert "model.layers was 1, now 3" in str(error.value)
+    assert "optimizer.learning_rate was 0.004, now 0.5" in str(error.value)
     assert "heads" not in str(error.value)
 
 

@@ -129,6 +129,15 @@ def test_a_head_without_an_encoder_is_refused() -> None:
         tx.init(PARAMS)
 
 
+def test_a_gradient_is_clipped_by_its_norm() -> None:
+    """With an epsilon of 1, Adam's first step shows how long the gradient was."""
+    config = OptimizerConfig(learning_rate=1.0, decay="constant", weight_decay=0.0, epsilon=1.0)
+    gradients = {"kernel": jnp.array([3.0, 4.0])}
+    moved = update(config, gradients, params={"kernel": jnp.zeros(2)})
+    clipped = np.array([0.6, 0.8])
+    np.testing.assert_allclose(moved["kernel"], -clipped / (clipped + 1.0), rtol=1e-5)
+
+
 def test_a_huge_critic_gradient_does_not_shrink_the_models_step() -> None:
     gradients = like(1e-6)  # so small that Adam's epsilon shows whether it was scaled
     gradients["layer_0"]["attention"]["alignment"]["critic"]["kernel"] *= 1e12

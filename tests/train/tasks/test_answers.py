@@ -93,7 +93,7 @@ def test_windows_of_a_question_are_joined() -> None:
     predictions = {
         "id": np.array([0, 0, 1]),
         "window": np.array([0, 1, 2]),
-        "null": np.array([0.5, -0.5, 2.0]),
+        "null": np.array([-0.5, 0.5, 2.0]),
         "span_start": np.array([[1, 2], [1, 2], [0, 0]]),
         "span_end": np.array([[1, 2], [1, 2], [0, 0]]),
         "span_score": np.array([[3.0, 1.0], [2.0, -1.0], [-np.inf, -np.inf]]),

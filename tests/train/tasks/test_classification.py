@@ -44,7 +44,9 @@ def test_uncertainty_leaves_out_padding() -> None:
     """Three passes that agree but for noise: certain where the two best answers lie far apart."""
     rng = np.random.default_rng(1)
     mean = np.array([[9, 0, 0, 0], [9, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [9, 0, 0, 0]])
-    passes = jnp.asarray(mean + 0.01 * rng.normal(size=(3, 5, 4)), jnp.float32)
+    passes = mean + 0.01 * rng.normal(size=(3, 5, 4))
+    passes[0, 3, 2] = 1.5  # the first pass alone would have this one right
+    passes = jnp.asarray(passes, jnp.float32)
     batch = {"label": np.array([0, 3, 2, 2, 3]), "mask": np.array([1, 1, 1, 1, 0], bool)}
     values = compute(Classification().stochastic_metrics(passes, batch))
     certain = scipy.stats.ttest_ind(

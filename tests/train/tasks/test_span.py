@@ -75,6 +75,14 @@ def test_predictions_of_windows_of_different_lengths_can_be_joined() -> None:
     assert shapes[0]["span_score"] == (1, 20)
 
 
+def test_an_answer_lies_in_the_context_and_may_be_all_of_it() -> None:
+    batch = {"context": np.array([[1, 2]]), "id": np.array([3]), "window": np.array([7])}
+    found = SpanExtraction(n_best=4).predictions(logits(1, 4), batch)
+    names = ("span_start", "span_end", "span_score")
+    spans = zip(*(found[name][0].tolist() for name in names), strict=True)
+    assert {(a, b) for a, b, score in spans if score > -np.inf} == {(1, 1), (1, 2), (2, 2)}
+
+
 def test_no_spans_at_all_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"task.n_best is 0; expected 1 or more"):
         SpanExtraction(n_best=0)

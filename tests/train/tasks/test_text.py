@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from train.registry import ConfigError
 from train.tasks.metrics import compute
-from train.tasks.text import TextClassification, TextRegression
+from train.tasks.text import MultipleChoice, TextClassification, TextRegression
 
 
 def test_classification_reports_the_benchmarks_metrics(rng) -> None:
@@ -26,6 +26,11 @@ def test_classification_reports_the_benchmarks_metrics(rng) -> None:
         }
     )
     assert TextClassification().corpus_metrics({}) == {}
+
+
+def test_a_masked_examples_choices_are_masked_in_the_alignment() -> None:
+    batch = {"mask": np.array([True, False]), "input_ids": np.zeros((2, 3, 4), np.int32)}
+    assert MultipleChoice().sample_mask(batch).tolist() == [True] * 3 + [False] * 3
 
 
 def test_an_unknown_metric_is_named_with_the_nearest() -> None:

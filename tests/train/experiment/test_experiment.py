@@ -1,0 +1,24 @@
+"""The parts of an experiment are made as its config says."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.train import tiny_glue
+from train.experiment.experiment import build_experiment
+from train.registry import ConfigError
+
+
+def test_the_datas_order_is_that_of_the_runs_seed(tiny_config) -> None:
+    config = tiny_config()
+    config.seed = 3
+    assert build_experiment(config).data.seed == 3
+
+
+def test_a_missing_package_is_a_config_error(checkpoint, monkeypatch) -> None:
+    tiny_glue.fake_glue(monkeypatch)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ConfigError, match=r"config.model: .*pip install 'align_jax\[pretrained\]'"):
+        build_experiment(tiny_glue.tiny_config(checkpoint))
