@@ -1,0 +1,711 @@
+"""Faults in `train/`."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation, faults
+
+_TASKS: tuple[Mutation, ...] = (
+    *faults(
+        "train/tasks/answers.py",
+        "tests/train/tasks/test_answers.py",
+        (
+            "silent-at-the-threshold-itself",
+            "silent = margins > null_threshold",
+            "silent = margins >= null_threshold",
+        ),
+        (
+            "no-answer-scores-as-in-the-last-window",
+            'min(null[number], float(predictions["null"][row]))',
+            'float(predictions["null"][row])',
+        ),
+        (
+            "equal-margins-fall-on-both-sides",
+            "np.append(ascending[1:] > ascending[:-1], True)",
+            "np.append(ascending[1:] >= ascending[:-1], True)",
+        ),
+    ),
+    *faults(
+        "train/tasks/span.py",
+        "tests/train/tasks/test_span.py",
+        (
+            "answers-may-be-a-token-longer",
+            "longest = min(longest, tokens)",
+            "longest = min(longest + 1, tokens)",
+        ),
+        (
+            "padding-has-a-share-in-the-span-loss",
+            "jnp.where(valid, logits, -jnp.inf), batch[name], where=valid",
+            "logits, batch[name]",
+        ),
+        (
+            "answers-never-end-with-the-context",
+            "(position >= first) & (position <= last)",
+            "(position >= first) & (position < last)",
+        ),
+    ),
+    *faults(
+        "train/tasks/classification.py",
+        "tests/train/tasks/test_classification.py",
+        (
+            "accuracy-counts-padding",
+            'Mean.of(probabilities.argmax(axis=-1) == batch["label"], mask)',
+            'Mean.of(probabilities.argmax(axis=-1) == batch["label"])',
+        ),
+        (
+            "the-first-pass-predicts-for-pavpu",
+            "probabilities.mean(axis=0).argmax(axis=-1)",
+            "probabilities[0].argmax(axis=-1)",
+        ),
+    ),
+    *faults(
+        "train/tasks/metrics.py",
+        "tests/train/tasks/test_metrics.py",
+        (
+            "mean-of-batch-means",
+            "return cls(total=total, count=where.sum().astype(jnp.float32))",
+            "return cls(total=total / where.sum(), count=jnp.float32(1.0))",
+        ),
+    ),
+    *faults(
+        "train/tasks/text.py",
+        "tests/train/tasks/test_text.py",
+        (
+            "matthews-is-f1",
+            '"matthews": sklearn.metrics.matthews_corrcoef',
+            '"matthews": sklearn.metrics.f1_score',
+        ),
+        (
+            "choices-masked-in-the-wrong-order",
+            'jnp.repeat(batch["mask"], batch["input_ids"].shape[1])',
+            'jnp.tile(batch["mask"], batch["input_ids"].shape[1])',
+        ),
+    ),
+    *faults(
+        "train/tasks/vqa.py",
+        "tests/train/tasks/test_vqa.py",
+        (
+            "vqa-loss-is-a-mean-over-answers",
+            'batch["score"]).sum(axis=-1)',
+            'batch["score"]).mean(axis=-1)',
+        ),
+    ),
+    *faults(
+        "train/tasks/vqa_answers.py",
+        "tests/train/tasks/test_vqa_answers.py",
+        ("two-people-make-an-answer-right", "min(count / 3.0, 1.0)", "min(count / 2.0, 1.0)"),
+        (
+            "whoever-agrees-is-not-left-out",
+            "agree * soft_score(agree - 1)",
+            "agree * soft_score(agree)",
+        ),
+    ),
+    *faults(
+        "train/tasks/node_classification.py",
+        "tests/train/tasks/test_node_classification.py",
+        (
+            "nodes-of-all-splits-count",
+            'return {**batch, "label": jnp.maximum(batch["label"], 0)}',
+            'return {**batch, "mask": jnp.ones_like(batch["mask"])}',
+        ),
+    ),
+)
+
+_DATA: tuple[Mutation, ...] = (
+    *faults(
+        "train/data/base.py",
+        "tests/train/data/test_base.py",
+        (
+            "every-epoch-has-the-same-order",
+            "np.random.default_rng((seed, epoch))",
+            "np.random.default_rng((seed, 0))",
+        ),
+        ("padding-is-not-masked", "np.zeros(missing, bool)", "np.ones(missing, bool)"),
+        (
+            "every-host-reads-the-first-rows",
+            "rows[self.number * size : (self.number + 1) * size]",
+            "rows[:size]",
+        ),
+    ),
+    *faults(
+        "train/data/text.py",
+        "tests/train/data/test_text.py",
+        (
+            "texts-have-the-same-order-in-every-epoch",
+            "epoch_order(lengths, batch_size, window, (seed, epoch))",
+            "epoch_order(lengths, batch_size, window, (seed, 0))",
+        ),
+        (
+            "a-bucket-too-large",
+            "[bucket for bucket in buckets if bucket >= longest]",
+            "[bucket for bucket in buckets if bucket > longest]",
+        ),
+        (
+            "a-resumed-epoch-starts-from-its-beginning",
+            "(seed, epoch))[position:]:",
+            "(seed, epoch))[:]:",
+        ),
+    ),
+    *faults(
+        "train/data/squad.py",
+        "tests/train/data/test_squad.py",
+        ("an-answer-takes-the-token-behind-it", "(inside[:, 0] < end)", "(inside[:, 0] <= end)"),
+        (
+            "a-window-may-hold-half-of-the-answer",
+            "or begin < inside[0, 0] or end > inside[-1, 1]",
+            "or begin < inside[0, 0]",
+        ),
+    ),
+    *faults(
+        "train/data/squad_files.py",
+        "tests/train/data/test_squad.py",
+        (
+            "an-answer-may-stand-elsewhere",
+            "if not answer.strip() or found != answer:",
+            "if not answer.strip():",
+        ),
+    ),
+    *faults(
+        "train/data/safe_pickle.py",
+        "tests/train/data/test_planetoid.py",
+        (
+            "pickles-may-use-getattr",
+            '("builtins", "list"): list,',
+            '("builtins", "list"): list,\n    ("builtins", "getattr"): getattr,',
+        ),
+        (
+            "sparse-columns-may-be-negative",
+            "(indices >= 0) & (indices < columns)",
+            "(indices < columns)",
+        ),
+    ),
+    *faults(
+        "train/data/planetoid.py",
+        "tests/train/data/test_planetoid.py",
+        ("graph-without-self-loops", "loops = np.arange(num_nodes)", "loops = np.arange(0)"),
+        (
+            "a-node-too-many-validates",
+            "(nodes < num_train + num_validation)",
+            "(nodes <= num_train + num_validation)",
+        ),
+        (
+            "test-nodes-land-on-each-others-rows",
+            "features[test_index], one_hot[test_index] =",
+            "test_index.sort()\n    features[test_index], one_hot[test_index] =",
+        ),
+    ),
+    *faults(
+        "train/data/transfer.py",
+        "tests/train/data/test_transfer.py",
+        (
+            "validation-and-test-are-one-half",
+            "np.array_split(order, 2)[half]",
+            "np.array_split(order, 2)[0]",
+        ),
+        (
+            "endings-are-paired-with-the-next-context",
+            "for context in columns[0] for _ in range(self.choices)]",
+            "for _ in range(self.choices) for context in columns[0]]",
+        ),
+    ),
+    *faults(
+        "train/data/transfer_files.py",
+        "tests/train/data/test_transfer.py",
+        ("undecided-paraphrases-count", 'if found[1] != "3":', 'if found[1] != "":'),
+    ),
+    *faults(
+        "train/data/glue.py",
+        "tests/train/data/test_glue.py",
+        (
+            "both-orders-are-the-same-order",
+            "[columns[0] + columns[1], columns[1] + columns[0]]",
+            "[columns[0] + columns[0], columns[1] + columns[1]]",
+        ),
+        (
+            "training-holds-what-another-task-evaluates",
+            "allowed[[forbidden.isdisjoint(of_one) for of_one in texts]]",
+            "allowed[[not forbidden >= of_one for of_one in texts]]",
+        ),
+    ),
+    *faults(
+        "train/data/visual_questions.py",
+        "tests/train/data/test_vqa.py",
+        (
+            "every-picture-has-the-same-noise",
+            "np.random.default_rng((self.noise_seed, identity))",
+            "np.random.default_rng(self.noise_seed)",
+        ),
+    ),
+    *faults(
+        "train/data/vqa_files.py",
+        "tests/train/data/test_vqa.py",
+        ("regions-may-be-pickled", "allow_pickle=False", "allow_pickle=True"),
+        (
+            "a-broken-zip-is-not-caught",
+            "        zipfile.BadZipFile, zlib.error,\n",
+            "        zlib.error,\n",
+        ),
+        (
+            "an-annotation-of-another-picture-is-taken",
+            "if annotation is None or annotation[0] != image:",
+            "if annotation is None:",
+        ),
+    ),
+    *faults(
+        "train/data/word_vectors.py",
+        "tests/train/data/test_vqa.py",
+        (
+            "a-word-vector-may-hold-nan",
+            "if len(vector) != width or not np.isfinite(vector).all():",
+            "if len(vector) != width:",
+        ),
+    ),
+)
+
+_STEP: tuple[Mutation, ...] = (
+    *faults(
+        "train/step/state.py",
+        "tests/train/step/test_step.py",
+        (
+            "warm-up-starts-a-step-late",
+            "jnp.minimum((step + 1) / self.warmup_steps, 1.0)",
+            "jnp.minimum(step / self.warmup_steps, 1.0)",
+        ),
+    ),
+    *faults(
+        "train/step/step.py",
+        "tests/train/step/test_step.py",
+        (
+            "dropout-is-the-same-in-every-step",
+            "jax.random.fold_in(jax.random.fold_in(state.rng, state.step), device)",
+            "jax.random.fold_in(state.rng, device)",
+        ),
+        (
+            "parts-of-a-batch-share-their-dropout",
+            "part, jax.random.fold_in(rng, index), counts)",
+            "part, rng, counts)",
+        ),
+        (
+            "examples-are-not-summed-over-devices",
+            'examples = _sum(batch["mask"].sum().astype(jnp.float32), axis_name)',
+            'examples = batch["mask"].sum().astype(jnp.float32)',
+        ),
+        (
+            "aligned-samples-are-not-summed-over-devices",
+            "counts = _sum(sums.count, axis_name)",
+            "counts = sums.count",
+        ),
+        (
+            "parts-gradients-are-not-weighted",
+            "/ jnp.maximum(examples, 1.0)",
+            '/ jnp.maximum(part["mask"].sum(), 1.0)',
+        ),
+        (
+            "parts-alignment-counted-per-part",
+            "counts is None:\n        counts",
+            "True:\n        counts",
+        ),
+        (
+            "alignment-has-no-weight",
+            "weighted = state.alignment.weight_at(state.step) * alignment",
+            "weighted = alignment",
+        ),
+    ),
+    *faults(
+        "train/step/optimizer.py",
+        "tests/train/step/test_optimizer.py",
+        ("biases-are-decayed", 'NOT_DECAYED = ("bias", "scale")', 'NOT_DECAYED = ("scale",)'),
+        ("clipping-by-entries", "optax.clip_by_global_norm(", "optax.clip("),
+        (
+            "adamw-decays-within-the-gradient",
+            '(adam, decay) if config.name == "adamw" else (decay, adam)',
+            '(decay, adam) if config.name == "adamw" else (adam, decay)',
+        ),
+        ("decay-ends-behind-the-last-step", "max(steps - config.warmup_steps, 1)", "max(steps, 1)"),
+        (
+            "alignment-networks-are-always-decayed",
+            "config.alignment_rate_multiplier, config.decay_alignment",
+            "config.alignment_rate_multiplier, True",
+        ),
+    ),
+    *faults(
+        "train/devices/parallel.py",
+        "tests/train/devices/test_parallel.py",
+        ("parts-are-for-all-but-the-cpu", 'platform != "cpu"', 'platform == "cpu"'),
+    ),
+    *faults(
+        "train/devices/partition.py",
+        "tests/train/devices/test_partition.py",
+        (
+            "mlp-output-cut-along-the-wrong-axis",
+            '(r"mlp_out/kernel", ("mlp", "embed"))',
+            '(r"mlp_out/kernel", ("embed", "mlp"))',
+        ),
+        ("fsdp-cuts-the-shortest-axis", "axes[max(free, key=", "axes[min(free, key="),
+    ),
+    *faults(
+        "train/devices/mesh.py",
+        "tests/train/devices/test_parallel.py",
+        (
+            "a-mesh-gives-every-device-all-rows",
+            "NamedSharding(self._mesh, PartitionSpec(DATA))",
+            "NamedSharding(self._mesh, PartitionSpec())",
+        ),
+    ),
+)
+
+_RUNS: tuple[Mutation, ...] = (
+    *faults(
+        "train/experiment/experiment.py",
+        "tests/train/experiment/test_experiment.py",
+        (
+            "every-seed-has-the-same-order-of-data",
+            '_build(config, "data", DATA, seed=config.seed)',
+            '_build(config, "data", DATA)',
+        ),
+        (
+            "a-missing-package-is-no-config-error",
+            "except (ValueError, TypeError, ImportError) as error:",
+            "except (ValueError, TypeError) as error:",
+        ),
+    ),
+    *faults(
+        "train/experiment/pretrained_text.py",
+        "tests/train/experiment/test_pretrained_text.py",
+        (
+            "another-tokenizer-of-the-same-size-is-taken",
+            "if tokens != own:",
+            "if len(tokens) != len(own):",
+        ),
+    ),
+    *faults(
+        "train/configs/common.py",
+        "tests/train/configs/test_glue.py",
+        ("default-weight-is-not-the-papers", "alignment.weight = 0.01", "alignment.weight = 0.1"),
+    ),
+    *faults(
+        "train/configs/glue.py",
+        "tests/train/configs/test_glue.py",
+        (
+            "pairs-are-always-in-both-orders",
+            "config.data.both_orders = GLUE[task].symmetric",
+            "config.data.both_orders = len(GLUE[task].fields) == 2",
+        ),
+    ),
+    *faults(
+        "train/configs/transfer.py",
+        "tests/train/configs/test_transfer.py",
+        (
+            "temperature-is-fitted-on-what-is-reported",
+            'config.eval.temperature_split = "validation"',
+            'config.eval.temperature_split = "test"',
+        ),
+    ),
+    *faults(
+        "train/run/checkpoint.py",
+        "tests/train/run/test_checkpoint.py",
+        ("only-the-newest-checkpoint-is-kept", "LatestN(max(keep, 1))", "LatestN(1)"),
+        ("bit-sums-miss-the-first-word", "dtype=jnp.uint32) * 2 + 1)", "dtype=jnp.uint32) * 2)"),
+        (
+            "another-shape-is-restored",
+            "if shapes[0][name] != shapes[1][name]",
+            "if len(shapes[0][name]) != len(shapes[1][name])",
+        ),
+    ),
+    *faults(
+        "train/run/early_stopping.py",
+        "tests/train/run/test_early_stopping.py",
+        (
+            "criterion-in-the-wrong-direction",
+            'if self.direction == "min"',
+            'if self.direction == "max"',
+        ),
+        ("patience-needs-all-metrics", "0 if any(reached)", "0 if all(reached)"),
+        (
+            "patience-lasts-one-longer",
+            "0 < self.patience <= self.waited",
+            "0 < self.patience < self.waited",
+        ),
+        (
+            "an-equal-value-is-not-as-good",
+            "self._signed(value) >= self._signed(best)",
+            "self._signed(value) > self._signed(best)",
+        ),
+    ),
+    *faults(
+        "train/run/folder.py",
+        "tests/train/run/test_folder.py",
+        (
+            "a-run-may-go-on-with-another-optimizer",
+            'FREE_SECTIONS = ("train",',
+            'FREE_SECTIONS = ("optimizer", "train",',
+        ),
+        (
+            "a-foreign-folder-is-taken",
+            "if any(not entry.name.startswith(",
+            "if all(not entry.name.startswith(",
+        ),
+    ),
+    *faults(
+        "train/run/trainer.py",
+        "tests/train/run/test_loop.py",
+        (
+            "resuming-skips-a-batch",
+            "train_batches(self.step, hosts.share())",
+            "train_batches(self.step + (self.step > 0), hosts.share())",
+        ),
+        (
+            "a-checkpoint-has-an-earlier-evaluation",
+            "self.evaluated = {}\n            self.window",
+            "self.window",
+        ),
+        (
+            "one-step-too-few-is-skipped",
+            "if self.skipped > allowed:",
+            "if self.skipped >= allowed:",
+        ),
+        (
+            "the-best-parameters-are-forgotten",
+            "progress.best_params, parameters=parameters",
+            "None, parameters=parameters",
+        ),
+    ),
+    *faults(
+        "train/run/evaluation.py",
+        "tests/train/configs/test_transfer.py",
+        (
+            "logits-times-the-temperature",
+            "jnp.asarray(logits) / temperature",
+            "jnp.asarray(logits) * temperature",
+        ),
+    ),
+    *faults(
+        "train/run/evaluation.py",
+        "tests/train/run/test_loop.py",
+        (
+            "predictions-of-padding-count",
+            "{name: values[mask] for name, values",
+            "{name: values for name, values",
+        ),
+    ),
+    *faults(
+        "train/run/evaluation.py",
+        "tests/train/run/test_evaluation.py",
+        (
+            "mmd-is-a-mean-of-batch-sums",
+            "metrics.Mean(total=v * count, count=count)",
+            "metrics.Mean(total=v, count=count)",
+        ),
+    ),
+    *faults(
+        "train/run/log.py",
+        "tests/train/run/test_loop.py",
+        (
+            "the-resumed-steps-record-is-dropped",
+            '0 < step >= record["step"]',
+            '0 < step > record["step"]',
+        ),
+    ),
+    *faults(
+        "train/cli.py",
+        "tests/train/test_cli.py",
+        (
+            "divergence-ends-in-a-traceback",
+            "except (ConfigError, CheckpointError, TrainingDiverged) as error:",
+            "except (ConfigError, CheckpointError) as error:",
+        ),
+    ),
+)
+
+_RESULTS: tuple[Mutation, ...] = (
+    *faults(
+        "train/comparison/statistics.py",
+        "tests/train/comparison/test_statistics.py",
+        ("three-seeds-are-resampled", "LEAST_FOR_BOOTSTRAP = 8", "LEAST_FOR_BOOTSTRAP = 3"),
+        (
+            "t-interval-with-a-degree-too-many",
+            "interval(CONFIDENCE, count - 1, loc",
+            "interval(CONFIDENCE, count, loc",
+        ),
+        (
+            "sign-flips-are-not-asked",
+            "self.p_value > 1.0 - CONFIDENCE",
+            "self.p_value > CONFIDENCE",
+        ),
+    ),
+    *faults(
+        "train/comparison/table.py",
+        "tests/train/comparison/test_table.py",
+        ("population-deviation-over-seeds", "ddof=1", "ddof=0"),
+    ),
+    *faults(
+        "train/attack/records.py",
+        "tests/train/attack/test_records.py",
+        (
+            "failed-attacks-out-of-all-examples",
+            "100.0 * failed / attacks if attacks",
+            "100.0 * failed / len(examples) if attacks",
+        ),
+        (
+            "an-attack-starts-again-at-the-last-example",
+            "targets[len(file.examples) :]",
+            "targets[max(len(file.examples) - 1, 0) :]",
+        ),
+    ),
+    *faults(
+        "train/attack/differences.py",
+        "tests/train/report/test_attacks.py",
+        (
+            "skipped-examples-are-paired",
+            'for x in of["examples"] if x["outcome"] != SKIPPED}',
+            'for x in of["examples"]}',
+        ),
+    ),
+    *faults(
+        "train/attack/summary.py",
+        "tests/train/attack/test_summary.py",
+        (
+            "attacked-runs-of-all-weights-are-one-method",
+            "if method == PLAIN or weight == WEIGHT else",
+            "if method == PLAIN or weight > 0 else",
+        ),
+    ),
+    *faults(
+        "train/attack/victim.py",
+        "tests/train/attack/test_victim.py",
+        (
+            "attacked-batches-are-twice-as-large",
+            "1 << (len(chunk) - 1).bit_length()",
+            "1 << len(chunk).bit_length()",
+        ),
+    ),
+    *faults(
+        "train/report/page.py",
+        "tests/train/report/test_page.py",
+        ("the-page-escapes-nothing", "autoescape=True", "autoescape=False"),
+    ),
+    *faults(
+        "train/report/summary.py",
+        "tests/train/report/test_summary.py",
+        (
+            "seeds-paired-by-their-order",
+            "pairs = {name: {s: finished[name][s] for s in common} for name in (PLAIN, method)}",
+            "pairs = {name: dict(list(finished[name].items())[: len(common)]) "
+            "for name in (PLAIN, method)}",
+        ),
+    ),
+    *faults(
+        "train/report/reliability.py",
+        "tests/train/report/test_reliability.py",
+        (
+            "bars-stand-on-the-edges-of-bins",
+            "(np.arange(len(count)) + 0.5) / len(count)",
+            "np.arange(len(count)) / len(count)",
+        ),
+    ),
+    *faults(
+        "train/report/curves.py",
+        "tests/train/report/test_curves.py",
+        (
+            "curves-show-the-alignment-without-its-weight",
+            'return record["alignment_weight"] * record["alignment"]',
+            'return record["alignment"]',
+        ),
+    ),
+    *faults(
+        "train/report/head_maps.py",
+        "tests/train/report",
+        (
+            "maps-have-layers-by-their-letters",
+            "return [(int(x or 0), y) for x, y in",
+            "return [(0, x + y) for x, y in",
+        ),
+    ),
+    *faults(
+        "train/report/runs.py",
+        "tests/train/report/test_runs.py",
+        (
+            "plain-runs-of-other-weights-are-other-methods",
+            'if x["method"] == method != PLAIN]',
+            'if x["method"] == method]',
+        ),
+    ),
+    *faults(
+        "train/report/paper.py",
+        "tests/train/report/test_paper.py",
+        (
+            "roberta-stands-beside-berts-numbers",
+            'if "roberta" in pretrained.lower()',
+            'if "roberta" in pretrained.upper()',
+        ),
+    ),
+    *faults(
+        "train/sweep.py",
+        "tests/train/test_sweep.py",
+        (
+            "a-sweep-takes-another-configs-result",
+            'return result if result.get("config") == to_json(variant(config, method, seed)) '
+            "else None",
+            "return result",
+        ),
+        ("all-runs-of-a-sweep-have-one-seed", "    config.seed = seed\n", ""),
+    ),
+    *faults(
+        "train/predict.py",
+        "tests/train/test_predict.py",
+        (
+            "the-worst-ten-answers-are-shown",
+            '(-row).argsort(kind="stable")',
+            'row.argsort(kind="stable")',
+        ),
+        (
+            "an-answer-is-given-where-none-scores-higher",
+            "answers.null_margin > task.null_threshold",
+            "answers.null_margin < task.null_threshold",
+        ),
+        ("a-question-needs-no-context", "(all if every else any)(", "any("),
+    ),
+    *faults(
+        "train/predictor.py",
+        "tests/train/test_predict.py",
+        (
+            "padding-is-labelled-too",
+            "np.asarray(_outputs(state, padded))[: len(texts)]",
+            "np.asarray(_outputs(state, padded))",
+        ),
+    ),
+    *faults(
+        "train/benchmarks/step_time.py",
+        "tests/train/benchmarks/test_step_time.py",
+        ("plain-over-aligned", "np.asarray(times) / plain", "plain / np.asarray(times)"),
+    ),
+    *faults(
+        "train/benchmarks/turns.py",
+        "tests/train/benchmarks",
+        ("a-turn-too-many-is-left-out", "if turn >= warm_up:", "if turn > warm_up:"),
+    ),
+    *faults(
+        "train/benchmarks/step_profile.py",
+        "tests/train/benchmarks/test_step_profile.py",
+        (
+            "a-loop-is-counted-with-its-body",
+            'total[open_events[-1][1]] -= event["dur"]',
+            "total[open_events[-1][1]] -= 0.0",
+        ),
+    ),
+    *faults(
+        "train/reproduce/entries.py",
+        "tests/train/test_reproduce.py",
+        (
+            "an-attack-cut-short-counts-as-done",
+            'get("attacks", 0) >= self.examples',
+            'get("attacks", 0) > 0',
+        ),
+        (
+            "minutes-left-of-all-runs",
+            "Progress(len(results), left, left * minutes, done)",
+            "Progress(len(results), left, len(results) * minutes, done)",
+        ),
+    ),
+)
+
+APPLICATION: tuple[Mutation, ...] = (*_TASKS, *_DATA, *_STEP, *_RUNS, *_RESULTS)

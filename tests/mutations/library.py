@@ -1,0 +1,561 @@
+"""Faults in `align_jax/`."""
+
+from __future__ import annotations
+
+from tests.mutations.mutation import Mutation, faults
+
+DIVERGENCES = "tests/divergences/test_divergences.py"
+PARTICULARS = "tests/divergences/test_particulars.py"
+
+_DIVERGENCES: tuple[Mutation, ...] = (
+    *faults(
+        "align_jax/divergences/adversarial.py",
+        DIVERGENCES,
+        (
+            "discriminator-sees-queries-everywhere",
+            "jax.nn.log_sigmoid(-key_logits)",
+            "jax.nn.log_sigmoid(key_logits)",
+        ),
+        (
+            "gan-of-a-sample-without-keys",
+            "jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)",
+            "jnp.any(query_mask, axis=1) | jnp.any(key_mask, axis=1)",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/conditional_transport.py",
+        PARTICULARS,
+        (
+            "ct-directions-swapped",
+            "rho * forward + (1.0 - rho) * backward",
+            "(1.0 - rho) * forward + rho * backward",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/conditional_transport.py",
+        DIVERGENCES,
+        (
+            "ct-dense-plan-reaches-padded-keys",
+            "jnp.where(key_mask[:, None, None, :], scores, MASKED)",
+            "scores",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/transport_readout.py",
+        DIVERGENCES,
+        (
+            "ct-gradient-without-the-columns-mean-cost",
+            "(row_scale + column_scale) - (row_mean + column_mean)",
+            "(row_scale + column_scale) - row_mean",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/transport_readout.py",
+        PARTICULARS,
+        (
+            "ct-one-exponential-for-any-score",
+            "jnp.all(largest[0] * largest[1] <= limit**2)",
+            "jnp.all(largest[0] * largest[1] >= 0.0)",
+        ),
+        (
+            "ct-online-softmax-keeps-the-old-peak",
+            "sums = sums * jnp.exp(peak - new_peak)[..., None, :]",
+            "sums = sums * jnp.ones_like(peak)[..., None, :]",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/transport_kernel.py",
+        "tests/divergences/test_transport_kernel.py",
+        (
+            "kernel-counts-the-padding-of-its-last-block",
+            "key_mask = jnp.where(key[..., -2:-1] > 0, 0.0, MASKED)",
+            "key_mask = jnp.where(key[..., -2:-1] >= 0, 0.0, MASKED)",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/edge_conditional_transport.py",
+        "tests/divergences/test_edge_conditional_transport.py",
+        ("edge-transport-is-a-mean-over-all-nodes", "/ jnp.sum(has_edge)", "/ num_nodes"),
+        (
+            "edge-transport-back-over-the-receivers",
+            "_mean_cost(scores, costs, senders, num_nodes, indices_are_sorted=False)",
+            "_mean_cost(scores, costs, receivers, num_nodes, indices_are_sorted=False)",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/maximum_mean_discrepancy.py",
+        DIVERGENCES,
+        ("mmd-bandwidth-not-squared", "2.0 * bandwidth**2", "2.0 * bandwidth"),
+    ),
+    *faults(
+        "align_jax/divergences/optimal_transport.py",
+        DIVERGENCES,
+        (
+            "ot-gradient-takes-the-plan-as-fixed",
+            "gradient = plan * (1.0 - (costs - x[:, None] - y[None, :]) / epsilon)",
+            "gradient = plan",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/optimal_transport.py",
+        PARTICULARS,
+        ("sinkhorn-always-says-that-it-converged", "residual <= threshold", "residual >= 0.0"),
+        ("ot-without-newton-steps", "_NEWTON_STEPS = 6", "_NEWTON_STEPS = 0"),
+    ),
+    *faults(
+        "align_jax/numerics.py",
+        DIVERGENCES,
+        ("inputs-do-not-saturate", "-SATURATION, SATURATION", "-jnp.inf, jnp.inf"),
+    ),
+    *faults(
+        "align_jax/numerics.py",
+        "tests/test_numerics.py",
+        (
+            "clamping-at-zero-cuts-the-gradient",
+            "return x + jax.lax.stop_gradient(jnp.maximum(x, 0.0) - x)",
+            "return jnp.maximum(x, 0.0)",
+        ),
+        ("clouds-are-not-centred", "return query - shift, key - shift", "return query, key"),
+        (
+            "masked-mean-divides-by-all",
+            "count = jnp.sum(mask, axis=axis)",
+            "count = jnp.sum(jnp.ones_like(mask), axis=axis)",
+        ),
+        (
+            "directions-have-an-epsilon-in-the-norm",
+            "return scaled / length,",
+            "return scaled / (length + 1e-3),",
+        ),
+        ("gradient-near-zero-is-not-damped", "norm / _DAMPING_RADIUS**2", "1.0 / _DAMPING_RADIUS"),
+    ),
+)
+
+_ALIGNMENT: tuple[Mutation, ...] = (
+    *faults(
+        "align_jax/gradient_reversal.py",
+        "tests/test_numerics.py",
+        ("gradient-reversal-gone", "return (-cotangent,)", "return (cotangent,)"),
+    ),
+    *faults(
+        "align_jax/networks.py",
+        "tests/test_networks.py",
+        (
+            "kernels-gradient-reversed-twice",
+            "return reverse_gradient(kernel), reverse_gradient(bias)",
+            "return reverse_gradient(reverse_gradient(kernel)), reverse_gradient(bias)",
+        ),
+        (
+            "highway-gate-inverted",
+            "gate * nn.relu(transformed) + (1.0 - gate) * x",
+            "(1.0 - gate) * nn.relu(transformed) + gate * x",
+        ),
+        ("critic-without-a-leak", "nn.leaky_relu if self.highway else", "nn.relu if True else"),
+    ),
+    *faults(
+        "align_jax/alignment.py",
+        "tests/test_alignment.py",
+        (
+            "critic-descends",
+            'self.dtype, adversarial=True, name="critic"',
+            'self.dtype, adversarial=False, name="critic"',
+        ),
+        (
+            "ct-does-not-push-queries-and-keys",
+            "networks.in_chunks(both, x)",
+            "networks.in_chunks(both, jax.lax.stop_gradient(x))",
+        ),
+        (
+            "over-heads-a-token-may-be-query-or-key",
+            "return query_mask & key_mask",
+            "return query_mask | key_mask",
+        ),
+        (
+            "sampled-tokens-may-be-padding",
+            "order = jnp.where(mask, order, -1.0)",
+            "order = jnp.where(mask, order, order)",
+        ),
+        (
+            "nan-in-padding-reaches-the-networks",
+            "query, key = numerics.zero_padding(query, query_mask), "
+            "numerics.zero_padding(key, key_mask)",
+            "key = numerics.zero_padding(key, key_mask)",
+        ),
+        (
+            "samples-without-queries-count",
+            "valid = jnp.any(numerics.explicit_mask(query, query_mask), axis=1)",
+            "valid = jnp.ones(len(query), bool)",
+        ),
+        ("navigator-is-never-normalised", "if config.normalize_navigator:", "if False:"),
+    ),
+    *faults(
+        "align_jax/collection.py",
+        "tests/test_alignment.py",
+        (
+            "layers-sorted-by-their-letters",
+            "return [head, int(name[len(head) :] or -1)]",
+            "return [name]",
+        ),
+        (
+            "strip-takes-any-module-of-that-name",
+            "name == NAME and isinstance(child, Mapping) and set(child) <= _NETWORKS",
+            "name == NAME",
+        ),
+        (
+            "table-counts-samples-without-tokens",
+            "numerics.masked_mean(divergence, valid[..., None], axis=1)",
+            "jnp.mean(divergence, axis=1)",
+        ),
+    ),
+    *faults(
+        "align_jax/collection.py",
+        "tests/test_public_interface.py",
+        (
+            "loss-counts-layers-without-samples",
+            "return numerics.masked_mean(per_layer, self.count > 0, axis=0)",
+            "return jnp.mean(per_layer)",
+        ),
+    ),
+    *faults(
+        "align_jax/config.py",
+        "tests/test_alignment.py",
+        (
+            "layers-match-from-the-start-alone",
+            "re.search(pattern, name)",
+            "re.match(pattern, name)",
+        ),
+        (
+            "default-width-is-not-the-papers",
+            "features: int = 10\n    norm",
+            "features: int = 16\n    norm",
+        ),
+    ),
+    *faults(
+        "align_jax/attention.py",
+        "tests/test_attention.py",
+        (
+            "attention-mask-is-not-observed",
+            'observation.mask = kwargs.get("mask")',
+            "observation.mask = None",
+        ),
+        (
+            "causal-mask-hides-padding",
+            "padding |= jnp.all(allowed == causal, axis=(-2, -1))",
+            "padding |= False",
+        ),
+        (
+            "cross-attention-of-one-array-is-none",
+            "return keys is None or keys is inputs_q",
+            "return keys is None",
+        ),
+    ),
+    *faults(
+        "align_jax/convert.py",
+        "tests/test_convert.py",
+        (
+            "converted-subclass-sows-twice",
+            "if not observation.handled:",
+            "if observation is not None:",
+        ),
+    ),
+    *faults(
+        "align_jax/segments.py",
+        "tests/test_segments.py",
+        ("segment-softmax-has-one-peak", "logits - peak[segments]", "logits - jnp.max(peak)"),
+    ),
+    *faults(
+        "align_jax/placement.py",
+        "tests/test_placement.py",
+        (
+            "a-share-counts-as-cut-by-the-compiler",
+            "any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)",
+            "bool(mesh.axis_types)",
+        ),
+    ),
+    *faults(
+        "align_jax/calibration.py",
+        "tests/test_calibration.py",
+        (
+            "ece-bins-closed-on-the-left",
+            "jnp.ceil(confidence * bins).astype(jnp.int32) - 1",
+            "jnp.floor(confidence * bins).astype(jnp.int32)",
+        ),
+        (
+            "ece-is-a-mean-of-means",
+            "jnp.sum(gaps) / jnp.maximum(jnp.sum(self.count), 1.0)",
+            "jnp.mean(gaps / jnp.maximum(self.count, 1.0))",
+        ),
+        ("temperature-inverted", "jnp.exp(-(low + high) / 2)", "jnp.exp((low + high) / 2)"),
+    ),
+    *faults(
+        "align_jax/uncertainty.py",
+        "tests/test_calibration.py",
+        ("pavpu-counts-swapped", "(correct == certain)", "(correct != certain)"),
+        ("t-test-with-biased-variances", "ddof=1", "ddof=0"),
+        ("certain-where-answers-do-not-differ", "< significance", "> significance"),
+    ),
+)
+
+_MODELS: tuple[Mutation, ...] = (
+    *faults(
+        "align_jax/models/bert.py",
+        "tests/models/test_bert.py",
+        (
+            "roberta-positions-count-padding",
+            "jnp.cumsum(tokens, axis=1) * tokens + config.pad_token_id",
+            "jnp.cumsum(tokens, axis=1) + config.pad_token_id",
+        ),
+        (
+            "roberta-has-a-position-too-many",
+            "offset = self.pad_token_id + 1 if",
+            "offset = self.pad_token_id if",
+        ),
+    ),
+    *faults(
+        "align_jax/models/albert.py",
+        "tests/models/test_albert.py",
+        (
+            "albert-groups-alternate",
+            "return application * self.groups // self.layers",
+            "return application % self.groups",
+        ),
+    ),
+    *faults(
+        "align_jax/models/transformer.py",
+        "tests/models/test_bert.py",
+        (
+            "padding-embedding-is-trained",
+            "jnp.where(padding, jax.lax.stop_gradient(words), words)",
+            "jnp.where(padding, words, words)",
+        ),
+        (
+            "tokens-attend-to-padding",
+            "mask=valid[:, None, None, :], query_mask",
+            "mask=None, query_mask",
+        ),
+        (
+            "padded-queries-are-aligned",
+            "query_mask=valid, key_mask=valid)",
+            "query_mask=jnp.ones_like(valid), key_mask=valid)",
+        ),
+    ),
+    *faults(
+        "align_jax/models/transformer.py",
+        "tests/pretrained/test_parity.py",
+        ("no-residual-around-the-mlp", '"mlp_norm")(tokens + hidden)', '"mlp_norm")(hidden)'),
+    ),
+    *faults(
+        "align_jax/models/layer_norm.py",
+        "tests/models/test_layer_norm.py",
+        (
+            "layer-norm-epsilon-beside-the-deviation",
+            "lax.rsqrt((centred * centred).mean(axis=-1, keepdims=True) + epsilon)",
+            "1.0 / (jnp.sqrt((centred * centred).mean(axis=-1, keepdims=True)) + epsilon)",
+        ),
+        (
+            "layer-norm-derivative-without-the-variance",
+            "tangent.mean(axis=-1, keepdims=True) - out * along)",
+            "tangent.mean(axis=-1, keepdims=True))",
+        ),
+    ),
+    *faults(
+        "align_jax/models/dropout.py",
+        "tests/models/test_dropout.py",
+        ("dropout-does-not-scale-what-stays", "x * np.asarray(1 / (1 - rate), x.dtype)", "x"),
+        ("every-row-has-the-same-dropout", "place += counted *", "place = counted *"),
+    ),
+    *faults(
+        "align_jax/models/stack.py",
+        "tests/models/test_bert.py",
+        (
+            "scanned-layers-share-their-dropout",
+            '"dropout": True, NAME: True}',
+            '"dropout": False, NAME: True}',
+        ),
+    ),
+    *faults(
+        "align_jax/models/attention_function.py",
+        "tests/models/test_bert.py",
+        (
+            "attention-dropout-scales-without-dropping",
+            "weights = dropped(weights, dropout_rng, dropout_rate)",
+            "weights = weights / (1.0 - dropout_rate)",
+        ),
+    ),
+    *faults(
+        "align_jax/models/flat_dot_general.py",
+        "tests/models/test_flat_dot_general.py",
+        (
+            "bfloat16-products-summed-in-bfloat16",
+            "lax.Precision.DEFAULT, jnp.float32)",
+            "lax.Precision.DEFAULT, jnp.bfloat16)",
+        ),
+    ),
+    *faults(
+        "align_jax/models/gat.py",
+        "tests/models/test_gat.py",
+        (
+            "gat-softmax-over-the-receivers-of-a-sender",
+            "segment_softmax(logits, receivers, num_nodes, indices_are_sorted=True)",
+            "segment_softmax(logits, senders, num_nodes)",
+        ),
+        ("gat-output-heads-are-summed", "outputs.mean(axis=1)", "outputs.sum(axis=1)"),
+    ),
+    *faults(
+        "align_jax/models/graph.py",
+        "tests/models/test_graph.py",
+        (
+            "an-edge-to-one-node-too-many-is-admitted",
+            "(nodes < 0) | (nodes >= num_nodes)",
+            "(nodes < 0) | (nodes > num_nodes)",
+        ),
+    ),
+    *faults(
+        "align_jax/models/mcan.py",
+        "tests/models/test_mcan.py",
+        (
+            "mcan-guided-attention-sees-padded-words",
+            'attend("guided_attention", tokens, *guides)',
+            'attend("guided_attention", tokens, guides[0], jnp.ones_like(guides[1]))',
+        ),
+        (
+            "mcan-reduces-padding-too",
+            "jnp.where(valid, scores, np.finfo(np.float32).min)",
+            "scores",
+        ),
+        ("mcan-aligns-padded-queries", "query_mask=valid,", "query_mask=None,"),
+    ),
+    *faults(
+        "align_jax/models/heads.py",
+        "tests/models/test_bert.py",
+        (
+            "mean-pooling-counts-padding",
+            "return masked_mean(hidden, attention_mask.astype(bool)[..., None], axis=1)",
+            "return hidden.mean(axis=1)",
+        ),
+    ),
+    *faults(
+        "align_jax/models/heads.py",
+        "tests/pretrained/test_parity.py",
+        (
+            "span-start-and-end-swapped",
+            "SpanLogits(logits[..., 0], logits[..., 1])",
+            "SpanLogits(logits[..., 1], logits[..., 0])",
+        ),
+    ),
+    *faults(
+        "align_jax/models/vit.py",
+        "tests/models/test_vit.py",
+        (
+            "vit-reads-the-last-token-as-the-class",
+            'tokens[:, 0] if config.pool == "cls"',
+            'tokens[:, -1] if config.pool == "cls"',
+        ),
+    ),
+)
+
+_PRETRAINED: tuple[Mutation, ...] = (
+    *faults(
+        "align_jax/pretrained/tokenizer.py",
+        "tests/pretrained/test_tokenizer.py",
+        (
+            "the-second-of-a-pair-is-always-cut",
+            'strategy="longest_first"',
+            'strategy="only_second"',
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/tokenizer_files.py",
+        "tests/pretrained/test_tokenizer.py",
+        (
+            "roberta-special-tokens-exchanged",
+            "processors.RobertaProcessing(end, start, True, prefix)",
+            "processors.RobertaProcessing(start, end, True, prefix)",
+        ),
+        ("second-text-has-the-first-ones-type", "$B:1 {end}:1", "$B:0 {end}:0"),
+    ),
+    *faults(
+        "align_jax/pretrained/windows.py",
+        "tests/pretrained/test_tokenizer.py",
+        ("a-window-points-into-the-question", "part == 1 for part", "part == 0 for part"),
+    ),
+    *faults(
+        "align_jax/pretrained/sentencepiece_model.py",
+        "tests/pretrained/test_tokenizer.py",
+        ("sentencepiece-scores-big-endian", 'struct.unpack("<f"', 'struct.unpack(">f"'),
+    ),
+    *faults(
+        "align_jax/pretrained/names.py",
+        "tests/pretrained/test_load.py",
+        (
+            "legacy-gamma-is-the-bias",
+            '("LayerNorm.gamma", "LayerNorm.weight")',
+            '("LayerNorm.gamma", "LayerNorm.bias")',
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/names.py",
+        "tests/pretrained/test_save.py",
+        (
+            "exported-query-and-key-exchanged",
+            '("attention", "query"): "attention.self.query",\n'
+            '    ("attention", "key"): "attention.self.key",',
+            '("attention", "query"): "attention.self.key",\n'
+            '    ("attention", "key"): "attention.self.query",',
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/convert.py",
+        "tests/pretrained/test_load.py",
+        (
+            "a-tensor-of-another-shape-is-taken",
+            "if tensor.shape != expected:",
+            "if tensor.size != np.prod(expected):",
+        ),
+        (
+            "a-tensor-with-nan-is-taken",
+            "if not np.isfinite(tensor.astype(np.float32, copy=False)).all():",
+            "if not np.isfinite(tensor.astype(np.float32, copy=False)).any():",
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/files.py",
+        "tests/pretrained/test_load.py",
+        ("pickles-are-run", "weights_only=True", "weights_only=False"),
+        (
+            "an-index-may-name-files-elsewhere",
+            "if Path(file).name != file:",
+            "if not Path(file).name:",
+        ),
+        ("bfloat16-files-read-as-float16", '"BF16": jnp.bfloat16', '"BF16": np.float16'),
+    ),
+    *faults(
+        "align_jax/pretrained/files.py",
+        "tests/pretrained/test_load.py",
+        (
+            "json-nested-without-end-is-not-caught",
+            "except (OSError, ValueError, RecursionError) as error:",
+            "except (OSError, ValueError) as error:",
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/config.py",
+        "tests/pretrained/test_load.py",
+        (
+            "a-file-overrides-the-options",
+            "return dataclasses.replace(config, **given)",
+            "return config",
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/save.py",
+        "tests/pretrained/test_save.py",
+        (
+            "an-earlier-models-alignment-stays",
+            "(path / ALIGNMENT).unlink(missing_ok=True)",
+            "(path / ALIGNMENT).exists()",
+        ),
+        ("label-names-are-sorted", "    return list(names)\n", "    return sorted(names)\n"),
+    ),
+)
+
+LIBRARY: tuple[Mutation, ...] = (*_DIVERGENCES, *_ALIGNMENT, *_MODELS, *_PRETRAINED)
