@@ -1,6 +1,6 @@
 """Alignment attention for JAX and Flax (Zhang et al., NeurIPS 2021, arXiv 2110.12567)."""
 
-from align_jax import calibration, divergences
+from align_jax import calibration, divergences, yardstick
 from align_jax.alignment import Alignment
 from align_jax.attention import MultiHeadDotProductAttention, token_masks
 from align_jax.collection import (
@@ -37,4 +37,5 @@ __all__ = [
     "reverse_gradient",
     "strip_alignment",
     "token_masks",
+    "yardstick",
 ]

@@ -59,6 +59,9 @@ def comparison(
     for method, runs in results.items():
         row: Row = {column: over_seeds(values) for column, values in of_seeds[method].items()}
         row["MMD"] = over_seeds([run["mmd"] for run in runs])
+        # Runs of old have neither.
+        row["scale-free MMD"] = over_seeds([run.get("scale_free_mmd") for run in runs])
+        row["told apart"] = over_seeds([run.get("classifier_accuracy") for run in runs], digits=3)
         row["divergence"] = over_seeds([run["alignment"] for run in runs])
         parameters = runs[0].get("parameters")  # runs of old have none
         row["parameters"] = Cell(parameters / 1e6, digits=3, unit="M") if parameters else None

@@ -75,6 +75,12 @@ def results(study: Study) -> Section:
             f"{study.eval['mmd_split']}, summed over layers and heads, bandwidth "
             f"{study.eval['mmd_bandwidth']:g}."
         )
+    if "scale-free MMD" in columns:
+        caption += (
+            " Scale-free: over the tokens of all examples, with the median distance for bandwidth, "
+            "mean over layers and heads. Told apart: how often a fresh classifier tells a query "
+            "from a key it has not seen, 0.5 where it cannot."
+        )
     body = [
         [method_name(method), *(str(row[name] or NOTHING) for name in columns)]
         for method, row in rows.items()

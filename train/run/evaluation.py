@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from align_jax import Clouds, alignment_clouds, calibration, cloud_mmd
+from align_jax import Clouds, alignment_clouds, calibration, cloud_mmd, yardstick
 from train.data.base import Batch, DataSource
 from train.devices import hosts
 from train.devices.parallel import Parallel
@@ -18,6 +19,10 @@ from train.registry import ConfigError
 from train.step.state import TrainState
 from train.tasks import metrics
 from train.tasks.base import Task
+
+# What `measure_clouds` has of all layers and heads together.
+YARDSTICKS = ("mmd", "scale_free_mmd", "query_norm", "key_norm")
+TOLD_APART = 1024  # queries, and keys, that the classifier sees: half to learn from
 
 
 def check_eval(config: ConfigDict, data: DataSource, task: Task) -> None:
@@ -171,28 +176,92 @@ def measure_uncertainty(
     return metrics.compute(metrics.merge(sums))
 
 
-def measure_mmd(
+def measure_clouds(
     state: TrainState, data: DataSource, split: str, examples: int, bandwidth: float
-) -> dict[str, np.ndarray]:
-    """Maximum mean discrepancy between keys and queries, the paper's yardstick.
-
-    The same for every method, unlike the divergence a model is trained on.
+) -> dict[str, Any]:
+    """How far apart keys and queries lie: the same for every method, unlike what it minimises.
 
     Args:
         state: whole, on one device.
         data: where the examples come from.
         split: which of them.
         examples: how many, from the split's start; a batch that cannot be cut counts whole.
-        bandwidth: of the Gaussian kernel.
+        bandwidth: of the Gaussian kernel of the paper's yardstick.
 
     Returns:
-        Squared MMD per layer and head, {"layer_0/attention": [H]}, mean over the examples.
+        Per layer and head, {"layer_0/attention": [H]}: "mmd_per_head", the squared MMD of the
+        paper, mean over the examples; and over the tokens of all examples
+        "scale_free_mmd_per_head" (see `align_jax.yardstick`), "query_norm_per_head" and
+        "key_norm_per_head". Also the sum of the first over layers and heads, "mmd", and the means
+        of the others, "scale_free_mmd", "query_norm" and "key_norm".
     """
-    batches = []
+    batches, samples = [], []
     for batch, count in _first_examples(data, split, examples):
-        heads = jax.device_get(_cloud_mmd(state, batch, bandwidth))
-        batches.append({n: metrics.Mean(total=v * count, count=count) for n, v in heads.items()})
-    return metrics.compute(metrics.merge(batches))
+        mmd, sample = jax.device_get(_measured(state, batch, len(samples), bandwidth))
+        batches.append({n: metrics.Mean(total=v * count, count=count) for n, v in mmd.items()})
+        samples.append(sample)
+    mmd = metrics.compute(metrics.merge(batches))
+    found: dict[str, Any] = {"mmd": float(sum(x.sum() for x in mmd.values())), "mmd_per_head": mmd}
+    distances = {
+        name: jax.device_get(_distance(_sample_of_samples([sample[name] for sample in samples])))
+        for name in mmd
+    }
+    columns = {"scale_free_mmd": "mmd", "query_norm": "query_norm", "key_norm": "key_norm"}
+    for column, field in columns.items():
+        heads = {name: getattr(distance, field) for name, distance in distances.items()}
+        found[column] = float(np.mean(np.concatenate(list(heads.values()))))
+        found[f"{column}_per_head"] = heads
+    return found
+
+
+def classifier_accuracy(
+    state: TrainState, data: DataSource, split: str, examples: int
+) -> dict[str, np.ndarray]:
+    """How often a fresh classifier tells a query from a key (Lopez-Paz & Oquab 2017).
+
+    A small perceptron per head learns from half of the tokens and is asked about the others, as
+    many queries as keys: 0.5 says that it cannot tell them apart.
+
+    Args:
+        state: whole, on one device.
+        data: where the examples come from.
+        split: which of them.
+        examples: how many, from the split's start; a batch that cannot be cut counts whole.
+
+    Returns:
+        Per layer the accuracy for each head, {"layer_0/attention": [H]}.
+    """
+    samples = [
+        jax.device_get(_sampled(state, batch, number))
+        for number, (batch, _) in enumerate(_first_examples(data, split, examples))
+    ]
+    return {
+        name: told_apart(_sample_of_samples([sample[name] for sample in samples]))
+        for name in samples[0]
+    }
+
+
+def told_apart(sample: yardstick.TokenSample) -> np.ndarray:
+    """Of one attention: the accuracy for each head [H]; nan with less than four tokens."""
+    import sklearn.neural_network
+
+    query, key = sample.query[sample.query_mask], sample.key[sample.key_mask]
+    count = min(len(query), len(key)) // 2 * 2
+    if count < 4:
+        return np.full(query.shape[1], np.nan)
+    learnt = np.tile(np.arange(count) < count // 2, 2)
+    labels = np.repeat([0, 1], count)
+    accuracies = []
+    with warnings.catch_warnings():
+        # Where the clouds agree there is nothing to converge to.
+        warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)
+        for head in range(query.shape[1]):
+            both = np.concatenate([query[:count, head], key[:count, head]])
+            both = (both - both.mean(axis=0)) / (both.std(axis=0) + 1e-12)
+            classifier = sklearn.neural_network.MLPClassifier(32, max_iter=100, random_state=0)
+            classifier.fit(both[learnt], labels[learnt])
+            accuracies.append(classifier.score(both[~learnt], labels[~learnt]))
+    return np.array(accuracies)
 
 
 def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
@@ -203,7 +272,7 @@ def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
         batch: arrays with a leading example axis.
 
     Returns:
-        Per attention call, named as in `measure_mmd` and in the order of the layers: NumPy arrays.
+        Per attention call, named as in `measure_clouds`, in the order of the layers: NumPy arrays.
     """
     return alignment_clouds(jax.device_get(_clouds(state, batch)))  # last: jax sorts by letters
 
@@ -217,9 +286,37 @@ def _clouds(state: TrainState, batch: Batch) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="bandwidth")
-def _cloud_mmd(state: TrainState, batch: Batch, bandwidth: float) -> dict[str, jax.Array]:
-    mask = state.task.sample_mask(batch)
-    return cloud_mmd(_clouds(state, batch), bandwidth=bandwidth, sample_mask=mask)
+def _measured(
+    state: TrainState, batch: Batch, number: int, bandwidth: float
+) -> tuple[dict[str, jax.Array], dict[str, yardstick.TokenSample]]:
+    mask, clouds = state.task.sample_mask(batch), _clouds(state, batch)
+    mmd = cloud_mmd(clouds, bandwidth=bandwidth, sample_mask=mask)
+    return mmd, yardstick.sample_tokens(clouds, jax.random.key(number), sample_mask=mask)
+
+
+@jax.jit
+def _sampled(state: TrainState, batch: Batch, number: int) -> dict[str, yardstick.TokenSample]:
+    rng, mask = jax.random.key(number), state.task.sample_mask(batch)
+    return yardstick.sample_tokens(_clouds(state, batch), rng, tokens=TOLD_APART, sample_mask=mask)
+
+
+def _sample_of_samples(samples: list[yardstick.TokenSample]) -> yardstick.TokenSample:
+    """As many tokens of several batches as of one, those of each batch with its share."""
+    joined = yardstick.TokenSample(*map(np.concatenate, zip(*samples, strict=True)))
+    each = max(len(x) for x in samples[0][2:])
+    rng = np.random.default_rng(0)
+
+    def chosen(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = rng.permutation(np.flatnonzero(mask))[:each]
+        rows = np.concatenate([rows, np.flatnonzero(~mask)[: each - len(rows)]])
+        return x[rows], mask[rows]
+
+    query, query_mask = chosen(joined.query, joined.query_mask)
+    key, key_mask = chosen(joined.key, joined.key_mask)
+    return yardstick.TokenSample(query, key, query_mask, key_mask)
+
+
+_distance = jax.jit(yardstick.distance)
 
 
 def _pass(

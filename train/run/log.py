@@ -17,7 +17,7 @@ from train.run.folder import METRICS, write_text
 
 NOT_CURVES = ("reliability",)  # a whole diagram, no number over the steps
 SHOWN_EVALUATIONS = 24
-SHOWN = ("loss", "task_loss", "alignment", "accuracy", "ece", "ece_scaled", "mmd")
+SHOWN = ("loss", "task_loss", "alignment", "accuracy", "ece", "ece_scaled", "mmd", "scale_free_mmd")
 
 
 class RunLog:

@@ -54,7 +54,10 @@ def run(
         deadline: when to stop training, by `time.monotonic`.
 
     Returns:
-        What `result.json` holds: "metrics" per split, "mmd" (summed over layers and heads),
+        What `result.json` holds: "metrics" per split; how far apart keys and queries ended, on
+        examples of `eval.mmd_split`: "mmd" (summed over layers and heads), "scale_free_mmd",
+        "query_norm", "key_norm" (see `evaluation.measure_clouds`) and "classifier_accuracy" (see
+        there), also "classifier_accuracy_per_head", all None if `eval.mmd_examples` is 0;
         "alignment" (mean divergence over the last logged steps), "parameters" (their number),
         "steps", "seconds" and "hardware", both of the last start.
 

@@ -21,10 +21,12 @@ from train.registry import ConfigError
 from train.run.checkpoint import Checkpoints, Progress
 from train.run.early_stopping import Criterion, EarlyStopping
 from train.run.evaluation import (
+    YARDSTICKS,
     check_eval,
+    classifier_accuracy,
     evaluate,
     held_out_temperature,
-    measure_mmd,
+    measure_clouds,
     measure_uncertainty,
 )
 from train.run.folder import CheckpointError
@@ -199,15 +201,29 @@ class Trainer:
                 results[split] = self._evaluate_split(
                     log, split, mmd=True, passes=passes, temperature=scaled
                 )
+        measured = results.get(config.eval.mmd_split, {}) if config.eval.mmd_examples else {}
         return {
             "metrics": results,
-            "mmd": results.get(config.eval.mmd_split, {}).get("mmd"),
+            **self._yardsticks(measured),
             "alignment": log.last_train.get("alignment"),
             "parameters": self.parameters,
             "steps": self.step,
             "seconds": time.perf_counter() - self.started,
             "hardware": hardware(),
         }
+
+    def _yardsticks(self, measured: Mapping[str, Any]) -> dict[str, Any]:
+        """How far apart keys and queries ended; only now is a classifier trained for it."""
+        if not measured:
+            return dict.fromkeys((*YARDSTICKS, "classifier_accuracy"))
+        config, state = self.experiment.config.eval, self.state.replace(opt_state=())
+        heads = classifier_accuracy(
+            self.parallel.gather(state), self.experiment.data, config.mmd_split, config.mmd_examples
+        )
+        mean = float(np.mean(np.concatenate(list(heads.values()))))
+        found = {name: measured[name] for name in YARDSTICKS}
+        per_head = {name: values.tolist() for name, values in heads.items()}
+        return found | {"classifier_accuracy": mean, "classifier_accuracy_per_head": per_head}
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -286,11 +302,10 @@ class Trainer:
         if passes:
             values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
         if mmd and split == config.mmd_split and config.mmd_examples:
-            values["mmd_per_head"] = measure_mmd(
+            values |= measure_clouds(
                 self.parallel.gather(self.state.replace(opt_state=())), data, split,
                 config.mmd_examples, config.mmd_bandwidth,
             )  # fmt: skip
-            values["mmd"] = float(sum(heads.sum() for heads in values["mmd_per_head"].values()))
         log.write(self.step, split, values)
         return {name: value for name, value in values.items() if isinstance(value, float)}
 

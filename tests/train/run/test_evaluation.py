@@ -1,4 +1,4 @@
-"""What is measured over the examples of a split."""
+"""What is measured over the examples of a split, and yardsticks that training does not optimise."""
 
 from __future__ import annotations
 
@@ -6,18 +6,59 @@ from unittest import mock
 
 import numpy as np
 
+from align_jax.yardstick import TokenSample
 from train.data.base import Metadata, ordered_batches
 from train.run import evaluation
+from train.run.evaluation import told_apart
 
 
-def test_mmd_is_a_mean_over_the_first_examples(monkeypatch) -> None:
+def sample(query: np.ndarray, key: np.ndarray) -> TokenSample:
+    return TokenSample(query, key, np.ones(len(query), bool), np.ones(len(key), bool))
+
+
+def test_a_classifier_tells_apart_what_differs_and_guesses_what_does_not(rng) -> None:
+    query, key = rng.normal(size=(2, 1024, 3, 8))
+    key[:, 1] += 1.0  # another mean
+    key[:, 2] *= 2.0  # another spread, which no line could see
+    alike, moved, spread = told_apart(sample(query, key))
+    assert abs(alike - 0.5) < 0.06
+    assert moved > 0.85
+    assert spread > 0.8
+
+
+def test_it_is_asked_about_tokens_that_it_has_not_seen(rng) -> None:
+    """Random labels can be learnt by heart: only unseen tokens show that there is no rule."""
+    query, key = rng.normal(size=(2, 64, 1, 200))
+    assert abs(told_apart(sample(query, key))[0] - 0.5) < 0.2
+
+
+def test_padding_is_not_shown(rng) -> None:
+    query, key = rng.normal(size=(2, 400, 1, 4))
+    key[200:] += 50.0
+    mask = np.arange(400) < 200
+    found = told_apart(TokenSample(query, key, mask, mask))
+    np.testing.assert_array_equal(found, told_apart(sample(query[:200], key[:200])))
+
+
+def test_too_few_tokens_tell_nothing(rng) -> None:
+    assert np.isnan(told_apart(sample(*rng.normal(size=(2, 3, 1, 4))))).all()
+
+
+def test_distances_are_those_of_the_first_examples(monkeypatch, rng) -> None:
     """They may fill several batches, the last one in part."""
+    clouds = [sample(*rng.normal(size=(2, 16, 2, 3)).astype(np.float32)) for _ in range(2)]
 
-    def cloud_mmd(state, batch, bandwidth):
-        return {"layer_0": np.full(2, batch["x"].mean())}
+    def measured(state, batch, number, bandwidth):
+        return {"layer_0": np.full(2, batch["x"].mean())}, {"layer_0": clouds[number]}
 
     data = mock.Mock(metadata=Metadata())
     data.eval_batches.return_value = ordered_batches({"x": np.arange(10.0)}, 4)
-    monkeypatch.setattr(evaluation, "_cloud_mmd", cloud_mmd)
-    found = evaluation.measure_mmd(None, data, "validation", 6, 1.0)
-    np.testing.assert_allclose(found["layer_0"], np.arange(6.0).mean())
+    monkeypatch.setattr(evaluation, "_measured", measured)
+    found = evaluation.measure_clouds(None, data, "validation", 6, 1.0)
+    np.testing.assert_allclose(found["mmd_per_head"]["layer_0"], np.arange(6.0).mean())
+    assert found["mmd"] == 2 * np.arange(6.0).mean()
+    # Of the tokens of both batches as many as of one are compared.
+    norms = [np.linalg.norm(x.query, axis=-1) for x in clouds]
+    assert np.concatenate(norms).min() < found["query_norm"] < np.concatenate(norms).max()
+    assert found["query_norm"] != norms[0].mean()
+    assert np.isfinite(found["scale_free_mmd_per_head"]["layer_0"]).all()

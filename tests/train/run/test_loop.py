@@ -76,7 +76,11 @@ def test_a_run_leaves_its_records_and_prints_a_table(finished) -> None:
     assert [r["step"] for r in records if r["split"] == "train"] == [2, 3, 4, 6]
     evaluations = [r for r in records if r["split"] == "validation"]
     assert [r["step"] for r in evaluations] == [0, 3, 6]
-    assert np.shape(evaluations[-1]["mmd_per_head"]["layer_0/attention"]) == (2,)
+    for name in ("mmd", "scale_free_mmd", "query_norm", "key_norm"):
+        heads = np.array(evaluations[-1][f"{name}_per_head"]["layer_0/attention"])
+        assert heads.shape == (2,)
+        mean = heads.sum() if name == "mmd" else heads.mean()
+        assert result[name] == evaluations[-1][name] == pytest.approx(mean, rel=1e-6)
     train = next(r for r in records if r["split"] == "train")
     assert train["loss"] == pytest.approx(
         train["task_loss"] + train["alignment_weight"] * train["alignment"], rel=1e-5

@@ -1,0 +1,219 @@
+"""How far apart queries and keys lie, whatever was trained and however long the vectors are.
+
+A divergence that is being minimised says little of whether the clouds come together: its critic may
+lag, and longer vectors change it too. What is here depends on no network, and not on the scale.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from align_jax import numerics
+from align_jax.collection import alignment_clouds
+
+
+class TokenSample(NamedTuple):
+    """Queries and keys of all samples together.
+
+    Attributes:
+      query: `[T, H, D]`.
+      key: `[T, H, D]`, in general of other tokens.
+      query_mask: bool `[T]`, False where there were fewer queries than asked for.
+      key_mask: bool `[T]`, the same of the keys.
+
+    Example:
+      See `sample_tokens`.
+    """
+
+    query: Float[Array, "T H D"]
+    key: Float[Array, "T H D"]
+    query_mask: Bool[Array, "T"]
+    key_mask: Bool[Array, "T"]
+
+
+class CloudDistance(NamedTuple):
+    """How far apart the queries and keys of each head of an attention lie.
+
+    Attributes:
+      mmd: `[H]`, see `scale_free_mmd`.
+      query_norm: `[H]`, mean Euclidean norm of the queries.
+      key_norm: `[H]`, the same of the keys.
+
+    Example:
+      See `cloud_distances`.
+    """
+
+    mmd: Float[Array, "H"]
+    query_norm: Float[Array, "H"]
+    key_norm: Float[Array, "H"]
+
+
+def sample_tokens(
+    variables: Mapping[str, Any],
+    rng: Array,
+    *,
+    tokens: int = 512,
+    sample_mask: Bool[Array, "B"] | None = None,
+) -> dict[str, TokenSample]:
+    """Draws queries and keys from all samples of a batch, without replacement.
+
+    Args:
+      variables: what `model.apply(..., mutable=["alignment_clouds"])` returned beside the outputs.
+      rng: a key of `jax.random`.
+      tokens: how many of each; all of them, if there are fewer.
+      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+
+    Returns:
+      Per attention call, in the order of the layers and named as in `alignment_table`.
+
+    Raises:
+      ValueError: when nothing was sown, or `tokens` is below 1.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> from align_jax import AlignmentConfig, aligned
+      >>> model = aligned(nn.SelfAttention(num_heads=2), AlignmentConfig(method="none"))
+      >>> x = jnp.ones((3, 5, 8))
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> _, sown = model.apply(variables, x, mutable=["alignment_clouds"])
+      >>> sample_tokens(sown, jax.random.key(1), tokens=4)[""].query.shape
+      (4, 2, 4)
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens}.")
+
+    def drawn(x: Array, mask: Array, rng: Array) -> tuple[Array, Array]:
+        if sample_mask is not None:
+            mask = mask & sample_mask[:, None]
+        x, mask = x.reshape(-1, *x.shape[2:]), mask.reshape(-1)
+        order = jnp.where(mask, jax.random.uniform(rng, mask.shape), -1.0)
+        chosen = jax.lax.top_k(order, min(tokens, len(mask)))[1]
+        return x[chosen].astype(jnp.float32), mask[chosen]
+
+    found = {}
+    for number, (name, clouds) in enumerate(alignment_clouds(variables).items()):
+        rngs = jax.random.split(jax.random.fold_in(rng, number))
+        query, query_mask = drawn(clouds.query, clouds.query_mask, rngs[0])
+        key, key_mask = drawn(clouds.key, clouds.key_mask, rngs[1])
+        found[name] = TokenSample(query, key, query_mask, key_mask)
+    return found
+
+
+def scale_free_mmd(
+    query: Float[Array, "N H D"],
+    key: Float[Array, "M H D"],
+    *,
+    query_mask: Bool[Array, "N"] | None = None,
+    key_mask: Bool[Array, "M"] | None = None,
+) -> Float[Array, "H"]:
+    """Squared MMD with the median heuristic, per head (Gretton et al. 2012, JMLR 13, Eq. 3).
+
+    The kernel is `exp(-|x - y|^2 / m)`, and `m` the median of the squared distances between any two
+    vectors of queries and keys together: multiplying all of them by a number, or moving them,
+    changes nothing. The estimate leaves out each point with itself and has no bias: near 0, and as
+    often below it, for two samples of one distribution; about 1 for two tight clouds far apart.
+
+    Args:
+      query: queries of all samples.
+      key: keys of all samples.
+      query_mask: True for the queries that take part; None for all.
+      key_mask: True for the keys that take part; None for all.
+
+    Returns:
+      One value per head, without unit; 0 with fewer than two queries or keys.
+
+    Raises:
+      ValueError: for shapes that do not fit together.
+      TypeError: for vectors that are not floating point or masks that are not bool.
+
+    Example:
+      >>> cloud = jax.random.normal(jax.random.key(0), (2, 64, 1, 4))
+      >>> bool(jnp.abs(scale_free_mmd(cloud[0], cloud[1]))[0] < 0.05)
+      True
+      >>> bool(scale_free_mmd(cloud[0], cloud[1] + 9.0)[0] > 0.8)
+      True
+    """
+    masks = [mask if mask is None else mask[None] for mask in (query_mask, key_mask)]
+    names = ("query", "key")
+    numerics.check_clouds(query[None], key[None], *masks, names=names, axes="B N H D")
+    (query, query_valid), (key, key_valid) = (
+        numerics.prepare(x[None], mask) for x, mask in zip((query, key), masks, strict=True)
+    )
+    query, key = numerics.centred(query, key)
+    both = jnp.concatenate([query, key], axis=1)
+    valid = jnp.concatenate([query_valid, key_valid], axis=1)[0]
+    squared = numerics.squared_distance(both, both)[0]  # [H, N + M, N + M]
+
+    pairs = valid[:, None] & valid & ~jnp.eye(len(valid), dtype=bool)
+    median = jnp.nanmedian(jnp.where(pairs, squared, jnp.nan), axis=(1, 2), keepdims=True)
+    # Where more than half of the distances are 0, the median says nothing; their mean does.
+    mean = numerics.masked_mean(squared, pairs, axis=(1, 2))[:, None, None]
+    scale = jnp.where(median > 0, median, jnp.where(mean > 0, mean, 1.0))
+    kernel = jnp.exp(-squared / scale)
+    count = query.shape[1]
+
+    def mean_kernel(rows: slice, columns: slice) -> Array:
+        return numerics.masked_mean(kernel[:, rows, columns], pairs[rows, columns], axis=(1, 2))
+
+    queries, keys = slice(None, count), slice(count, None)
+    # A query and a key may be of one token: they are compared all the same.
+    distance = (
+        mean_kernel(queries, queries) + mean_kernel(keys, keys) - 2.0 * mean_kernel(queries, keys)
+    )
+    enough = (query_valid.sum() > 1) & (key_valid.sum() > 1)
+    return jnp.where(enough, distance, 0.0)
+
+
+def cloud_distances(
+    variables: Mapping[str, Any],
+    rng: Array,
+    *,
+    tokens: int = 512,
+    sample_mask: Bool[Array, "B"] | None = None,
+) -> dict[str, CloudDistance]:
+    """How far apart the queries and keys of every attention and head lie: a yardstick to trust.
+
+    It measures any model, also one that was trained without alignment (`method="none"`), over the
+    tokens of all samples together.
+
+    Args:
+      variables: what `model.apply(..., mutable=["alignment_clouds"])` returned beside the outputs.
+      rng: a key of `jax.random`, which chooses the tokens.
+      tokens: how many queries, and keys, are compared; the time grows with their square.
+      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+
+    Returns:
+      Per attention call, in the order of the layers and named as in `alignment_table`.
+
+    Raises:
+      ValueError: when nothing was sown, or `tokens` is below 1.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> from align_jax import AlignmentConfig, aligned
+      >>> model = aligned(nn.SelfAttention(num_heads=2), AlignmentConfig(method="none"))
+      >>> x = jax.random.normal(jax.random.key(0), (3, 5, 8))
+      >>> variables = model.init(jax.random.key(1), x)
+      >>> _, sown = model.apply(variables, x, mutable=["alignment_clouds"])
+      >>> cloud_distances(sown, jax.random.key(2))[""].mmd.shape
+      (2,)
+    """
+    samples = sample_tokens(variables, rng, tokens=tokens, sample_mask=sample_mask)
+    return {name: distance(sample) for name, sample in samples.items()}
+
+
+def distance(sample: TokenSample) -> CloudDistance:
+    """The distance between the queries and keys of a sample."""
+    query, key, query_mask, key_mask = sample
+
+    def norm(x: Array, mask: Array) -> Array:
+        return numerics.masked_mean(jnp.linalg.norm(x, axis=-1), mask[:, None], axis=0)
+
+    return CloudDistance(
+        scale_free_mmd(query, key, query_mask=query_mask, key_mask=key_mask),
+        norm(query, query_mask),
+        norm(key, key_mask),
+    )
