@@ -195,7 +195,8 @@ def measure_clouds(
         "key_norm_per_head". Also the sum of the first over layers and heads, "mmd", and the means
         of the others, "scale_free_mmd", "query_norm" and "key_norm".
     """
-    batches, samples = [], []
+    batches: list[dict[str, metrics.Mean]] = []
+    samples: list[dict[str, yardstick.TokenSample]] = []
     for batch, count in _first_examples(data, split, examples):
         mmd, sample = jax.device_get(_measured(state, batch, len(samples), bandwidth))
         batches.append({n: metrics.Mean(total=v * count, count=count) for n, v in mmd.items()})
@@ -302,17 +303,15 @@ def _sampled(state: TrainState, batch: Batch, number: int) -> dict[str, yardstic
 
 def _sample_of_samples(samples: list[yardstick.TokenSample]) -> yardstick.TokenSample:
     """As many tokens of several batches as of one, those of each batch with its share."""
-    joined = yardstick.TokenSample(*map(np.concatenate, zip(*samples, strict=True)))
-    each = max(len(x) for x in samples[0][2:])
+    query, key, query_mask, key_mask = (np.concatenate(x) for x in zip(*samples, strict=True))
     rng = np.random.default_rng(0)
 
-    def chosen(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = rng.permutation(np.flatnonzero(mask))[:each]
-        rows = np.concatenate([rows, np.flatnonzero(~mask)[: each - len(rows)]])
-        return x[rows], mask[rows]
+    def chosen(x: np.ndarray, mask: np.ndarray, count: int) -> tuple[Any, Any]:
+        order = np.argsort(rng.random(len(mask)) + ~mask)[:count]  # padding comes last
+        return x[order], mask[order]
 
-    query, query_mask = chosen(joined.query, joined.query_mask)
-    key, key_mask = chosen(joined.key, joined.key_mask)
+    query, query_mask = chosen(query, query_mask, max(len(x.query) for x in samples))
+    key, key_mask = chosen(key, key_mask, max(len(x.key) for x in samples))
     return yardstick.TokenSample(query, key, query_mask, key_mask)
 
 
