@@ -37,12 +37,12 @@ def test_several_seeds_have_mean_and_sample_deviation() -> None:
 
 def test_markdown_has_a_line_per_method() -> None:
     assert to_markdown(ROWS).splitlines() == [
-        "| method | test accuracy | noisy accuracy | MMD | scale-free MMD | told apart | divergence "
-        "| parameters | ms per step | over plain |",
+        "| method | test accuracy | noisy accuracy | MMD | scale-free MMD | told apart "
+        "| divergence | parameters | ms per step | over plain |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| none | 0.9000 | 0.4500 | 2.0000 | 0.8000 | 0.970 | - | 1.235M | 10.00 | 1.00x |",
-        "| ct | 0.9000 ± 0.1000 | 0.4500 ± 0.0500 | 2.0000 ± 1.0000 | - | - | 0.6000 ± 0.1000 | 1.235M "
-        "| 15.00 | 1.50x |",
+        "| ct | 0.9000 ± 0.1000 | 0.4500 ± 0.0500 | 2.0000 ± 1.0000 | - | - | 0.6000 ± 0.1000 "
+        "| 1.235M | 15.00 | 1.50x |",
     ]
 
 
