@@ -495,6 +495,16 @@ _RUNS: tuple[Mutation, ...] = (
             "metrics.Mean(total=v * count, count=count)",
             "metrics.Mean(total=v, count=count)",
         ),
+        (
+            "classifier-is-asked-about-what-it-learnt",
+            "classifier.score(both[~learnt], labels[~learnt])",
+            "classifier.score(both[learnt], labels[learnt])",
+        ),
+        (
+            "classifier-sees-padding",
+            "sample.query[sample.query_mask], sample.key[sample.key_mask]",
+            "sample.query, sample.key",
+        ),
     ),
     *faults(
         "train/run/log.py",

@@ -188,6 +188,30 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ("navigator-is-never-normalised", "if config.normalize_navigator:", "if False:"),
     ),
     *faults(
+        "align_jax/yardstick.py",
+        "tests/test_yardstick.py",
+        (
+            "yardstick-counts-a-point-with-itself",
+            "valid[:, None] & valid & ~jnp.eye(len(valid), dtype=bool)",
+            "valid[:, None] & valid",
+        ),
+        (
+            "yardstick-has-a-fixed-bandwidth",
+            "kernel = jnp.exp(-squared / scale)",
+            "kernel = jnp.exp(-squared)",
+        ),
+        (
+            "yardstick-samples-padding",
+            "order = jnp.where(mask, jax.random.uniform(rng, mask.shape), -1.0)",
+            "order = jax.random.uniform(rng, mask.shape)",
+        ),
+        (
+            "yardstick-counts-rows-that-fill-up",
+            "mask = mask & sample_mask[:, None]",
+            "mask = mask | sample_mask[:, None]",
+        ),
+    ),
+    *faults(
         "align_jax/collection.py",
         "tests/test_alignment.py",
         (
