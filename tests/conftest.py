@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Must be set before jax is imported anywhere. Devices that share few cores may wait long for each
 # other, after which XLA by default ends the process; and programs run one at a time, since several
@@ -53,7 +54,7 @@ import pytest  # noqa: E402
 
 from tests import faults  # noqa: E402
 
-MANY_MAPS = 20_000
+MANY_MAPS = 40_000
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +90,14 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--faults")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(faults.FaultTable(pathlib.Path(path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives a file's tests to one worker: what they share is made, and compiled, once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
