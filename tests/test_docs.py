@@ -36,6 +36,7 @@ def test_python_blocks_run(page):
     assert len(run(page)) > 1  # more than what Python itself puts there
 
 
+@pytest.mark.slow
 def test_the_pretrained_example_learns_and_exports(tmp_path, monkeypatch):
     """It is in "py", apart from "python", for it needs weights that a checkout does not install."""
     checkpoints.minilm()

@@ -38,14 +38,8 @@ def kernel():
     run_sync(manager.shutdown_kernel)(now=True)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.slow) if path.stem in READS_REAL_DATA else path
-        for path in sorted(COLAB.glob("*.ipynb"))
-    ],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(COLAB.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs(path, kernel, tmp_path, request):
     first = "%reset -f"  # nothing is left of the notebook before
     if path.stem in READS_REAL_DATA:

@@ -21,6 +21,7 @@ def config(checkpoint):
     return tiny_config(checkpoint)
 
 
+@pytest.mark.slow
 def test_all_take_their_turns(config, monkeypatch) -> None:
     """One of PyTorch's two is enough: they differ in the huge pages alone."""
     pytest.importorskip("torch")

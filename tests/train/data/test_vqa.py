@@ -364,6 +364,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch) -> None:
         _ = EasyVQA().examples
 
 
+@pytest.mark.slow
 def test_the_real_easy_vqa() -> None:
     if importlib.util.find_spec("easy_vqa") is None:
         pytest.skip("easy-VQA is not installed: pip install --no-deps easy-vqa==1.0")
