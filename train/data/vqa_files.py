@@ -227,7 +227,8 @@ def read_regions(path: Path, image: int | str, features: int, limit: int) -> np.
     """
     whose = f"{path}, the features of image {image},"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy itself leaves a file open that turns out to be no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             array = archive["x"]
     except FileNotFoundError as error:
         raise ConfigError(
