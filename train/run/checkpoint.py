@@ -234,6 +234,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise  # another process has ended, which is no fault of the disk
             kept = [
                 step for step in self._manager.all_steps() if (self.folder / str(step)).exists()
             ]

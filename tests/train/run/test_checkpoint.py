@@ -145,6 +145,25 @@ def test_nothing_whole_is_said(tmp_path, state) -> None:
         checkpoints.restore(state)
 
 
+@pytest.mark.parametrize(
+    ("processes", "error"), [(1, CheckpointError), (2, jax.errors.JaxRuntimeError)]
+)
+def test_a_process_that_ended_is_not_taken_for_a_full_disk(
+    tmp_path, state, monkeypatch, processes, error
+) -> None:
+    """The command knows what to say of it (`train.cli`); of one process it can only be the save."""
+
+    def save(*_: object, **__: object) -> None:
+        raise jax.errors.JaxRuntimeError("Gloo AllGather failed: Connection reset by peer")
+
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", save)
+        monkeypatch.setattr(jax, "process_count", lambda: processes)
+        with pytest.raises(error, match="Connection reset by peer"):
+            checkpoints.save(at(state, 1), Progress())
+        monkeypatch.undo()
+
+
 @pytest.mark.fault(
     "A checkpoint cannot be written (no room)",
     "An error that says so; the checkpoints before are intact",
