@@ -15,6 +15,23 @@ from align_jax import numerics
 from align_jax.collection import alignment_clouds
 
 
+class CloudDistance(NamedTuple):
+    """How far apart the queries and keys of each head of an attention lie.
+
+    Attributes:
+      mmd: `[H]`, see `scale_free_mmd`.
+      query_norm: `[H]`, mean Euclidean norm of the queries.
+      key_norm: `[H]`, the same of the keys.
+
+    Example:
+      See `cloud_distances`.
+    """
+
+    mmd: Float[Array, "H"]
+    query_norm: Float[Array, "H"]
+    key_norm: Float[Array, "H"]
+
+
 class TokenSample(NamedTuple):
     """Queries and keys of all samples together.
 
@@ -33,22 +50,16 @@ class TokenSample(NamedTuple):
     query_mask: Bool[Array, "T"]
     key_mask: Bool[Array, "T"]
 
+    def distance(self) -> CloudDistance:
+        """How far apart these queries and keys lie."""
 
-class CloudDistance(NamedTuple):
-    """How far apart the queries and keys of each head of an attention lie.
+        def norm(x: Array, mask: Array) -> Array:
+            return numerics.masked_mean(jnp.linalg.norm(x, axis=-1), mask[:, None], axis=0)
 
-    Attributes:
-      mmd: `[H]`, see `scale_free_mmd`.
-      query_norm: `[H]`, mean Euclidean norm of the queries.
-      key_norm: `[H]`, the same of the keys.
-
-    Example:
-      See `cloud_distances`.
-    """
-
-    mmd: Float[Array, "H"]
-    query_norm: Float[Array, "H"]
-    key_norm: Float[Array, "H"]
+        mmd = scale_free_mmd(
+            self.query, self.key, query_mask=self.query_mask, key_mask=self.key_mask
+        )
+        return CloudDistance(mmd, norm(self.query, self.query_mask), norm(self.key, self.key_mask))
 
 
 def sample_tokens(
@@ -202,18 +213,4 @@ def cloud_distances(
       (2,)
     """
     samples = sample_tokens(variables, rng, tokens=tokens, sample_mask=sample_mask)
-    return {name: distance(sample) for name, sample in samples.items()}
-
-
-def distance(sample: TokenSample) -> CloudDistance:
-    """The distance between the queries and keys of a sample."""
-    query, key, query_mask, key_mask = sample
-
-    def norm(x: Array, mask: Array) -> Array:
-        return numerics.masked_mean(jnp.linalg.norm(x, axis=-1), mask[:, None], axis=0)
-
-    return CloudDistance(
-        scale_free_mmd(query, key, query_mask=query_mask, key_mask=key_mask),
-        norm(query, query_mask),
-        norm(key, key_mask),
-    )
+    return {name: sample.distance() for name, sample in samples.items()}

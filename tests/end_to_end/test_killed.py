@@ -14,8 +14,8 @@ import pytest
 from tests.end_to_end.processes import final_params, finish, start
 from train.run.log import read_records
 
-KILLS = 10  # of each number of devices
-STEPS = 400
+KILLS = 5  # of each number of devices
+STEPS = 200
 
 
 @pytest.mark.fault(

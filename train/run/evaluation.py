@@ -23,6 +23,7 @@ from train.tasks.base import Task
 # What `measure_clouds` has of all layers and heads together.
 YARDSTICKS = ("mmd", "scale_free_mmd", "query_norm", "key_norm")
 TOLD_APART = 1024  # queries, and keys, that the classifier sees: half to learn from
+COMPARED = 512  # of these the MMD compares the first: its time grows with their square
 
 
 def check_eval(config: ConfigDict, data: DataSource, task: Task) -> None:
@@ -195,17 +196,11 @@ def measure_clouds(
         "key_norm_per_head". Also the sum of the first over layers and heads, "mmd", and the means
         of the others, "scale_free_mmd", "query_norm" and "key_norm".
     """
-    batches: list[dict[str, metrics.Mean]] = []
-    samples: list[dict[str, yardstick.TokenSample]] = []
-    for batch, count in _first_examples(data, split, examples):
-        mmd, sample = jax.device_get(_measured(state, batch, len(samples), bandwidth))
-        batches.append({n: metrics.Mean(total=v * count, count=count) for n, v in mmd.items()})
-        samples.append(sample)
-    mmd = metrics.compute(metrics.merge(batches))
+    mmd, samples = _measure(state, data, split, examples, bandwidth)
     found: dict[str, Any] = {"mmd": float(sum(x.sum() for x in mmd.values())), "mmd_per_head": mmd}
     distances = {
-        name: jax.device_get(_distance(_sample_of_samples([sample[name] for sample in samples])))
-        for name in mmd
+        name: jax.device_get(_distance(yardstick.TokenSample(*(x[:COMPARED] for x in sample))))
+        for name, sample in samples.items()
     }
     columns = {"scale_free_mmd": "mmd", "query_norm": "query_norm", "key_norm": "key_norm"}
     for column, field in columns.items():
@@ -216,7 +211,7 @@ def measure_clouds(
 
 
 def classifier_accuracy(
-    state: TrainState, data: DataSource, split: str, examples: int
+    state: TrainState, data: DataSource, split: str, examples: int, bandwidth: float
 ) -> dict[str, np.ndarray]:
     """How often a fresh classifier tells a query from a key (Lopez-Paz & Oquab 2017).
 
@@ -228,18 +223,13 @@ def classifier_accuracy(
         data: where the examples come from.
         split: which of them.
         examples: how many, from the split's start; a batch that cannot be cut counts whole.
+        bandwidth: as in `measure_clouds`, whose compiled program serves again.
 
     Returns:
         Per layer the accuracy for each head, {"layer_0/attention": [H]}.
     """
-    samples = [
-        jax.device_get(_sampled(state, batch, number))
-        for number, (batch, _) in enumerate(_first_examples(data, split, examples))
-    ]
-    return {
-        name: told_apart(_sample_of_samples([sample[name] for sample in samples]))
-        for name in samples[0]
-    }
+    _, samples = _measure(state, data, split, examples, bandwidth)
+    return {name: told_apart(sample) for name, sample in samples.items()}
 
 
 def told_apart(sample: yardstick.TokenSample) -> np.ndarray:
@@ -292,13 +282,22 @@ def _measured(
 ) -> tuple[dict[str, jax.Array], dict[str, yardstick.TokenSample]]:
     mask, clouds = state.task.sample_mask(batch), _clouds(state, batch)
     mmd = cloud_mmd(clouds, bandwidth=bandwidth, sample_mask=mask)
-    return mmd, yardstick.sample_tokens(clouds, jax.random.key(number), sample_mask=mask)
+    rng = jax.random.key(number)
+    return mmd, yardstick.sample_tokens(clouds, rng, tokens=TOLD_APART, sample_mask=mask)
 
 
-@jax.jit
-def _sampled(state: TrainState, batch: Batch, number: int) -> dict[str, yardstick.TokenSample]:
-    rng, mask = jax.random.key(number), state.task.sample_mask(batch)
-    return yardstick.sample_tokens(_clouds(state, batch), rng, tokens=TOLD_APART, sample_mask=mask)
+def _measure(
+    state: TrainState, data: DataSource, split: str, examples: int, bandwidth: float
+) -> tuple[dict[str, np.ndarray], dict[str, yardstick.TokenSample]]:
+    """Per attention the paper's MMD, mean over the examples, and tokens of them all."""
+    batches: list[dict[str, metrics.Mean]] = []
+    samples: list[dict[str, yardstick.TokenSample]] = []
+    for batch, count in _first_examples(data, split, examples):
+        mmd, sample = jax.device_get(_measured(state, batch, len(samples), bandwidth))
+        batches.append({n: metrics.Mean(total=v * count, count=count) for n, v in mmd.items()})
+        samples.append(sample)
+    means = metrics.compute(metrics.merge(batches))
+    return means, {name: _sample_of_samples([x[name] for x in samples]) for name in means}
 
 
 def _sample_of_samples(samples: list[yardstick.TokenSample]) -> yardstick.TokenSample:
@@ -315,7 +314,7 @@ def _sample_of_samples(samples: list[yardstick.TokenSample]) -> yardstick.TokenS
     return yardstick.TokenSample(query, key, query_mask, key_mask)
 
 
-_distance = jax.jit(yardstick.distance)
+_distance = jax.jit(yardstick.TokenSample.distance)
 
 
 def _pass(

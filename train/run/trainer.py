@@ -218,8 +218,9 @@ class Trainer:
             return dict.fromkeys((*YARDSTICKS, "classifier_accuracy"))
         config, state = self.experiment.config.eval, self.state.replace(opt_state=())
         heads = classifier_accuracy(
-            self.parallel.gather(state), self.experiment.data, config.mmd_split, config.mmd_examples
-        )
+            self.parallel.gather(state), self.experiment.data, config.mmd_split,
+            config.mmd_examples, config.mmd_bandwidth,
+        )  # fmt: skip
         mean = float(np.mean(np.concatenate(list(heads.values()))))
         found = {name: measured[name] for name in YARDSTICKS}
         per_head = {name: values.tolist() for name, values in heads.items()}
