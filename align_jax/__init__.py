@@ -11,11 +11,13 @@ from align_jax.collection import (
     alignment_sums,
     alignment_table,
     cloud_mmd,
+    label_parameters,
     strip_alignment,
 )
 from align_jax.config import AlignmentConfig
 from align_jax.convert import AlignedModel, aligned
 from align_jax.gradient_reversal import reverse_gradient
+from align_jax.optimizer import game_optimizer
 from align_jax.version import __version__
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "calibration",
     "cloud_mmd",
     "divergences",
+    "game_optimizer",
+    "label_parameters",
     "reverse_gradient",
     "strip_alignment",
     "token_masks",

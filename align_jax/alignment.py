@@ -1,6 +1,7 @@
 """The module that measures how far keys and queries lie apart, and sows it for the loss."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from align_jax import divergences, networks, numerics
+from align_jax import divergences, gradient_reversal, networks, numerics
 from align_jax.config import PLAIN, AlignmentConfig
 
 # The collections' names. The module itself is called NAME inside its attention, so that its
@@ -19,6 +20,10 @@ CLOUDS = "alignment_clouds"
 # One cloud: whatever the networks made of its tokens, each [B, N, H, ...].
 Cloud = tuple[Array, ...]
 Measured = tuple[Array, dict[str, Array]]
+
+GAMES = ("gan", "ct")  # the methods that have networks
+FREE_SLOPE = 1.0  # mean squared slope of a critic that costs nothing
+LARGEST = 30.0  # logit whose exponential still counts in full, see `_logits`
 
 
 class Alignment(nn.Module):
@@ -106,9 +111,11 @@ class Alignment(nn.Module):
         query, key = numerics.zero_padding(query, query_mask), numerics.zero_padding(key, key_mask)
         if not self.is_initializing():
             query, key, query_mask, key_mask = self._sampled(query, key, query_mask, key_mask)
-        query_cloud, key_cloud = self._clouds(query, key)
+        query_cloud, key_cloud, penalty = self._clouds(query, key, query_mask, key_mask)
         value, report = self._measure(query_cloud, key_cloud, query_mask, key_mask)
         if training:
+            # It changes what the adversary strives for, not what the divergence is.
+            value -= penalty - jax.lax.stop_gradient(penalty)
             for name, sown in {"divergence": value, "valid": valid, **report}.items():
                 self.sow(NAME, name, sown)
 
@@ -150,36 +157,86 @@ class Alignment(nn.Module):
         (query, query_mask), (key, key_mask) = sampled(query, query_mask), sampled(key, key_mask)
         return query, key, query_mask, key_mask
 
-    def _clouds(self, query: Array, key: Array) -> tuple[Cloud, Cloud]:
-        """What the method's networks make of queries and keys."""
+    def _clouds(
+        self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
+    ) -> tuple[Cloud, Cloud, Array | float]:
+        """What the method's networks make of queries and keys, and the penalty on their slope."""
         config = self.config
+        if config.method not in GAMES:
+            return (query,), (key,), 0.0
+        if config.unit_scale:
+            axes = (1, 3) if config.over == "tokens" else (1, 2, 3)  # else heads are compared
+            query, key = numerics.at_unit_scale(query, key, query_mask, key_mask, axes=axes)
         highway = config.discriminator == "highway"
+        apply = networks.in_chunks if config.shared_networks else networks.for_each_head
+        adversary: networks.Critic
         if config.method == "gan":
-            discriminator = networks.Discriminator(
+            adversary = networks.Discriminator(
                 hidden_features=config.hidden_features,
                 highway=highway,
                 dtype=self.dtype,
                 adversarial=True,
                 name="discriminator",
             )
-            query, key = (networks.in_chunks(discriminator, x) for x in (query, key))
-            return (query,), (key,)
-        if config.method != "ct":
-            return (query,), (key,)
-        sizes = config.features, config.hidden_features
-        both = networks.CriticAndNavigator(
-            networks.Critic(*sizes, highway, self.dtype, adversarial=True, name="critic"),
-            networks.Navigator(*sizes, self.dtype, name="navigator"),
-            name="critic_and_navigator",
-        )
+            clouds = self._logits(adversary, apply, query, key)
+        else:
+            sizes = config.features, config.hidden_features
+            adversary = networks.Critic(
+                *sizes, highway, self.dtype, adversarial=True, name="critic"
+            )
+            both = networks.CriticAndNavigator(
+                adversary,
+                networks.Navigator(*sizes, self.dtype, name="navigator"),
+                name="critic_and_navigator",
+            )
 
-        def cloud(x: Array) -> Cloud:
-            features, navigation = networks.in_chunks(both, x)
-            if config.normalize_navigator:
-                navigation = numerics.unit_vectors(navigation)
-            return features, navigation
+            def cloud(x: Array) -> Cloud:
+                features, navigation = apply(both, x)
+                if config.constant_feature:
+                    constant = jnp.full((*features.shape[:-1], 1), config.constant_feature)
+                    features = jnp.concatenate([features, constant.astype(features.dtype)], -1)
+                if config.normalize_navigator:
+                    navigation = numerics.unit_vectors(navigation)
+                return features, navigation
 
-        return cloud(query), cloud(key)
+            clouds = cloud(query), cloud(key)
+        if not config.gradient_penalty or self.is_initializing():
+            return *clouds, 0.0
+        params = self.variables["params"][str(adversary.name)]
+        penalty = [
+            networks.gradient_penalty(
+                adversary.clone(parent=None), params, x, mask, each_head=not config.shared_networks
+            )
+            for x, mask in ((query, query_mask), (key, key_mask))
+        ]
+        slope = 0.5 * (penalty[0] + penalty[1])
+        if config.method == "ct":
+            # Under a cosine the critic would sooner switch off all features than pay for a slope.
+            slope = jnp.maximum(slope - FREE_SLOPE, 0.0)
+        return *clouds, config.gradient_penalty * slope
+
+    def _logits(
+        self,
+        discriminator: networks.Discriminator,
+        apply: Callable[[nn.Module, Array], Array],
+        query: Array,
+        key: Array,
+    ) -> tuple[Cloud, Cloud]:
+        """The discriminator's, by which its own parameters and the clouds have losses of their own.
+
+        The value is `log D(q) + log(1 - D(k))` for both. A query that the discriminator is sure of,
+        D(q) near 1, has no slope there; that of `-log(1 - D(q))`, which has the same sign, is
+        larger by D / (1 - D), the exponential of the logit.
+        """
+        if self.config.saturating:
+            return (apply(discriminator, query),), (apply(discriminator, key),)
+        clouds = []
+        for sign, x in ((1.0, query), (-1.0, key)):
+            vectors, handle = gradient_reversal.weighed_gradient(x)
+            logits = apply(discriminator, vectors)
+            factors = jnp.exp(jnp.clip(sign * logits.astype(jnp.float32), -LARGEST, LARGEST))
+            clouds.append((gradient_reversal.weigh(logits, handle, factors),))
+        return clouds[0], clouds[1]
 
     def _measure(
         self, query: Cloud, key: Cloud, query_mask: Array | None, key_mask: Array | None
@@ -213,9 +270,11 @@ class Alignment(nn.Module):
             return divergences.adversarial(*query, *key, **masks), {}
         if config.method == "mmd":
             value = divergences.maximum_mean_discrepancy(
-                *query, *key, **masks, bandwidth=config.bandwidth
+                *query, *key, **masks, bandwidth=config.bandwidth or None
             )
             return value, {}
+        if config.method == "energy":
+            return divergences.energy_distance(*query, *key, **masks), {}
         if config.method == "ct":
             value = divergences.conditional_transport(
                 query[0],

@@ -248,6 +248,32 @@ def strip_alignment(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def label_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Names each parameter's group, for `optax.multi_transform`.
+
+    Args:
+      params: the "params" collection of a model with alignment.
+
+    Returns:
+      A tree of the same shape: "alignment" for the parameters of alignment networks, "model" for
+      those that a plain model has as well.
+
+    Example:
+      >>> label_parameters({"query": 1, "alignment": {"critic": 2}})
+      {'query': 'model', 'alignment': {'critic': 'alignment'}}
+    """
+
+    def labelled(node: Any, label: str) -> Any:
+        if not isinstance(node, Mapping):
+            return label
+        return {
+            name: labelled(child, "alignment" if _holds_networks(name, child) else label)
+            for name, child in node.items()
+        }
+
+    return labelled(params, "model")
+
+
 def _holds_networks(name: str, child: Any) -> bool:
     """Whether this entry of a parameter tree holds alignment networks, and nothing else."""
     return name == NAME and isinstance(child, Mapping) and set(child) <= _NETWORKS

@@ -1,9 +1,10 @@
-"""Gradient reversal: one backward pass for a minimax game."""
+"""One backward pass for a game: gradients that are negated, and ones that are weighed anew."""
 
 from typing import Any
 
 import jax
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 @jax.custom_vjp
@@ -37,3 +38,70 @@ def _backward(_: None, cotangent: Any) -> tuple[Any]:
 
 
 reverse_gradient.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def weighed_gradient(x: Float[Array, "*shape D"]) -> tuple[Array, Float[Array, "*shape"]]:
+    """The identity, whose gradient is multiplied, vector by vector, by numbers known only later.
+
+    Two players of a game may have losses of which one is an increasing function of the other's,
+    such as the two generator losses of Goodfellow et al. 2014. Their gradients then differ by a
+    factor for each vector, so that the network between need be passed through but once.
+
+    Args:
+      x: `[..., D]`.
+
+    Returns:
+      `x`, and a handle `[...]`, to be given to `weigh` with the factors.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> def loss(x):
+      ...     x, handle = weighed_gradient(x)
+      ...     return weigh((x**2).sum(-1), handle, jnp.array([1.0, 10.0])).sum()
+      >>> jax.grad(loss)(jnp.ones((2, 1))).tolist()
+      [[2.0], [20.0]]
+    """
+    return x, jnp.zeros(x.shape[:-1], jnp.float32)
+
+
+def _weighed_forward(x: Array) -> tuple[tuple[Array, Array], None]:
+    return weighed_gradient(x), None
+
+
+def _weighed_backward(_: None, cotangents: Any) -> tuple[Array]:
+    cotangent, factors = cotangents
+    return ((cotangent * factors[..., None]).astype(cotangent.dtype),)
+
+
+weighed_gradient.defvjp(_weighed_forward, _weighed_backward)
+
+
+@jax.custom_vjp
+def weigh(y: Float[Array, "*shape"], handle: Array, factors: Array) -> Array:
+    """`y`; the gradient of the vectors that `handle` came with is multiplied by the factors.
+
+    Args:
+      y: what became of the vectors, one number each; call it once for each handle.
+      handle: of `weighed_gradient`.
+      factors: one for each vector.
+
+    Returns:
+      `y`.
+
+    Example:
+      See `weighed_gradient`.
+    """
+    return y
+
+
+def _weigh_forward(y: Array, handle: Array, factors: Array) -> tuple[Array, Array]:
+    return y, factors
+
+
+def _weigh_backward(factors: Array, cotangent: Array) -> tuple[Array, Array, Array]:
+    # The handle's "gradient" is how the factors travel back to `weighed_gradient`.
+    return cotangent, factors.astype(jnp.float32), jnp.zeros_like(factors)
+
+
+weigh.defvjp(_weigh_forward, _weigh_backward)

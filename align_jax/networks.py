@@ -1,21 +1,24 @@
 """The networks of the adversarial and transport games (Zhang et al. 2021, sections 3.1 and 3.3).
 
-All act on the last axis alone, so one set of parameters serves every token and every head. They are
-so narrow that most of their time goes into reading and writing vectors. What reads the same vectors
-is therefore one matrix product: the highway's gate and transform, and with them the navigator's
-first layer where critic and navigator read the same cloud (`CriticAndNavigator`).
+All act on the last axis alone, so one set of parameters can serve every token and every head;
+`for_each_head` makes a set for each head. They are so narrow that most of their time goes into
+reading and writing vectors. What reads the same vectors is therefore one matrix product: the
+highway's gate and transform, and with them the navigator's first layer where critic and navigator
+read the same cloud (`CriticAndNavigator`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from align_jax import placement
+from align_jax import numerics, placement
 from align_jax.gradient_reversal import reverse_gradient
 
 __all__ = ["Critic", "Discriminator", "Highway", "Navigator"]
@@ -23,6 +26,10 @@ __all__ = ["Critic", "Discriminator", "Highway", "Navigator"]
 # Entries of the vectors that `in_chunks` takes at a time: a quarter of a megabyte of float32, which
 # a core's cache holds together with what the layers make of it. Four times as many take 8% longer.
 CHUNK_SIZE = 2**16
+
+# Of so many tokens the gradient penalty takes one: it constrains the network as well as of all of
+# them, at an eighth of the time.
+PENALTY_STRIDE = 8
 
 # Kernel [D, F] and bias [F].
 Layer = tuple[Array, Array]
@@ -254,3 +261,67 @@ def in_chunks(network: nn.Module, x: Float[Array, "*shape D"]) -> Any:
         return as_input(out.reshape(chunks * length, *out.shape[2:])[: len(rows)])
 
     return jax.tree.map(whole, out)
+
+
+def for_each_head(network: nn.Module, x: Float[Array, "B N H D"]) -> Any:
+    """As `in_chunks`, with parameters of its own for each head, along their first axis.
+
+    Args:
+      network: a module inside the scope of its parent, with one output or several.
+      x: the vectors.
+
+    Returns:
+      What `network(x)` returns, the heads on axis 2.
+    """
+    parameters: dict[str, Any] = {
+        "variable_axes": {"params": 0}, "split_rngs": {"params": True}, "in_axes": 2, "out_axes": 2,
+    }  # fmt: skip
+    if x.size <= CHUNK_SIZE or not placement.works_in_cache() or network.is_initializing():
+        return nn.vmap(in_chunks, **parameters)(network, x)
+
+    def body(network: nn.Module, carry: tuple[()], x: Array) -> tuple[tuple[()], Any]:
+        return carry, in_chunks(network, x)
+
+    return nn.scan(body, **parameters)(network, (), x)[1]
+
+
+def gradient_penalty(
+    network: nn.Module,
+    params: Any,
+    x: Float[Array, "B N H D"],
+    mask: Bool[Array, "B N"] | None,
+    *,
+    each_head: bool,
+) -> Float[Array, "B H"]:
+    """The mean squared slope of a network at its inputs (Mescheder et al. 2018, R1, Eq. 9).
+
+    Of several features the squared slopes are added up. Every eighth token stands for all of them,
+    and of these each for some of the features, such that all features are seen.
+
+    Args:
+      network: outside any scope, with one output: logits, or features on the last axis.
+      params: its "params", as inside a scope; no gradient runs to `x`.
+      x: its inputs.
+      mask: True for the tokens that take part; None for all.
+      each_head: whether the parameters' first axis is that of the heads.
+
+    Returns:
+      One value per sample and head.
+    """
+    x = jax.lax.stop_gradient(x[:, ::PENALTY_STRIDE])
+    mask = None if mask is None else mask[:, ::PENALTY_STRIDE]
+
+    def outputs(params: Any, x: Array) -> Array:
+        made = cast(Array, network.apply({"params": params}, x))
+        return made[..., None] if made.ndim < x.ndim else made
+
+    heads = jax.vmap(outputs, in_axes=(0, 2), out_axes=2) if each_head else outputs
+    features = jax.eval_shape(heads, params, x).shape[-1]
+    rows = np.arange(max(x.shape[1], features))
+    tokens = rows % x.shape[1]
+    made, slopes = jax.vjp(functools.partial(heads, params), x[:, tokens])
+    one = jnp.asarray(np.eye(features)[rows % features][:, None], made.dtype)
+    (slope,) = slopes(jnp.broadcast_to(one, made.shape))
+    squares = jnp.sum(slope.astype(jnp.float32) ** 2, axis=-1)
+    valid = numerics.explicit_mask(x, mask)[:, tokens, None]
+    return features * numerics.masked_mean(squares, valid, axis=1)

@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float
 # features and tokens, still fit float32, so no input that is finite can overflow to inf or NaN.
 SATURATION = 1e9
 
+# Clouds whose largest entry is smaller have no scale: a fraction of it might be no normal float32.
+_NOTHING = 1e-33
+
 # Below this norm the gradient of a direction is damped; see `unit_vectors`.
 _DAMPING_RADIUS = 1e-2
 
@@ -183,6 +186,61 @@ def centred(query: Array, key: Array) -> tuple[Array, Array]:
     """
     shift = jax.lax.stop_gradient(jnp.mean(query, axis=1, keepdims=True))
     return query - shift, key - shift
+
+
+def at_unit_scale(
+    query: Array,
+    key: Array,
+    query_mask: Bool[Array, "B N"] | None,
+    key_mask: Bool[Array, "B M"] | None,
+    *,
+    axes: tuple[int, ...] = (1, 3),
+) -> tuple[Array, Array]:
+    """Divides both clouds by the root of their mean square, through which no gradient runs.
+
+    Args:
+      query: `[B, N, H, D]`.
+      key: `[B, M, H, D]`.
+      query_mask: bool `[B, N]`; None for all.
+      key_mask: bool `[B, M]`; None for all.
+      axes: what the mean goes over: tokens and features of each head, or (1, 2, 3), all heads too.
+
+    Returns:
+      Both in their own dtype; as they are where all is 0.
+    """
+    query_mask, key_mask = explicit_mask(query, query_mask), explicit_mask(key, key_mask)
+    clouds = (query, query_mask), (key, key_mask)
+    rows = jnp.concatenate([zero_padding(x.astype(jnp.float32), mask) for x, mask in clouds], 1)
+    rows = jax.lax.stop_gradient(rows)
+    # The queries as a whole weigh as much as the keys, however many there are of either.
+    weights = 0.5 * jnp.concatenate([token_weights(query_mask), token_weights(key_mask)], axis=1)
+    largest = jnp.max(jnp.abs(rows), axis=axes, keepdims=True)
+    largest = jnp.where(largest > _NOTHING, largest, 1.0)
+    squares = (rows / largest) ** 2 * weights[..., None, None]
+    mean = jnp.mean(squares, axis=axes, keepdims=True) * rows.shape[1]
+    scale = largest * jnp.sqrt(jnp.where(mean > 0, mean, 1.0))
+    return (query / scale).astype(query.dtype), (key / scale).astype(key.dtype)
+
+
+def at_unit_spread(
+    query: Float[Array, "B N H D"],
+    key: Float[Array, "B M H D"],
+    query_mask: Bool[Array, "B N"],
+    key_mask: Bool[Array, "B M"],
+) -> tuple[Array, Array]:
+    """Moves and divides both clouds so that their mean squared distance is 2, any two of them.
+
+    Queries as a whole weigh as much as keys. No gradient runs through shift and scale.
+    """
+    weights = token_weights(query_mask)[..., None, None], token_weights(key_mask)[..., None, None]
+    clouds = zip((query, key), weights, strict=True)
+    means = [jnp.sum(x * weight, axis=1, keepdims=True) for x, weight in clouds]
+    shift = jax.lax.stop_gradient(0.5 * (means[0] + means[1]))
+    query, key = zero_padding(query - shift, query_mask), zero_padding(key - shift, key_mask)
+    # The mean squared distance of two draws is twice the trace of the covariance.
+    query, key = at_unit_scale(query, key, query_mask, key_mask)
+    root = query.shape[-1] ** 0.5  # of the mean over features makes the sum over them
+    return query / root, key / root
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

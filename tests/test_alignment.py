@@ -21,7 +21,7 @@ from align_jax import (
 )
 
 B, N, M, H, D = 3, 5, 7, 2, 4
-METHODS = ("gan", "ot", "ct", "mmd")
+METHODS = ("gan", "ot", "ct", "mmd", "energy")
 
 
 def clouds(seed=0, keys=M):
@@ -30,8 +30,9 @@ def clouds(seed=0, keys=M):
 
 
 @functools.cache
-def setup(method="ct", keys=M, **options):
-    module = Alignment(AlignmentConfig(method, **options))
+def setup(method="ct", keys=M, paper=False, **options):
+    config = AlignmentConfig.paper if paper else AlignmentConfig
+    module = Alignment(config(method, **options))
     query, key = clouds(keys=keys)
     return module, jax.jit(module.init)(jax.random.key(0), query, key), query, key
 
@@ -69,17 +70,19 @@ def test_sows_one_value_per_sample_and_head(method):
     [
         ("gan", {}),
         ("ct", {}),
-        ("ct", {"rho": 0.2, "cost": "squared_euclidean"}),
+        ("ct", {"rho": 0.2}),
         ("ot", {}),
         ("ot", {"epsilon": 0.5, "cost": "squared_euclidean"}),
         ("mmd", {}),
         ("mmd", {"bandwidth": 3.0}),
+        ("energy", {}),
     ],
 )
 def test_values_are_those_of_the_functions(method, options):
-    """The module adds networks, masks and its options to the pure functions, and nothing else."""
+    """In the paper's form the module adds networks, masks and its options to the pure functions,
+    and nothing else."""
     masks = {"query_mask": lengths(5, 3, 1), "key_mask": None}
-    module, variables, query, key = setup(method, **options)
+    module, variables, query, key = setup(method, paper=True, **options)
     state = sow(module, variables, query, key, **masks)
     made_by = {
         "gan": {"discriminator": networks.Discriminator()},
@@ -96,10 +99,12 @@ def test_values_are_those_of_the_functions(method, options):
         "ct": divergences.conditional_transport,
         "ot": divergences.optimal_transport,
         "mmd": divergences.maximum_mean_discrepancy,
+        "energy": divergences.energy_distance,
     }[method]
     arrays = arrays or [query, key]
-    # The module's own defaults are cheaper.
-    own = {"threshold": 1e-2, "max_iterations": 20} if method == "ot" else {}
+    # The module's own defaults: cheaper, and the data's own bandwidth.
+    own = {"ot": {"threshold": 1e-2, "max_iterations": 20}, "mmd": {"bandwidth": None}}
+    own = own.get(method, {})
     expected = jitted(function, *arrays, **masks, options=tuple((own | options).items()))
     value = state["alignment"]["divergence"][0]
     np.testing.assert_allclose(value, expected, rtol=1e-4 if method == "ot" else 1e-5)
@@ -112,8 +117,10 @@ def test_values_are_those_of_the_functions(method, options):
 @pytest.mark.parametrize("discriminator", ["highway", "mlp"])
 def test_every_group_is_pushed_the_right_way(method, discriminator):
     """Finite differences of the value itself, which reversal does not touch, give the true slope:
-    queries, keys and navigator must follow it (descend), critic and discriminator oppose it."""
-    module, variables, query, key = setup(method, discriminator=discriminator)
+    queries, keys and navigator must follow it (descend), critic and discriminator oppose it. It is
+    so in the paper's form; by default queries and keys have a loss of their own, and the adversary
+    a penalty (`test_games.py`)."""
+    module, variables, query, key = setup(method, paper=True, discriminator=discriminator)
 
     @jax.jit
     def value(params, query, key):
@@ -150,7 +157,140 @@ def test_every_group_is_pushed_the_right_way(method, discriminator):
     assert checked == expected | {"projections"}
 
 
-@pytest.mark.parametrize("method", ["ot", "mmd"])
+GAME_MASK = lengths(5, 5, 2)
+GAME_WEIGHTS = np.random.default_rng(5).uniform(0.5, 1.5, size=(B, H)).astype(np.float32)
+
+
+@functools.cache
+def game(method, **options):
+    """The values of each sample and head and, of their weighed sum, the gradients for parameters,
+    queries and keys, as a function of these."""
+    module = Alignment(AlignmentConfig(method, **options))
+
+    def measure(params, query, key):
+        sown = module.apply(
+            {"params": params}, query, key, query_mask=GAME_MASK, mutable=["alignment"]
+        )[1]
+        values = sown["alignment"]["divergence"][0]
+        return jnp.sum(GAME_WEIGHTS * values), values
+
+    return jax.jit(jax.value_and_grad(measure, argnums=(0, 1, 2), has_aux=True))
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def written_down(params, query, key, method, saturating, constant):
+    """The game of one sample and head, of these queries `[N, D]` and keys `[M, D]`: its value with
+    the gradient for the parameters; what queries and keys minimise, with the gradient for them; and
+    the penalty with its gradient for the parameters."""
+    name, network = {
+        "gan": ("discriminator", networks.Discriminator()), "ct": ("critic", networks.Critic(10)),
+    }[method]  # fmt: skip
+
+    def at_unit_scale(query, key):
+        root = jnp.sqrt(0.5 * (jnp.mean(query**2) + jnp.mean(key**2)))
+        return (x / jax.lax.stop_gradient(root) for x in (query, key))
+
+    def outputs(params, query, key):
+        clouds = at_unit_scale(query, key)
+        return [network.apply({"params": params[name]}, x) for x in clouds]
+
+    def value(params, query, key):
+        found = outputs(params, query, key)
+        if method == "gan":
+            return -jnp.mean(jax.nn.softplus(-found[0])) - jnp.mean(jax.nn.softplus(found[1]))
+        found = [jnp.append(x, jnp.full((len(x), 1), constant), axis=1) for x in found]
+        navigate = functools.partial(networks.Navigator(10).apply, {"params": params["navigator"]})
+        plans = [navigate(x) for x in at_unit_scale(query, key)]
+        found += [x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in plans]
+        return divergences.conditional_transport(*(x[None, :, None] for x in found))[0, 0]
+
+    def of_clouds(query, key):
+        if method == "ct":
+            return value(params, query, key)
+        logits = outputs(params, query, key)
+        other = jnp.mean(jax.nn.softplus(logits[0])) + jnp.mean(jax.nn.softplus(-logits[1]))
+        return jnp.where(saturating, value(params, query, key), other)
+
+    def penalty(params):
+        slopes = [  # the first token stands for all of these few
+            jnp.sum(jax.jacobian(lambda x: network.apply({"params": params[name]}, x))(x[0]) ** 2)
+            for x in at_unit_scale(query, key)
+        ]
+        mean = 0.5 * (slopes[0] + slopes[1])
+        return jnp.maximum(mean - 1.0, 0.0) if method == "ct" else mean
+
+    return (
+        jax.value_and_grad(value)(params, query, key),
+        jax.value_and_grad(of_clouds, argnums=(0, 1))(query, key),
+        jax.value_and_grad(penalty)(params),
+    )
+
+
+def close(actual, expected, rtol=1e-4):
+    """In units of the largest entry of each array."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max()),
+        actual, expected,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("gan", {}),
+        ("gan", {"gradient_penalty": 0.3, "saturating": True}),
+        ("ct", {}),
+        ("ct", {"gradient_penalty": 0.3, "constant_feature": 3.0}),
+    ],
+)
+def test_every_player_has_a_loss_of_its_own(method, options):
+    """Networks for each head see clouds of unit scale, a constant beside the critic's features. The
+    value is the divergence. Queries and keys descend it ("ct", saturating), or the losses of
+    Goodfellow et al. that have a slope where the discriminator is sure. The adversary ascends it,
+    less the penalty on its slope, of which a critic's is free up to 1."""
+    _, variables, query, key = setup(method)
+    params = jax.tree.map(jnp.copy, variables["params"])
+    adversary = "discriminator" if method == "gan" else "critic"
+    # Of which the first head's slope is small, and the second's is not.
+    params[adversary]["output"]["kernel"] *= np.float32([0.1, 2.0])[:, None, None]
+    (_, values), (of_params, of_query, of_key) = game(method, **options)(params, query, key)
+    weight, penalties = options.get("gradient_penalty", 1.0), np.zeros((B, H))
+    settings = options.get("saturating", False), options.get("constant_feature", 1.0)
+    expected = jax.tree.map(np.zeros_like, params)
+    for b, h in np.ndindex(B, H):
+        valid, share = GAME_MASK[b], GAME_WEIGHTS[b, h]
+        (value, own), (_, clouds), (penalties[b, h], slope) = written_down(
+            jax.tree.map(lambda leaf, h=h: leaf[h], params),
+            query[b, valid, h], key[b, :, h], method, *settings,
+        )  # fmt: skip
+        np.testing.assert_allclose(values[b, h], value, rtol=1e-4)
+        close((of_query[b, valid, h], of_key[b, :, h]), (share * clouds[0], share * clouds[1]))
+        own[adversary] = jax.tree.map(lambda a, b: weight * b - a, own[adversary], slope[adversary])
+        for total, part in zip(jax.tree.leaves(expected), jax.tree.leaves(own), strict=True):
+            total[h] += share * part
+    close(of_params, expected)
+    assert (penalties > 0.0).tolist() == [[method == "gan", True]] * B
+    assert not of_query[~GAME_MASK].any()
+
+
+@pytest.mark.parametrize("logit", [-100.0, -20.0, 0.0, 20.0, 100.0])
+def test_a_discriminator_however_sure_leaves_all_gradients_finite(logit):
+    """Queries and keys have the slope of Eq. 2 times the exponential of their logit or its
+    negative, as long as that leaves room to spare in float32."""
+    _, variables, query, key = setup("gan")
+    params = jax.tree.map(jnp.copy, variables["params"])
+    params["discriminator"]["output"]["kernel"] *= 1e-3  # so that the bias is the logit
+    params["discriminator"]["output"]["bias"] += logit
+    gradients = game("gan")(params, query, key)[1]
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf).all()
+    if abs(logit) <= 20.0:
+        saturating = game("gan", gradient_penalty=0.3, saturating=True)(params, query, key)[1]
+        close(gradients[1], np.exp(logit) * saturating[1], rtol=0.01)
+        close(gradients[2], np.exp(-logit) * saturating[2], rtol=0.01)
+
+
+@pytest.mark.parametrize("method", ["ot", "mmd", "energy"])
 def test_descending_brings_the_clouds_together(method):
     module, _, query, key = setup(method)
 
@@ -201,15 +341,16 @@ def test_nan_in_padding_reaches_no_parameter():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_over_heads_compares_the_heads_at_each_token(method):
-    """With tokens and heads exchanged in the input, "heads" is "tokens" averaged over tokens."""
-    module, variables, query, key = setup(method, keys=N)
+    """With tokens and heads exchanged in the input, "heads" is "tokens" averaged over tokens, where
+    all heads have the same networks."""
+    module, variables, query, key = setup(method, keys=N, paper=True)
     swapped = [np.swapaxes(x, 1, 2) for x in (query, key)]
     tokens = sow(module, variables, *swapped)["alignment"]
     mask = lengths(5, 3, 1)
     poisoned = np.where(mask[..., None, None], query, np.nan)
     values = {}
     for over in ("tokens", "heads", "both"):
-        other = Alignment(AlignmentConfig(method, over=over))
+        other = Alignment(AlignmentConfig.paper(method, over=over))
         state = sow(other, variables, poisoned, key, query_mask=mask, key_mask=mask)
         values[over] = np.asarray(state["alignment"]["divergence"][0])
     per_token = np.asarray(tokens["divergence"][0])
@@ -248,7 +389,7 @@ def test_over_heads_a_token_must_be_query_and_key(over, tokens):
 
 
 def test_normalized_navigator():
-    module, variables, query, key = setup("ct", normalize_navigator=True)
+    module, variables, query, key = setup("ct", paper=True, normalize_navigator=True)
     sown = sow(module, variables, query, key)
     navigator, critic = networks.Navigator(10), networks.Critic(10)
     navigation, features = [], []
@@ -335,7 +476,7 @@ class TestTokens:
         )
         return np.asarray(sown["alignment"]["divergence"][0])
 
-    @pytest.mark.parametrize("method", ["gan", "ot", "ct", "mmd"])
+    @pytest.mark.parametrize("method", METHODS)
     def test_padding_is_drawn_last(self, method):
         """As many as there are, in another order."""
         whole, sampled = (self.divergence(method, tokens) for tokens in (0, 5))
@@ -387,7 +528,13 @@ def test_layers_select_by_path():
         ({"discriminator": "hiway"}, "Did you mean 'highway'"),
         ({"rho": 1.5}, r"rho must lie in \[0, 1\], got 1.5"),
         ({"epsilon": 0.0}, "epsilon must be above 0, got 0.0"),
-        ({"bandwidth": -1.0}, "bandwidth must be above 0, got -1.0"),
+        ({"bandwidth": -1.0}, "bandwidth must be 0 or above, got -1.0"),
+        ({"gradient_penalty": float("inf")}, "gradient_penalty must be 0 or above, got inf"),
+        ({"constant_feature": float("nan")}, "constant_feature must be 0 or above, got nan"),
+        (
+            {"method": "ct", "cost": "squared_euclidean"},
+            "'ct' learns the features .* Use cost='cosine', or method 'ot'",
+        ),
         ({"features": 0}, "features must be a whole number of at least 1, got 0"),
         ({"hidden_features": 2.5}, "hidden_features must be a whole number"),
         ({"tokens": -1}, "tokens must be a whole number of at least 0, got -1"),

@@ -1,6 +1,7 @@
 """The networks against their formulas; chunks of vectors give what all vectors at once give."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,15 @@ BATCH, TOKENS, HEADS, WIDTH = 3, 5, 2, 4
 VECTORS = BATCH * TOKENS * HEADS
 
 
-class InChunks(nn.Module):
-    """A network inside a parent, as `in_chunks` wants it."""
+class Inside(nn.Module):
+    """A network inside a parent, as `in_chunks` and `for_each_head` want it."""
 
     network: nn.Module
+    apply_to: Callable = networks.in_chunks
 
     @nn.compact
     def __call__(self, x):
-        return networks.in_chunks(self.network, x)
+        return self.apply_to(self.network, x)
 
 
 def value_and_gradients(model, variables, x):
@@ -46,7 +48,7 @@ def value_and_gradients(model, variables, x):
 @pytest.mark.parametrize("vectors", [1, 7, 10, VECTORS])  # in a chunk; 7 leave an incomplete one
 def test_chunks_change_nothing(network, shape, vectors, monkeypatch):
     x = np.random.default_rng(0).normal(size=(BATCH, TOKENS, HEADS, WIDTH)).astype(np.float32)
-    model = InChunks(network)
+    model = Inside(network)
     variables = model.init(jax.random.key(0), x)
     expected = value_and_gradients(model, variables, x)
     assert expected[0].shape == (BATCH, TOKENS, HEADS, *shape)
@@ -54,6 +56,103 @@ def test_chunks_change_nothing(network, shape, vectors, monkeypatch):
     actual = value_and_gradients(model, variables, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
                  actual, expected)  # fmt: skip
+
+
+def slices(variables):
+    """Each head's own."""
+    return [jax.tree.map(lambda leaf, head=head: leaf[head], variables) for head in range(HEADS)]
+
+
+@pytest.mark.parametrize("vectors", [7, VECTORS])  # in a chunk: heads in a loop, or all at once
+@pytest.mark.parametrize("network", [Discriminator(), Critic(features=6, highway=False)])
+def test_each_head_has_a_network_of_its_own(network, vectors, monkeypatch):
+    """Values and gradients are those of the network with each head's share of the parameters."""
+    x = np.random.default_rng(0).normal(size=(BATCH, TOKENS, HEADS, WIDTH)).astype(np.float32)
+    model = Inside(network, networks.for_each_head)
+    variables = random_variables(model, x)
+    alone = [
+        value_and_gradients(network, {"params": own["params"]["network"]}, x[:, :, head])
+        for head, own in enumerate(slices(variables))
+    ]
+    monkeypatch.setattr(networks, "CHUNK_SIZE", vectors * WIDTH)
+    value, of_variables, of_x = value_and_gradients(model, variables, x)
+    for head, own in enumerate(slices(of_variables)):
+        actual = value[:, :, head], {"params": own["params"]["network"]}, of_x[:, :, head]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+                     actual, alone[head])  # fmt: skip
+
+
+def test_the_heads_networks_start_differently():
+    x = np.ones((BATCH, TOKENS, HEADS, WIDTH), np.float32)
+    variables = Inside(Discriminator(), networks.for_each_head).init(jax.random.key(0), x)
+    kernels = variables["params"]["network"]["hidden"]["kernel"]
+    assert kernels.shape == (HEADS, WIDTH, 10)
+    assert np.abs(kernels[0] - kernels[1]).min() > 0.0
+
+
+def squared_slope(network, params, x):
+    """Of one vector: the squared norm of the Jacobian."""
+    return jnp.sum(jax.jacobian(lambda x: network.apply({"params": params}, x))(x) ** 2)
+
+
+@pytest.mark.parametrize("each_head", [False, True])
+@pytest.mark.parametrize("make", [Discriminator, functools.partial(Critic, 3)])
+def test_the_penalty_is_the_squared_norm_of_the_jacobian(make, each_head):
+    """Exactly so where all tokens are equal, for then it does not matter which of them stands for
+    which feature."""
+    x = np.random.default_rng(0).normal(size=(BATCH, 1, HEADS, WIDTH)).astype(np.float32)
+    model = Inside(make(), networks.for_each_head if each_head else networks.in_chunks)
+    params = random_variables(model, x)["params"]["network"]
+    of_head = slices(params) if each_head else [params] * HEADS
+
+    @jax.jit
+    def expected(of_head):
+        slopes = [jax.vmap(functools.partial(squared_slope, make(), own)) for own in of_head]
+        return jnp.stack([slope(x[:, 0, head]) for head, slope in enumerate(slopes)], axis=1)
+
+    @jax.jit
+    def penalty(x):
+        return networks.gradient_penalty(make(), params, x, None, each_head=each_head)
+
+    for tokens in (1, 17):  # of which 1 and 3 are looked at
+        found = penalty(np.repeat(x, tokens, axis=1))
+        np.testing.assert_allclose(found, expected(of_head), rtol=1e-5)
+
+
+def test_the_penalty_is_a_mean_over_every_eighth_token_that_takes_part():
+    """With the gradient of the dense Jacobian; an adversary's is reversed, and none reaches x."""
+    x = np.random.default_rng(0).normal(size=(2, 17, HEADS, WIDTH)).astype(np.float32)
+    mask = np.ones((2, 17), bool)
+    mask[0, 8] = mask[1] = False
+    params = random_variables(Inside(Discriminator()), x)["params"]["network"]
+
+    def dense(params):
+        slope = jax.vmap(functools.partial(squared_slope, Discriminator(), params))
+        return (slope(x[0, 0]) + slope(x[0, 16])) / 2
+
+    def penalty(params, x, network):
+        return networks.gradient_penalty(network, params, x, mask, each_head=False)
+
+    def with_gradients(function, *arguments):
+        def loss(*arguments):
+            out = function(*arguments)
+            return jnp.sum(out), out
+
+        numbers = tuple(range(len(arguments)))
+        return jax.jit(jax.value_and_grad(loss, argnums=numbers, has_aux=True))(*arguments)
+
+    (_, expected), (of_params,) = with_gradients(dense, params)
+    for adversarial in (False, True):
+        network = Discriminator(adversarial=adversarial)
+        (_, found), (of_own, of_x) = with_gradients(
+            functools.partial(penalty, network=network), params, x
+        )
+        np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+        assert found[1].tolist() == [0.0] * HEADS
+        assert not of_x.any()
+        sign = -1.0 if adversarial else 1.0
+        for gradient, own in zip(*map(jax.tree.leaves, (of_own, of_params)), strict=True):
+            np.testing.assert_allclose(sign * gradient, own, rtol=1e-4, atol=1e-5)
 
 
 def random_variables(network, x):
@@ -120,7 +219,7 @@ def test_chunks_keep_the_game_and_the_parameters_names(method, monkeypatch):
             _, sown = module.apply({"params": params}, query, key, mutable=["alignment"])
             return sown["alignment"]["divergence"][0].sum()
 
-        return jax.grad(loss)(variables["params"])
+        return jax.jit(jax.grad(loss))(variables["params"])
 
     variables = module.init(jax.random.key(0), query, key)
     expected = gradients(variables)

@@ -7,6 +7,7 @@ from align_jax.divergences.conditional_transport import (
     TRANSPORT_IMPLEMENTATIONS,
     conditional_transport,
 )
+from align_jax.divergences.energy_distance import energy_distance
 from align_jax.divergences.maximum_mean_discrepancy import maximum_mean_discrepancy
 from align_jax.divergences.optimal_transport import SinkhornReport, optimal_transport
 
@@ -17,6 +18,7 @@ __all__ = [
     "SinkhornReport",
     "adversarial",
     "conditional_transport",
+    "energy_distance",
     "maximum_mean_discrepancy",
     "optimal_transport",
 ]

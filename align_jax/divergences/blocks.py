@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from align_jax import placement
+from align_jax import numerics, placement
 
 # Of a divergence between pairs of tokens: all pairs at once, or a block of rows at a time.
 IMPLEMENTATIONS = ("dense", "blockwise")
@@ -26,6 +26,9 @@ ACCELERATOR_BLOCK_SIZE = 2**24
 LEAST_ROWS = 64
 
 Tree = TypeVar("Tree")
+
+# Points [L, N, D] and their probabilities [L, N].
+Cloud = tuple[Array, Array]
 
 
 def block_shape(heads: int, rows: int, columns: int) -> tuple[int, int]:
@@ -77,3 +80,37 @@ def join(x: Array, length: int) -> Array:
     """The inverse of `split` for `[blocks, L, size, ...]`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def mean_over_pairs(
+    function: Callable[[Array], Array], x: Cloud, y: Cloud, implementation: str
+) -> Float[Array, "L"]:
+    """The mean of a function of the squared distance, over all pairs of a point of each cloud.
+
+    Args:
+      function: acts entry by entry.
+      x: the first cloud.
+      y: the second.
+      implementation: "dense", or "blockwise": equal, in memory linear in the number of tokens.
+    """
+    if implementation == "dense":
+        return _over_all_pairs(function, x, y)
+    heads, rows = x[1].shape
+    group, size = block_shape(heads, rows, y[1].shape[1])
+
+    def one_group(x_points: Array, x_weights: Array, y_points: Array, y_weights: Array) -> Array:
+        @jax.checkpoint
+        def block(total: Array, part: Cloud) -> tuple[Array, None]:
+            return total + _over_all_pairs(function, part, (y_points, y_weights)), None
+
+        parts = (split(x_points, size), split(x_weights, size))
+        return jax.lax.scan(block, jnp.zeros(group, jnp.float32), parts)[0]
+
+    return map_heads(one_group, group, *x, *y)
+
+
+def _over_all_pairs(function: Callable[[Array], Array], x: Cloud, y: Cloud) -> Float[Array, "L"]:
+    (x_points, x_weights), (y_points, y_weights) = x, y
+    distance = numerics.squared_distance(x_points[:, :, None], y_points[:, :, None])[:, 0]
+    weights = x_weights, y_weights
+    return jnp.einsum("lnm,ln,lm->l", function(distance), *weights, precision=numerics.PRECISION)

@@ -1,6 +1,5 @@
 """Maximum mean discrepancy, the paper's yardstick (Gretton et al. 2012, JMLR 13, Eq. 5)."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -14,7 +13,7 @@ def maximum_mean_discrepancy(
     *,
     query_mask: Bool[Array, "B N"] | None = None,
     key_mask: Bool[Array, "B M"] | None = None,
-    bandwidth: float = 1.0,
+    bandwidth: float | None = 1.0,
     implementation: str = "blockwise",
 ) -> Float[Array, "B H"]:
     """Squared MMD between queries and keys, kernel `exp(-|x - y|^2 / (2 bandwidth^2))`.
@@ -28,7 +27,10 @@ def maximum_mean_discrepancy(
       key: the keys.
       query_mask: True for the queries that take part; None for all.
       key_mask: True for the keys that take part; None for all.
-      bandwidth: the kernel's standard deviation, in the units of the queries; above 0.
+      bandwidth: the kernel's standard deviation, in the units of the queries; above 0. None takes
+        that of each sample's and head's own queries and keys, so that the value does not depend on
+        their scale: half of their mean squared distance, any two of them, is its square. No
+        gradient runs through it.
       implementation: "blockwise" (memory linear in the number of tokens; the backward pass makes
         each block again) or "dense", its oracle.
 
@@ -48,7 +50,7 @@ def maximum_mean_discrepancy(
       [[0.0, 0.0]]
     """
     numerics.check_clouds(query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D")
-    if not bandwidth > 0:
+    if bandwidth is not None and not bandwidth > 0:
         raise ValueError(f"bandwidth must be above 0, got {bandwidth}.")
     numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
     query, query_mask = numerics.prepare(query, query_mask)
@@ -57,6 +59,10 @@ def maximum_mean_discrepancy(
     query, key = numerics.centred(query, key)
     both = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
 
+    if bandwidth is None:
+        query, key = numerics.at_unit_spread(query, key, query_mask, key_mask)
+    else:
+        query, key = query / bandwidth, key / bandwidth
     batch, _, heads, _ = query.shape
     query_weights, key_weights = (
         jnp.repeat(numerics.token_weights(mask), heads, axis=0) for mask in (query_mask, key_mask)
@@ -65,37 +71,15 @@ def maximum_mean_discrepancy(
         (blocks.per_head(query), query_weights),
         (blocks.per_head(key), key_weights),
     )
-    mean_kernel = _dense if implementation == "dense" else _blockwise
-    within = mean_kernel(queries, queries, bandwidth) + mean_kernel(keys, keys, bandwidth)
-    discrepancy = within - 2.0 * mean_kernel(queries, keys, bandwidth)
+
+    def mean_kernel(x: blocks.Cloud, y: blocks.Cloud) -> Float[Array, "L"]:
+        return blocks.mean_over_pairs(_kernel, x, y, implementation)
+
+    within = mean_kernel(queries, queries) + mean_kernel(keys, keys)
+    discrepancy = within - 2.0 * mean_kernel(queries, keys)
     discrepancy = numerics.clamp_at_zero(discrepancy).reshape(batch, heads)
     return jnp.where(both[:, None], discrepancy, 0.0)
 
 
-# Points [L, N, D] and their probabilities [L, N].
-_Cloud = tuple[Array, Array]
-
-
-def _dense(x: _Cloud, y: _Cloud, bandwidth: float) -> Float[Array, "L"]:
-    """The mean of the kernel over all pairs."""
-    (x_points, x_weights), (y_points, y_weights) = x, y
-    distance = numerics.squared_distance(x_points[:, :, None], y_points[:, :, None])[:, 0]
-    kernel = jnp.exp(-distance / (2.0 * bandwidth**2))
-    weights = x_weights, y_weights
-    return jnp.einsum("lnm,ln,lm->l", kernel, *weights, precision=numerics.PRECISION)
-
-
-def _blockwise(x: _Cloud, y: _Cloud, bandwidth: float) -> Float[Array, "L"]:
-    """Equal to `_dense`, in memory linear in the number of tokens."""
-    heads, rows = x[1].shape
-    group, size = blocks.block_shape(heads, rows, y[1].shape[1])
-
-    def one_group(x_points: Array, x_weights: Array, y_points: Array, y_weights: Array) -> Array:
-        @jax.checkpoint
-        def block(total: Array, part: _Cloud) -> tuple[Array, None]:
-            return total + _dense(part, (y_points, y_weights), bandwidth), None
-
-        parts = (blocks.split(x_points, size), blocks.split(x_weights, size))
-        return jax.lax.scan(block, jnp.zeros(group, jnp.float32), parts)[0]
-
-    return blocks.map_heads(one_group, group, *x, *y)
+def _kernel(squared_distance: Array) -> Array:
+    return jnp.exp(-0.5 * squared_distance)

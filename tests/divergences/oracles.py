@@ -1,6 +1,7 @@
-"""The four divergences of one head of one sample, literally, in NumPy float64."""
+"""The divergences of one head of one sample, literally, in NumPy float64."""
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 
 def cosine_cost(query, key):
@@ -67,6 +68,24 @@ def maximum_mean_discrepancy(query, key, bandwidth=1.0):
         return np.exp(-squared_euclidean_cost(x, y) / (2 * bandwidth**2)).mean()
 
     return kernel(query, query) + kernel(key, key) - 2 * kernel(query, key)
+
+
+def own_bandwidth(query, key):
+    """Half of the mean squared distance of two draws, each a query or a key by the toss of a coin,
+    is its square."""
+    within = (cdist(x, x, "sqeuclidean").mean() for x in (query, key))
+    mean = (sum(within) + 2 * cdist(query, key, "sqeuclidean").mean()) / 4
+    return np.sqrt(mean / 2)
+
+
+def largest_energy(query, key):
+    return 2 * cdist(query, key).mean()
+
+
+def energy_distance(query, key, largest=None):
+    """As a share of its largest value, where none is given."""
+    energy = 2 * cdist(query, key).mean() - cdist(query, query).mean() - cdist(key, key).mean()
+    return energy / (largest_energy(query, key) if largest is None else largest)
 
 
 def batched(oracle, arrays, query_mask=None, key_mask=None, **options):

@@ -28,6 +28,8 @@ class Case:
     # In the norm of the gradient; a plan at a small epsilon amplifies float32's rounding.
     gradient_tolerance: float = 1e-5
     value_tolerance: float = 1e-5
+    # Options of the oracle, made of queries and keys, through which no gradient runs.
+    constants: Callable = lambda *parts: {}
 
     def __post_init__(self):
         def loss(arrays, weights, masks):
@@ -72,6 +74,14 @@ def _case(name, function, oracle, trailing, tolerance=1e-5, **options):
     )
 
 
+def _bandwidth(query, key):
+    return {"bandwidth": oracles.own_bandwidth(query, key)}
+
+
+def _mmd_of_own_bandwidth(query, key, **constants):
+    return oracles.maximum_mean_discrepancy(query, key, **(constants or _bandwidth(query, key)))
+
+
 CT_AXES = ((4,), (4,), (3,), (3,))
 CASES = [
     _case("adversarial", divergences.adversarial, oracles.adversarial, ((), ())),
@@ -100,6 +110,29 @@ CASES = [
         _case(
             "mmd", divergences.maximum_mean_discrepancy, oracles.maximum_mean_discrepancy,
             ((4,), (4,)), bandwidth=1.5, implementation=implementation,
+        )
+        for implementation in ("dense", "blockwise")
+    ),
+    *(
+        dataclasses.replace(
+            _case(
+                "mmd-own", divergences.maximum_mean_discrepancy, _mmd_of_own_bandwidth,
+                ((4,), (4,)), implementation=implementation,
+            ),
+            function=functools.partial(
+                divergences.maximum_mean_discrepancy, bandwidth=None, implementation=implementation
+            ),
+            constants=_bandwidth,
+        )
+        for implementation in ("dense", "blockwise")
+    ),
+    *(
+        dataclasses.replace(
+            _case(
+                "energy", divergences.energy_distance, oracles.energy_distance, ((4,), (4,)),
+                implementation=implementation,
+            ),
+            constants=lambda query, key: {"largest": oracles.largest_energy(query, key)},
         )
         for implementation in ("dense", "blockwise")
     ),
@@ -159,7 +192,9 @@ def finite_differences(case, arrays, query_mask, key_mask):
     for b, h in np.ndindex(B, H):
         masks = (query_mask[b], key_mask[b])
         parts = [x[b : b + 1, masks[number % 2], h : h + 1] for number, x in enumerate(arrays)]
-        own = oracles.finite_difference(lambda *x: oracles.batched(case.oracle, x).item(), parts)
+        constants = case.constants(*(x[0, :, 0].astype(np.float64) for x in parts))
+        oracle = functools.partial(oracles.batched, functools.partial(case.oracle, **constants))
+        own = oracles.finite_difference(lambda *x, oracle=oracle: oracle(x).item(), parts)
         for number, gradient in enumerate(own):
             gradients[number][b, masks[number % 2], h] = WEIGHTS[b, h] * gradient[0, :, 0]
     return gradients

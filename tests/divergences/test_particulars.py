@@ -24,6 +24,8 @@ def compiled(function, **options):
 
 conditional_transport = compiled(divergences.conditional_transport)
 mmd = compiled(divergences.maximum_mean_discrepancy)
+own_mmd = compiled(divergences.maximum_mean_discrepancy, bandwidth=None)
+energy = compiled(divergences.energy_distance)
 
 
 @functools.cache
@@ -54,6 +56,45 @@ def test_mmd_of_identical_clouds_is_exactly_zero():
     cloud, _ = clouds()
     assert mmd(cloud, cloud).item() == 0.0
     assert mmd(cloud + 100, cloud + 100).item() == 0.0
+
+
+@pytest.mark.parametrize("divergence", [own_mmd, energy])
+def test_what_takes_its_scale_from_the_data_depends_on_neither_scale_nor_position(divergence):
+    query, key = clouds()
+    expected = divergence(query, key)
+    for scale, shift in ((1e-20, 0.0), (1e6, 0.0), (1e-3, 1.0), (1.0, -100.0)):
+        moved = (np.float32(scale) * x + np.float32(shift) for x in (query, key))
+        # Far from the origin, the clouds themselves have lost digits.
+        np.testing.assert_allclose(divergence(*moved), expected, rtol=1e-3 if shift else 1e-5)
+
+
+@pytest.mark.parametrize("divergence", [own_mmd, energy])
+def test_identical_clouds_are_exactly_zero_apart_and_stay_there(divergence):
+    """The roots of the distances between a point and itself have no slope to speak of."""
+    cloud, _ = clouds()
+    for points in (cloud, cloud + 100, np.zeros_like(cloud), np.ones_like(cloud)):
+        value, gradients = jax.value_and_grad(lambda *x: divergence(*x).sum(), (0, 1))(
+            points, points
+        )
+        assert value == 0.0
+        for gradient in gradients:
+            np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+def test_energy_of_single_points_is_its_largest_and_draws_them_together():
+    """However near they are. Where a query lies on a key all is finite."""
+    query, key = (x[:, :1] for x in clouds())
+    value_and_gradient = jax.value_and_grad(lambda *x: energy(*x).sum(), (0, 1))
+    for distance in (1e-6, 1.0, 1e6):
+        value, gradients = value_and_gradient(distance * query, distance * key)
+        assert value == 1.0
+        between = distance * (query - key)
+        expected = between / (between**2).sum()  # of the length |q - k|, in its units
+        np.testing.assert_allclose(gradients, [expected, -expected], rtol=1e-4)
+    three = np.concatenate([query, query, key], axis=1)
+    value, gradients = value_and_gradient(three, key)
+    assert 0.0 < value < 1.0
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_mmd_rejects_a_bandwidth_of_zero():
@@ -251,7 +292,11 @@ def test_rho_selects_a_direction(rho):
 
 @pytest.mark.parametrize(
     ("divergence", "clouds"),
-    [(divergences.conditional_transport, 4), (divergences.maximum_mean_discrepancy, 2)],
+    [
+        (divergences.conditional_transport, 4),
+        (divergences.maximum_mean_discrepancy, 2),
+        (divergences.energy_distance, 2),
+    ],
 )
 def test_blockwise_memory_is_linear_in_the_tokens(divergence, clouds):
     def temporary_bytes(tokens):

@@ -223,9 +223,11 @@ class TestAlignment:
     @pytest.mark.parametrize(("method", "over"), [("gan", "nodes"), ("ct", "nodes"),
                                                   ("ct", "edges")])  # fmt: skip
     def test_a_small_step_moves_every_group_in_its_direction(self, method, over):
-        """The critic or discriminator maximises; the projections and the navigator minimise."""
-        config = self.config(method, over)
-        config = dataclasses.replace(config, num_layers=1)
+        """In the paper's form, whose adversary has no penalty, the critic or discriminator
+        maximises; the projections and the navigator minimise."""
+        config = dataclasses.replace(
+            self.config(method, over), alignment=AlignmentConfig.paper(method), num_layers=1
+        )
         model, params = initialise(config)
 
         @jax.jit

@@ -323,8 +323,18 @@ _STEP: tuple[Mutation, ...] = (
         ("decay-ends-behind-the-last-step", "max(steps - config.warmup_steps, 1)", "max(steps, 1)"),
         (
             "alignment-networks-are-always-decayed",
-            "config.alignment_rate_multiplier, config.decay_alignment",
-            "config.alignment_rate_multiplier, True",
+            "config.alignment_beta1, config.decay_alignment",
+            "config.alignment_beta1, True",
+        ),
+        (
+            "alignment-networks-have-momentum",
+            "config, config.alignment_learning_rate, config.alignment_beta1,",
+            "config, config.alignment_learning_rate, config.beta1,",
+        ),
+        (
+            "alignment-networks-rate-is-the-models",
+            "config, config.alignment_learning_rate, config.alignment_beta1,",
+            "config, rate(), config.alignment_beta1,",
         ),
     ),
     *faults(
@@ -380,7 +390,11 @@ _RUNS: tuple[Mutation, ...] = (
     *faults(
         "train/configs/common.py",
         "tests/train/configs/test_glue.py",
-        ("default-weight-is-not-the-papers", "alignment.weight = 0.01", "alignment.weight = 0.1"),
+        (
+            "default-weight-is-the-papers",
+            "alignment.weight = config_dict.placeholder(float)",
+            "alignment.weight = 0.01",
+        ),
     ),
     *faults(
         "train/configs/glue.py",

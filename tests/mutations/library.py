@@ -85,7 +85,23 @@ _DIVERGENCES: tuple[Mutation, ...] = (
     *faults(
         "align_jax/divergences/maximum_mean_discrepancy.py",
         DIVERGENCES,
-        ("mmd-bandwidth-not-squared", "2.0 * bandwidth**2", "2.0 * bandwidth"),
+        ("mmd-bandwidth-halved", "query / bandwidth, key", "2.0 * query / bandwidth, 2.0 * key"),
+        ("mmd-kernel-without-the-half", "jnp.exp(-0.5 * squared", "jnp.exp(-squared"),
+    ),
+    *faults(
+        "align_jax/divergences/energy_distance.py",
+        DIVERGENCES,
+        (
+            "energy-has-a-gradient-through-its-denominator",
+            "largest = jax.lax.stop_gradient(between)",
+            "largest = between",
+        ),
+        ("energy-of-squared-distances", "jnp.where(apart, jnp.sqrt(", "jnp.where(apart, jnp.abs("),
+        (
+            "coincident-points-have-an-endless-slope",
+            "jnp.sqrt(jnp.where(apart, squared_distance, 1.0))",
+            "jnp.sqrt(squared_distance)",
+        ),
     ),
     *faults(
         "align_jax/divergences/optimal_transport.py",
@@ -115,6 +131,17 @@ _DIVERGENCES: tuple[Mutation, ...] = (
             "return x + jax.lax.stop_gradient(jnp.maximum(x, 0.0) - x)",
             "return jnp.maximum(x, 0.0)",
         ),
+        (
+            "unit-scale-has-a-gradient",
+            "    rows = jax.lax.stop_gradient(rows)\n",
+            "",
+        ),
+        ("unit-scale-counts-padding", "zero_padding(x.astype(jnp.float32), mask) for", "x for"),
+        (
+            "unit-scale-weighs-tokens-alike",
+            "0.5 * jnp.concatenate([token_weights(query_mask), token_weights(key_mask)], axis=1)",
+            "token_weights(jnp.concatenate([query_mask, key_mask], axis=1))",
+        ),
         ("clouds-are-not-centred", "return query - shift, key - shift", "return query, key"),
         (
             "masked-mean-divides-by-all",
@@ -135,10 +162,35 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "align_jax/gradient_reversal.py",
         "tests/test_numerics.py",
         ("gradient-reversal-gone", "return (-cotangent,)", "return (cotangent,)"),
+        (
+            "weighed-gradient-ignores-its-factors",
+            "(cotangent * factors[..., None])",
+            "(cotangent + 0.0 * factors[..., None])",
+        ),
     ),
     *faults(
         "align_jax/networks.py",
         "tests/test_networks.py",
+        (
+            "heads-start-with-the-same-network",
+            '"split_rngs": {"params": True}, "in_axes"',
+            '"split_rngs": {"params": False}, "in_axes"',
+        ),
+        (
+            "penalty-sees-the-first-feature-alone",
+            "jnp.asarray(np.eye(features)[rows % features]",
+            "jnp.asarray(np.eye(features)[rows * 0]",
+        ),
+        (
+            "penalty-is-a-mean-over-features",
+            "return features * numerics.masked_mean(squares",
+            "return numerics.masked_mean(squares",
+        ),
+        (
+            "penalty-counts-padding",
+            "numerics.masked_mean(squares, valid, axis=1)",
+            "jnp.mean(squares, axis=1)",
+        ),
         (
             "kernels-gradient-reversed-twice",
             "return reverse_gradient(kernel), reverse_gradient(bias)",
@@ -161,9 +213,30 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "ct-does-not-push-queries-and-keys",
-            "networks.in_chunks(both, x)",
-            "networks.in_chunks(both, jax.lax.stop_gradient(x))",
+            "apply(both, x)",
+            "apply(both, jax.lax.stop_gradient(x))",
         ),
+        ("penalty-is-a-reward", "value -= penalty - jax", "value += penalty - jax"),
+        (
+            "penalty-changes-the-value",
+            "penalty - jax.lax.stop_gradient(penalty)",
+            "penalty",
+        ),
+        ("keys-are-weighed-as-queries", "(-1.0, key))", "(1.0, key))"),
+        ("no-slope-is-free", "jnp.maximum(slope - FREE_SLOPE, 0.0)", "slope"),
+        (
+            "a-slope-is-free-to-a-discriminator",
+            'if config.method == "ct":\n            # Under',
+            "if True:\n            # Under",
+        ),
+        (
+            "networks-are-always-shared",
+            "if config.shared_networks else networks.for_each_head",
+            "if True else networks.for_each_head",
+        ),
+        ("networks-see-longer-vectors", "if config.unit_scale:", "if False:"),
+        ("no-constant-feature", "if config.constant_feature:", "if False:"),
+        ("gan-always-saturates", "if self.config.saturating:", "if True:"),
         (
             "over-heads-a-token-may-be-query-or-key",
             "return query_mask & key_mask",

@@ -9,6 +9,7 @@ costs.png. Runs with align_jax, jax, flax and optax alone. Beside it are benchma
 
     python -m train.benchmarks.step_profile    where the time of an aligned step goes
     python -m train.benchmarks.token_sampling  what drawing some of the tokens does to the value
+    python -m train.benchmarks.moving_clouds   whether each method aligns, in toy scenes
     python -m train.benchmarks.text_step       fine-tuning beside PyTorch's transformers
     python -m train.benchmarks.gat_epoch       a graph attention network beside PyTorch Geometric's
 """
@@ -69,7 +70,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--models", type=names, default=list(alignment_cost.MODELS), help="minilm,bert-base")
     add("--tokens", type=counts, default=[128, 512], help="lengths, such as 128,512")
-    add("--methods", type=names, default=["gan", "ot", "ct"], help="of gan, ot, ct, mmd")
+    add("--methods", type=names, default=["gan", "ot", "ct"], help="of gan, ot, ct, mmd, energy")
     add("--batch", type=int, default=0, help="examples; 0: 32, and 8 for bert-base on a CPU")
     add("--turns", type=int, default=10, help="how often each method is timed")
     add("--cpu-time", action="store_true", help="time of the process alone, on a shared machine")

@@ -68,7 +68,10 @@ def _draw(path: Path, device: str, costs: Sequence[Cost]) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharex=True)
-    styles = {"gan": ("o", "-"), "ot": ("s", "--"), "ct": ("^", "-."), "mmd": ("D", ":")}
+    styles = {
+        "gan": ("o", "-"), "ot": ("s", "--"), "ct": ("^", "-."), "mmd": ("D", ":"),
+        "energy": ("v", (0, (5, 1))),
+    }  # fmt: skip
     ticks = sorted({cost.tokens for cost in costs})
     models = list(dict.fromkeys(cost.model for cost in costs))
     for panel, attribute in zip(panels, ("ratio", "memory_ratio"), strict=True):

@@ -28,7 +28,7 @@ def default_config() -> ConfigDict:
     config.optimizer = section(OptimizerConfig)
 
     config.alignment = section(AlignmentConfig, method="none")
-    config.alignment.weight = 0.01
+    config.alignment.weight = config_dict.placeholder(float)  # None: the method's default_weight
     config.alignment.warmup_steps = 0
 
     config.train = ConfigDict()

@@ -188,9 +188,10 @@ def _labels(sections: Sequence[Mapping[str, Any]]) -> list[str]:
         keys = dict.fromkeys(key for x in same for key in x)
         differing = [key for key in keys if len({json.dumps(x.get(key)) for x in same}) > 1]
         # As `train.sweep` writes it if the weight is all there is.
-        named = [
-            f"{section.get(x):g}" if x == "weight" else f"{x} {section.get(x)}" for x in differing
-        ]
+        weight = section.get("weight")  # None is the method's own, which needs no name
+        named = ["" if weight is None else f"{weight:g}"] if "weight" in differing else []
+        named += [f"{x} {section.get(x)}" for x in differing if x != "weight"]
+        named = [x for x in named if x]
         labels.append(":".join([method, " ".join(named)]) if named else method)
     return labels
 

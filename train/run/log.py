@@ -65,6 +65,7 @@ class RunLog:
         )
         self._task = self._progress.add_task(title, total=steps, completed=start, note="")
         self._evaluations: list[dict[str, Any]] = []
+        self._noticed: set[str] = set()
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -104,6 +105,19 @@ class RunLog:
         else:
             self._evaluations.append(record)
 
+    def notice(self, step: int, text: str) -> None:
+        """Prints a warning, once, and keeps it among TensorBoard's texts.
+
+        Args:
+            step: number of steps taken.
+            text: whole sentences.
+        """
+        kind = text.partition(":")[0]  # what follows are numbers, which change
+        if kind not in self._noticed:
+            self._noticed.add(kind)
+            self._tensorboard.add_text("notice", text, step)
+            self._console.print(f"Step {step}: {text}", markup=False, highlight=False)
+
     def print_evaluations(self, title: str) -> None:
         """Prints the evaluations of this process as a table, of very many the last ones."""
         if not self._evaluations:
@@ -142,6 +156,9 @@ class SilentLog(RunLog):
         """Nothing but to remember the newest record of the training split."""
         if split == "train":
             self.last_train = {"step": step, "split": split} | _plain(values)
+
+    def notice(self, step: int, text: str) -> None:
+        """Nothing."""
 
     def print_evaluations(self, title: str) -> None:
         """Nothing."""

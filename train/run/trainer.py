@@ -33,6 +33,7 @@ from train.run.folder import CheckpointError
 from train.run.hardware import hardware
 from train.run.interruption import Interrupted, Interruption, OutOfTime
 from train.run.log import RunLog
+from train.run.runaway import distance_notices, objective_notices
 from train.step.state import TrainState
 from train.tasks import metrics
 
@@ -61,6 +62,7 @@ class Trainer:
         input_seconds: how long batches were prepared and handed over since the last record.
         parameters: their number.
         skipped: steps in a row whose update was left out, since their gradient was not finite.
+        first_clouds: how far apart queries and keys lay when this process first measured it.
     """
 
     experiment: Experiment
@@ -77,6 +79,7 @@ class Trainer:
     input_seconds: float = 0.0
     parameters: int = 0
     skipped: int = 0
+    first_clouds: dict[str, Any] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.perf_counter)
     window_started: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -246,6 +249,9 @@ class Trainer:
         values["input_share"] = self.input_seconds / seconds
         self.input_seconds = 0.0
         log.write(self.step, "train", values)
+        if "divergence" in values:
+            for text in objective_notices(self.experiment.alignment.config, values["divergence"]):
+                log.notice(self.step, text)
         self.window_started = time.perf_counter()
 
     def _finite(self, reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -303,10 +309,17 @@ class Trainer:
         if passes:
             values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
         if mmd and split == config.mmd_split and config.mmd_examples:
-            values |= measure_clouds(
+            clouds = measure_clouds(
                 self.parallel.gather(self.state.replace(opt_state=())), data, split,
                 config.mmd_examples, config.mmd_bandwidth,
             )  # fmt: skip
+            values |= clouds
+            # Of a resumed run the first of this process: it is told what happens from now on.
+            self.first_clouds = self.first_clouds or clouds
+            if self.experiment.alignment.active:
+                settings = self.experiment.alignment.config
+                for text in distance_notices(settings, self.first_clouds, clouds):
+                    log.notice(self.step, text)
         log.write(self.step, split, values)
         return {name: value for name, value in values.items() if isinstance(value, float)}
 

@@ -1,6 +1,7 @@
 """The optimiser: Adam or AdamW, warm-up and decay, clipping, and a rate of its own for alignment.
 
-The model and the alignment networks (critic, navigator, discriminator) are two groups. Each is
+The model and the alignment networks (critic, navigator, discriminator) are two groups, each with a
+rate and a momentum of its own: a game needs networks that follow the clouds closely. Each is
 clipped by its own norm: the critic ascends and its gradients can be large, and clipping both by
 their common norm would let it shrink the model's step - a plain model and an aligned one would
 then differ by more than their loss.
@@ -14,9 +15,9 @@ from typing import Any
 
 import jax
 import optax
-from flax import traverse_util
 
-from align_jax import strip_alignment
+from align_jax import label_parameters
+from align_jax.optimizer import BETA1, LEARNING_RATE
 from train.registry import ConfigError, nearest
 
 OPTIMIZERS = ("adamw", "adam")
@@ -42,7 +43,10 @@ class OptimizerConfig:
         decay_alignment: whether the alignment networks are decayed as well.
         beta1, beta2, epsilon: Adam's.
         clip_norm: largest global norm of each group's gradient; 0 switches clipping off.
-        alignment_rate_multiplier: the alignment networks' rate over the model's.
+        alignment_learning_rate: the alignment networks' rate, constant over the run. They start
+            from nothing and must keep ahead of the clouds, whatever rate suits the model.
+        alignment_beta1: their momentum; a player of a game that goes on in its old direction comes
+            to circle around the solution instead of reaching it.
         head_rate_multiplier: likewise of a new head on a pretrained encoder: of whatever lies
             outside the module `encoder`. Other than 1, the head is clipped by its own norm.
         skip_nonfinite: steps in a row that may be left out because their gradient is not finite;
@@ -64,7 +68,8 @@ class OptimizerConfig:
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip_norm: float = 1.0
-    alignment_rate_multiplier: float = 1.0
+    alignment_learning_rate: float = LEARNING_RATE
+    alignment_beta1: float = BETA1
     head_rate_multiplier: float = 1.0
     skip_nonfinite: int = 0
 
@@ -87,7 +92,7 @@ class OptimizerConfig:
                 f"optimizer.decay_at is {self.decay_at}; expected rising numbers above 0."
             )
         for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm",
-                      "decay_factor", "alignment_rate_multiplier", "head_rate_multiplier",
+                      "decay_factor", "alignment_learning_rate", "head_rate_multiplier",
                       "skip_nonfinite"):  # fmt: skip
             if getattr(self, field) < 0:
                 raise ConfigError(
@@ -123,14 +128,16 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             f"optimizer.decay_at begins at {config.decay_at[0]}, within the warm-up of "
             f"{config.warmup_steps} steps."
         )
+    rate = functools.partial(learning_rate, config, steps)
     groups = {
-        "model": _group(config, steps, rate=1.0, decay_weights=True),
+        "model": _group(config, rate(), config.beta1, decay_weights=True),
         "alignment": _group(
-            config, steps, config.alignment_rate_multiplier, config.decay_alignment
+            config, config.alignment_learning_rate, config.alignment_beta1, config.decay_alignment
         ),
     }
     if config.head_rate_multiplier != 1.0:
-        groups["head"] = _group(config, steps, config.head_rate_multiplier, decay_weights=True)
+        head = rate(config.head_rate_multiplier)
+        groups["head"] = _group(config, head, config.beta1, decay_weights=True)
     tx = optax.multi_transform(groups, functools.partial(parameter_groups, head="head" in groups))
     return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
@@ -166,15 +173,15 @@ def parameter_groups(params: Any, *, head: bool = False) -> Any:
             f"optimizer.head_rate_multiplier is for a head on an {ENCODER}; this model has "
             f"{', '.join(params)}."
         )
-    plain = traverse_util.flatten_dict(strip_alignment(params))
+    labels = label_parameters(params)
+    if not head:
+        return labels
 
-    def label(path: tuple[str, ...]) -> str:
-        if path not in plain:
-            return "alignment"
-        return "head" if head and path[0] != ENCODER else "model"
+    def in_head(label: str) -> str:
+        return "head" if label == "model" else label
 
-    labels = {path: label(path) for path in traverse_util.flatten_dict(params)}
-    return traverse_util.unflatten_dict(labels)
+    outside = {name: jax.tree.map(in_head, labels[name]) for name in labels if name != ENCODER}
+    return labels | outside
 
 
 def decayed(params: Any) -> Any:
@@ -185,15 +192,15 @@ def decayed(params: Any) -> Any:
 
 
 def _group(
-    config: OptimizerConfig, steps: int, rate: float, decay_weights: bool
+    config: OptimizerConfig, rate: optax.ScalarOrSchedule, beta1: float, decay_weights: bool
 ) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(config.weight_decay if decay_weights else 0.0, mask=decayed)
-    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+    adam = optax.scale_by_adam(b1=beta1, b2=config.beta2, eps=config.epsilon)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
         clip,
         *((adam, decay) if config.name == "adamw" else (decay, adam)),
-        optax.scale_by_learning_rate(learning_rate(config, steps, rate)),
+        optax.scale_by_learning_rate(rate),
     )
 
 

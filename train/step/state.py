@@ -24,7 +24,8 @@ class AlignmentTerm:
 
     Attributes:
         config: what is aligned, and how.
-        weight: lambda of the paper, where 0.01 is used throughout.
+        weight: lambda of the paper, where 0.01 is used throughout; None takes the method's
+            `AlignmentConfig.default_weight`.
         warmup_steps: steps over which the weight rises linearly from 0.
 
     Raises:
@@ -32,10 +33,12 @@ class AlignmentTerm:
     """
 
     config: AlignmentConfig
-    weight: float = 0.01
+    weight: float | None = None
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        if self.weight is None:
+            object.__setattr__(self, "weight", self.config.default_weight)
         for name in ("weight", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"alignment.{name} is {getattr(self, name)}; expected >= 0.")
@@ -49,7 +52,7 @@ class AlignmentTerm:
         """The weight at a step."""
         if not self.warmup_steps:
             return jnp.float32(self.weight)
-        return self.weight * jnp.minimum((step + 1) / self.warmup_steps, 1.0)
+        return jnp.float32(self.weight) * jnp.minimum((step + 1) / self.warmup_steps, 1.0)
 
 
 class TrainState(flax.struct.PyTreeNode):

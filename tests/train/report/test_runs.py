@@ -95,3 +95,10 @@ def test_a_result_without_what_a_run_writes_is_named(tmp_path, tiny_config) -> N
     (folder / "result.json").write_text("{}")
     with pytest.raises(CheckpointError, match="it has no metrics, mmd, alignment, steps, seconds"):
         read_studies([tmp_path])
+
+
+def test_a_methods_own_weight_needs_no_name(tmp_path, tiny_config) -> None:
+    for method in ("ct", "ct:0.01"):
+        write_run(tmp_path, tiny_config(), method, 0, DONE)
+    (study,) = read_studies([tmp_path])
+    assert set(study.runs) == {"ct", "ct:0.01"}

@@ -95,31 +95,68 @@ def test_only_kernels_outside_the_alignment_are_decayed_by_default() -> None:
 
 def test_decay_alignment_decays_the_critic_too() -> None:
     config = OptimizerConfig(
-        learning_rate=0.1, decay="constant", weight_decay=0.5, decay_alignment=True
+        decay="constant", weight_decay=0.5, decay_alignment=True, alignment_learning_rate=0.1
     )
     np.testing.assert_allclose(critic(update(config, like(0.0))), 1.9, rtol=1e-6)
 
 
-def test_the_alignment_networks_have_a_rate_of_their_own() -> None:
-    config = OptimizerConfig(
-        learning_rate=0.1, decay="constant", weight_decay=0.0, alignment_rate_multiplier=3.0
-    )
-    after = update(config, like(0.01))
-    np.testing.assert_allclose(kernel(PARAMS) - kernel(after), 0.1, rtol=1e-3)
+def test_the_alignment_networks_have_a_constant_rate_of_their_own() -> None:
+    """An absolute one: neither the model's rate nor its warm-up or decay touches it."""
+    gradients, decayed_to_0 = like(0.01), {"learning_rate": 0.1, "weight_decay": 0.0}
+    for settings in ({"decay": "linear"}, {"decay": "constant"}, {"warmup_steps": 100}):
+        config = OptimizerConfig(**decayed_to_0, **settings)
+        # Under a gradient that stays, each of Adam's steps is as long as the rate.
+        for steps in (1, 60):
+            after = update(config, gradients, steps)
+            np.testing.assert_allclose(critic(PARAMS) - critic(after), 0.01 * steps, rtol=1e-3)
+        rates = [float(learning_rate(config, steps=100)(step)) for step in range(60)]
+        np.testing.assert_allclose(kernel(PARAMS) - kernel(after), sum(rates), rtol=1e-3)
+    assert kernel(PARAMS)[0, 0] - kernel(update(config, gradients))[0, 0] == 0.0  # warming up
+    config = OptimizerConfig(alignment_learning_rate=0.3, **decayed_to_0, decay="constant")
+    after = update(config, gradients)
     np.testing.assert_allclose(critic(PARAMS) - critic(after), 0.3, rtol=1e-3)
+    np.testing.assert_allclose(kernel(PARAMS) - kernel(after), 0.1, rtol=1e-3)
+
+
+def test_the_alignment_networks_forget_the_last_gradient_and_the_model_does_not() -> None:
+    """After a gradient of 1 comes one of 0, then the next of 1, as Adam by hand takes them."""
+
+    def moved(beta1: float) -> list[float]:
+        m = v = 0.0
+        steps = []
+        for t, gradient in enumerate((0.1, 0.0, 0.1), start=1):
+            m, v = beta1 * m + (1 - beta1) * gradient, 0.999 * v + 0.001 * gradient**2
+            steps.append((m / (1 - beta1**t)) / np.sqrt(v / (1 - 0.999**t)))
+        return steps
+
+    config = OptimizerConfig(learning_rate=0.1, decay="constant", weight_decay=0.0)
+    tx = make_optimizer(config, steps=100)
+    state, found = tx.init(PARAMS), []
+    for value in (0.1, 0.0, 0.1):
+        updates, state = tx.update(like(value), state, PARAMS)
+        found.append((critic(updates)[0, 0], kernel(updates)[0, 0]))
+    of_critic, of_model = np.transpose(found)
+    assert of_critic[1] == 0.0
+    np.testing.assert_allclose(of_critic, -0.01 * np.array(moved(0.0)), rtol=1e-4)
+    np.testing.assert_allclose(of_model, -0.1 * np.array(moved(0.9)), rtol=1e-4)
+    assert of_model[1] < 0.0
 
 
 def test_a_head_on_an_encoder_has_a_rate_of_its_own() -> None:
     head = {"classifier": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}}
     params = {"encoder": PARAMS, **head}
     config = OptimizerConfig(
-        learning_rate=0.1, decay="constant", weight_decay=0.0, head_rate_multiplier=5.0
-    )
+        learning_rate=0.1, decay="constant", weight_decay=0.0, head_rate_multiplier=5.0,
+        alignment_learning_rate=0.2,
+    )  # fmt: skip
     after = update(config, jax.tree.map(lambda x: jnp.full_like(x, 0.01), params), params=params)
     moved = jax.tree.map(lambda x: 2.0 - x, after)
     for values in jax.tree.leaves(moved["classifier"]):
         np.testing.assert_allclose(values, 0.5, rtol=1e-3)
-    for values in jax.tree.leaves(moved["encoder"]):  # the critic's among them
+    # The critic's is its own as well, though it lies in the encoder.
+    np.testing.assert_allclose(2.0 - critic(after["encoder"]), 0.2, rtol=1e-3)
+    moved["encoder"]["layer_0"]["attention"].pop("alignment")
+    for values in jax.tree.leaves(moved["encoder"]):
         np.testing.assert_allclose(values, 0.1, rtol=1e-3)
 
 
@@ -152,6 +189,7 @@ def test_a_huge_critic_gradient_does_not_shrink_the_models_step() -> None:
         ({"name": "adamm"}, "optimizer.name is 'adamm'; did you mean \"adam\""),
         ({"decay": "linaer"}, 'did you mean "linear"'),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"alignment_learning_rate": -1.0}, "alignment_learning_rate is -1.0"),
         ({"head_rate_multiplier": -1.0}, "head_rate_multiplier is -1.0"),
         ({"decay": "steps"}, "decay 'steps' needs steps"),
         ({"decay_at": (5,)}, "no other takes any"),

@@ -1,0 +1,101 @@
+"""Notices an alignment that tears queries and keys apart, and says where and what to do.
+
+A loss that stays finite is no sign that a game goes well. Three things are: the discriminator does
+worse than a coin, so that the clouds have swapped sides and run on; the vectors grow without end;
+queries and keys lie further apart than before training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from align_jax import AlignmentConfig
+
+# A discriminator that only guesses reaches -2 log 2; a mean over steps that much below is no noise.
+LEAST_OBJECTIVE = {"gan": -2.0 * math.log(2.0) - 0.1}
+GROWTH = 5.0  # of the mean norm, over that before training
+RISE = 0.3  # of the scale-free MMD, in which 1 is two tight clouds far apart
+
+PerHead = Mapping[str, Any]  # {"layer_0/attention": [H]}
+
+
+def objective_notices(config: AlignmentConfig, divergence: PerHead) -> list[str]:
+    """What the method's own objective says, mean over a few steps.
+
+    Args:
+        config: what is aligned, and how.
+        divergence: per layer, for each head.
+
+    Returns:
+        A sentence for each layer that has run away; none for methods without a discriminator, whose
+        objectives cannot leave their range.
+
+    Example:
+        >>> objective_notices(AlignmentConfig("gan"), {"layer_0": [-1.3, -1.9]})[0][:50]
+        'The GAN objective of layer_0 has left its range: h'
+    """
+    least = LEAST_OBJECTIVE.get(config.method, -math.inf)
+    found = []
+    for layer, values in divergence.items():
+        heads = _heads(np.atleast_1d(values) < least, np.atleast_1d(values), "{:.2f}")
+        if heads:
+            found.append(
+                f"The {config.method.upper()} objective of {layer} has left its range: {heads}, "
+                f"below -2 log 2 = -1.39. The discriminator does worse than a guess, because the "
+                f"clouds move faster than it. {_advice(config)}"
+            )
+    return found
+
+
+def distance_notices(config: AlignmentConfig, first: PerHead, now: PerHead) -> list[str]:
+    """What the yardsticks say, which are the same for every method.
+
+    Args:
+        config: what is aligned, and how.
+        first: what `evaluation.measure_clouds` returned before training.
+        now: what it returns now.
+
+    Returns:
+        A sentence for each layer whose vectors have grown beyond measure or whose clouds lie
+        further apart.
+    """
+    found = []
+    for side in ("query", "key"):
+        for layer, norms in now[f"{side}_norm_per_head"].items():
+            ratio = np.asarray(norms) / np.maximum(first[f"{side}_norm_per_head"][layer], 1e-12)
+            heads = _heads(ratio > GROWTH, ratio, "{:.1f} times")
+            if heads:
+                found.append(f"The norm of {layer}'s {side} vectors has grown: {heads} what it "
+                             f"was before training. {_advice(config)}")  # fmt: skip
+    for layer, distances in now["scale_free_mmd_per_head"].items():
+        rise = np.asarray(distances) - np.asarray(first["scale_free_mmd_per_head"][layer])
+        heads = _heads(rise > RISE, np.asarray(distances), "{:.2f}")
+        if heads:
+            found.append(f"The queries and keys of {layer} have come further apart than they were "
+                         f"before training: scale-free MMD {heads}. {_advice(config)}")  # fmt: skip
+    return found
+
+
+def _heads(where: np.ndarray, values: np.ndarray, form: str) -> str:
+    return ", ".join(f"head {n} {form.format(values[n])}" for n in np.flatnonzero(where))
+
+
+def _advice(config: AlignmentConfig) -> str:
+    """What to change, the likeliest first."""
+    ways = []
+    if config.method in ("gan", "ct"):
+        if config.gradient_penalty == 0:
+            ways.append("set alignment.gradient_penalty=1.0")
+        if config.shared_networks or not config.unit_scale:
+            ways.append("use networks for each head on vectors of unit scale "
+                        "(alignment.shared_networks=False, alignment.unit_scale=True)")  # fmt: skip
+        if config.method == "gan" and config.saturating:
+            ways.append("set alignment.saturating=False")
+        ways.append("raise optimizer.alignment_learning_rate, with optimizer.alignment_beta1=0.0")
+    ways.append("lower alignment.weight")
+    ways.append("take a method without networks, alignment.method=energy")
+    return f"Ways out: {'; '.join(ways)}."
