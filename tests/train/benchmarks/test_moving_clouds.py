@@ -97,10 +97,10 @@ def row(method: str, weight: float, after: float) -> Row:
 
 
 def test_what_breaks_the_expectations_is_named() -> None:
-    rows = [row("none", 0.0, 0.5), row("gan", 0.1, 0.1), row("ct", 0.1, 0.6), row("ct", 1.0, 0.2)]
+    rows = [row("none", 0.0, 0.5), row("gan", 0.1, 0.1), row("ot", 0.1, 0.6), row("ot", 1.0, 0.2)]
     farther, short = moving_clouds.verdicts(rows)
-    assert farther.endswith(": plane: ct 0.1 (1.20)")
-    assert short.endswith(": plane: ct 1 (0.40)")
+    assert farther.endswith(": plane: ot 0.1 (1.20)")
+    assert short.endswith(": plane: ot 1 (0.40)")
     (broken, _) = moving_clouds.verdicts([row("gan", 1.0, math.nan)])
     assert "gan 1 (nan)" in broken
     assert all(line.endswith(": none") for line in moving_clouds.verdicts(rows[:2]))
