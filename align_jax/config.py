@@ -159,7 +159,7 @@ class AlignmentConfig:
           >>> AlignmentConfig.paper("gan").gradient_penalty
           0.0
         """
-        return dataclasses.replace(cls(method, **PAPER), **changes)
+        return cls(method, **(PAPER | changes))
 
     @property
     def default_weight(self) -> float:

@@ -286,7 +286,7 @@ def for_each_head(network: nn.Module, x: Float[Array, "B N H D"]) -> Any:
 
 
 def gradient_penalty(
-    network: nn.Module,
+    network: Critic,
     params: Any,
     x: Float[Array, "B N H D"],
     mask: Bool[Array, "B N"] | None,
@@ -316,7 +316,7 @@ def gradient_penalty(
         return made[..., None] if made.ndim < x.ndim else made
 
     heads = jax.vmap(outputs, in_axes=(0, 2), out_axes=2) if each_head else outputs
-    features = jax.eval_shape(heads, params, x).shape[-1]
+    features = network.features
     rows = np.arange(max(x.shape[1], features))
     tokens = rows % x.shape[1]
     made, slopes = jax.vjp(functools.partial(heads, params), x[:, tokens])

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from align_jax import numerics, placement
 
@@ -83,18 +83,40 @@ def join(x: Array, length: int) -> Array:
 
 
 def mean_over_pairs(
-    function: Callable[[Array], Array], x: Cloud, y: Cloud, implementation: str
-) -> Float[Array, "L"]:
-    """The mean of a function of the squared distance, over all pairs of a point of each cloud.
+    function: Callable[[Array], Array],
+    query: Float[Array, "B N H D"],
+    key: Float[Array, "B M H D"],
+    query_mask: Bool[Array, "B N"],
+    key_mask: Bool[Array, "B M"],
+    implementation: str,
+) -> tuple[Float[Array, "B H"], Float[Array, "B H"], Float[Array, "B H"]]:
+    """The mean of a function of the squared distance, over all pairs of tokens that take part.
 
     Args:
       function: acts entry by entry.
-      x: the first cloud.
-      y: the second.
+      query: float32, padding zeroed.
+      key: likewise.
+      query_mask: the queries that take part.
+      key_mask: the keys that do.
       implementation: "dense", or "blockwise": equal, in memory linear in the number of tokens.
+
+    Returns:
+      Of pairs of a query and a key, of two queries, and of two keys; a point is a pair with itself.
     """
-    if implementation == "dense":
-        return _over_all_pairs(function, x, y)
+    batch, _, heads, _ = query.shape
+    queries, keys = (
+        (per_head(x), jnp.repeat(numerics.token_weights(mask), heads, axis=0))
+        for x, mask in ((query, query_mask), (key, key_mask))
+    )
+    mean = _over_all_pairs if implementation == "dense" else _over_blocks
+
+    def per_sample(x: Cloud, y: Cloud) -> Float[Array, "B H"]:
+        return mean(function, x, y).reshape(batch, heads)
+
+    return per_sample(queries, keys), per_sample(queries, queries), per_sample(keys, keys)
+
+
+def _over_blocks(function: Callable[[Array], Array], x: Cloud, y: Cloud) -> Float[Array, "L"]:
     heads, rows = x[1].shape
     group, size = block_shape(heads, rows, y[1].shape[1])
 

@@ -60,20 +60,12 @@ def energy_distance(
     both = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
     query, key = numerics.at_unit_spread(query, key, query_mask, key_mask)
 
-    batch, _, heads, _ = query.shape
-    queries, keys = (
-        (blocks.per_head(x), jnp.repeat(numerics.token_weights(mask), heads, axis=0))
-        for x, mask in ((query, query_mask), (key, key_mask))
+    between, queries, keys = blocks.mean_over_pairs(
+        _root, query, key, query_mask, key_mask, implementation
     )
-
-    def mean_distance(x: blocks.Cloud, y: blocks.Cloud) -> Float[Array, "L"]:
-        return blocks.mean_over_pairs(_root, x, y, implementation)
-
-    between = 2.0 * mean_distance(queries, keys)
-    energy = between - mean_distance(queries, queries) - mean_distance(keys, keys)
-    largest = jax.lax.stop_gradient(between)
-    share = numerics.clamp_at_zero(energy) / jnp.where(largest > 0, largest, 1.0)
-    return jnp.where(both[:, None], share.reshape(batch, heads), 0.0)
+    largest = jax.lax.stop_gradient(2.0 * between)
+    energy = numerics.clamp_at_zero(2.0 * between - queries - keys)
+    return jnp.where(both[:, None], energy / jnp.where(largest > 0, largest, 1.0), 0.0)
 
 
 def _root(squared_distance: Array) -> Array:

@@ -55,29 +55,16 @@ def maximum_mean_discrepancy(
     numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)
-    # The shift must be one for all three kernels, or identical clouds would round differently.
-    query, key = numerics.centred(query, key)
     both = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
-
+    # Either shift is one for all three kernels, or identical clouds would round differently.
     if bandwidth is None:
         query, key = numerics.at_unit_spread(query, key, query_mask, key_mask)
     else:
-        query, key = query / bandwidth, key / bandwidth
-    batch, _, heads, _ = query.shape
-    query_weights, key_weights = (
-        jnp.repeat(numerics.token_weights(mask), heads, axis=0) for mask in (query_mask, key_mask)
+        query, key = (x / bandwidth for x in numerics.centred(query, key))
+    between, queries, keys = blocks.mean_over_pairs(
+        _kernel, query, key, query_mask, key_mask, implementation
     )
-    queries, keys = (
-        (blocks.per_head(query), query_weights),
-        (blocks.per_head(key), key_weights),
-    )
-
-    def mean_kernel(x: blocks.Cloud, y: blocks.Cloud) -> Float[Array, "L"]:
-        return blocks.mean_over_pairs(_kernel, x, y, implementation)
-
-    within = mean_kernel(queries, queries) + mean_kernel(keys, keys)
-    discrepancy = within - 2.0 * mean_kernel(queries, keys)
-    discrepancy = numerics.clamp_at_zero(discrepancy).reshape(batch, heads)
+    discrepancy = numerics.clamp_at_zero(queries + keys - 2.0 * between)
     return jnp.where(both[:, None], discrepancy, 0.0)
 
 

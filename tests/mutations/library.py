@@ -85,7 +85,7 @@ _DIVERGENCES: tuple[Mutation, ...] = (
     *faults(
         "align_jax/divergences/maximum_mean_discrepancy.py",
         DIVERGENCES,
-        ("mmd-bandwidth-halved", "query / bandwidth, key", "2.0 * query / bandwidth, 2.0 * key"),
+        ("mmd-bandwidth-halved", "(x / bandwidth for", "(2.0 * x / bandwidth for"),
         ("mmd-kernel-without-the-half", "jnp.exp(-0.5 * squared", "jnp.exp(-squared"),
     ),
     *faults(
@@ -93,8 +93,8 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         DIVERGENCES,
         (
             "energy-has-a-gradient-through-its-denominator",
-            "largest = jax.lax.stop_gradient(between)",
-            "largest = between",
+            "largest = jax.lax.stop_gradient(2.0 * between)",
+            "largest = 2.0 * between",
         ),
         ("energy-of-squared-distances", "jnp.where(apart, jnp.sqrt(", "jnp.where(apart, jnp.abs("),
         (

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from align_jax import AlignmentConfig
+from align_jax.alignment import GAMES
 
 # A discriminator that only guesses reaches -2 log 2; a mean over steps that much below is no noise.
 LEAST_OBJECTIVE = {"gan": -2.0 * math.log(2.0) - 0.1}
@@ -87,7 +88,7 @@ def _heads(where: np.ndarray, values: np.ndarray, form: str) -> str:
 def _advice(config: AlignmentConfig) -> str:
     """What to change, the likeliest first."""
     ways = []
-    if config.method in ("gan", "ct"):
+    if config.method in GAMES:
         if config.gradient_penalty == 0:
             ways.append("set alignment.gradient_penalty=1.0")
         if config.shared_networks or not config.unit_scale:
