@@ -163,7 +163,7 @@ class AlignmentConfig:
 
     @property
     def default_weight(self) -> float:
-        """A weight with which the method aligns and the task does not suffer, as measured.
+        """The weight that aligned well and cost the task little in what `docs/games.md` tells of.
 
         It is for the mean over layers, heads and samples, which `alignment_loss` returns. The
         paper's 0.01 moves the clouds a little, and far less than half of the way.

@@ -5,7 +5,7 @@ Command:   python -m train --config=train/configs/planetoid.py:cora [--config.al
 Compare:   python -m train.sweep --config=train/configs/planetoid.py:cora --methods=none,gan,ct \
            --seeds=0,1,2,3,4
 Expected:  on Cora, test accuracy over seeds 0 to 9: plain 83.3 +- 0.6%, GAN 83.3 +- 0.6%, CT
-           83.0 +- 0.6% (the paper: 83.0, 83.8, 83.8).
+           83.0 +- 0.6%, both in the paper's form (the paper: 83.0, 83.8, 83.8).
 Time:      on Cora, 2 CPU cores: plain 22 s for some 800 epochs, CT 52 s.
 Data:      fetched from github.com/kimiyoung/planetoid and checked by SHA-256, unless
            $ALIGN_JAX_DATA/planetoid or --config.data.folder holds the files.

@@ -6,8 +6,8 @@ Compare:   python -m train.sweep --config=train/configs/vqa.py:easy --methods=no
            --seeds=0,1
 Expected:  :easy, plain, seeds 0 and 1: test accuracy 99.3 and 93.2%, with noise 93.7 and 88.8%;
            PAvPU 99.3 and 93.1%, with noise 93.3 and 88.6%. How soon shapes are learnt differs.
-           GAN and CT differ from that by less than the seeds' noise. Of CT's weights 0.01, 0.1 and
-           1, seed 0: 99.1, 92.7 and 80.4%.
+           GAN and CT, in the paper's form, differ from that by less than the seeds' noise. Of CT's
+           weights 0.01, 0.1 and 1, seed 0: 99.1, 92.7 and 80.4%.
            :v2, the paper, plain / GAN / CT: accuracy 66.74 / 66.92 / 67.01, with noise 63.58 /
            64.28 / 64.57; PAvPU 71.96 / 72.17 / 72.21, with noise 68.29 / 69.80 / 69.98.
 Time:      :easy, one CPU core: 13 minutes plain, 14 with GAN, PAvPU included.
