@@ -1,5 +1,6 @@
 """Reading what the alignment modules sowed, and taking their parameters out again."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -276,7 +277,25 @@ def label_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _holds_networks(name: str, child: Any) -> bool:
     """Whether this entry of a parameter tree holds alignment networks, and nothing else."""
-    return name == NAME and isinstance(child, Mapping) and set(child) <= _NETWORKS
+    return _is_owned(name) and isinstance(child, Mapping) and set(child) <= _NETWORKS
+
+
+def _collections(variables: Any) -> Mapping[str, Any]:
+    """The collections of a Linen call; or those that an NNX model, or its popped state, holds."""
+    if hasattr(variables, "sown"):
+        variables = {"sown": variables.sown}
+    if not isinstance(variables, Mapping):
+        return {}
+    sown = variables.get("sown")
+    if sown is None:
+        return variables
+    value = sown.get_value() if hasattr(sown, "get_value") else sown.value
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_owned(name: str) -> bool:
+    """Whether an alignment module has this name inside its attention."""
+    return name == NAME or bool(re.fullmatch(rf"{NAME}_\d+", name))
 
 
 def _leaves(
@@ -286,14 +305,17 @@ def _leaves(
 
     def walk(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Any]:
         if isinstance(node.get(leaf), tuple):
-            owner = path[:-1] if path and path[-1] == NAME else path
-            yield "/".join(owner), node
+            owner = path[:-1] if path and _is_owned(path[-1]) else path
+            # A module with several attentions numbers them: alignment, alignment_1, ...
+            number = path[-1][len(NAME) + 1 :] if path and owner != path else ""
+            yield "/".join(owner) + (f":{number}" if number else ""), node
             return
         for name in sorted(node, key=_natural):
             if isinstance(node[name], Mapping):
                 yield from walk(node[name], (*path, name))
 
-    found = list(walk(variables.get(collection, {}), ())) if isinstance(variables, Mapping) else []
+    sown = _collections(variables)
+    found = list(walk(sown.get(collection, {}), ()))
     if not found:
         raise ValueError(
             f"No {collection!r} collection, so there is nothing to read. Call model.apply(..., "

@@ -1,48 +1,61 @@
 """Alignment for a Linen model that was written without it."""
 
+import dataclasses
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from flax import linen as nn
+from flax.core import Scope, unfreeze
+from flax.core.scope import subtract_filters
 
-from align_jax.attention import (
-    MultiHeadDotProductAttention,
-    is_self_attention,
-    observe,
-    sow_alignment,
-)
+from align_jax import tapping
+from align_jax.alignment import CLOUDS, NAME
+from align_jax.collection import strip_alignment
 from align_jax.config import AlignmentConfig
 
 
-def aligned(model: nn.Module, config: AlignmentConfig) -> "AlignedModel":
-    """Converts a Linen model whose attention is flax's, without editing it.
+def aligned(
+    model: Any,
+    config: AlignmentConfig,
+    *arguments: Any,
+    allow_missing: bool | Sequence[str] = False,
+    **keywords: Any,
+) -> Any:
+    """Converts a Linen or NNX model, without editing it.
 
-    Every `nn.MultiHeadDotProductAttention` (or subclass, such as `nn.SelfAttention`) in it sows
-    the alignment of its queries and keys, also under `nn.remat`, in nested and in shared modules.
-    Under `nn.scan` and `nn.vmap`, let the transformation carry the collection and the new
-    parameters: `variable_axes={"params": 0, "alignment": 0}`.
+    Every attention in it, whatever module it is written in, sows the alignment of its queries and
+    keys: `attention_report` shows which are found. What is found are softmaxes (or sigmoids) of
+    products of queries and keys that weigh values, in the program that JAX traces of the model:
+    through `nn.remat`, `nn.scan`, `nn.vmap` and `nn.jit`, with rotated, grouped and normalised
+    queries and keys, and with masks of every form.
 
     The names of the model's parameters do not change: the converted model runs on the original's
-    parameters (in evaluation, where it gives the original's outputs bit for bit), and
-    `strip_alignment` of its own gives exactly the original's tree.
+    parameters (in evaluation, where it calls the original), and `strip_alignment` of its own gives
+    exactly the original's tree.
 
-    A mask of the keys alone is taken for padding of the queries too where both are the same array.
-    As two arguments of an attention that is itself under `nn.remat` or `nn.jit` they never are:
-    call it there as `attention(x)`, or remat the layer around it.
+    Which tokens take part is read off the masks as `token_masks` says. Of windows, each counts as a
+    sample of its own.
 
     Args:
-      model: a Linen module, not yet bound.
+      model: a Linen module, not yet bound; or an NNX module, for which see `AlignedNNX`.
       config: what to align, and how.
+      *arguments: of an NNX model, the arguments of a call, to know the shapes of its queries and
+        keys by. Of a Linen model none: `init` gets them.
+      allow_missing: True to leave out attentions that cannot be aligned, or patterns of the names
+        of those that may be left out. By default one that cannot be aligned is an error.
+      **keywords: of the call of an NNX model.
 
     Returns:
-      A Linen module that is called as the model is. Other methods work by their name:
-      `converted.apply(variables, x, method="encode")`.
+      A Linen module that is called as the model is; other methods work by their name,
+      `converted.apply(variables, x, method="encode")`. Or an NNX module.
 
     Raises:
-      TypeError: if `model` is no Linen module.
-      ValueError: if it is already aligned; at `init`, if it contains no flax attention.
+      TypeError: if `model` is no Linen or NNX module.
+      ValueError: if it is already aligned; at `init`, and when it trains, if it contains no
+        attention, or one that cannot be aligned.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -52,107 +65,200 @@ def aligned(model: nn.Module, config: AlignmentConfig) -> "AlignedModel":
       >>> sorted(variables["params"]["alignment"])
       ['critic', 'navigator']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"aligned() takes a flax.linen module, got {type(model).__name__}. Pass the model "
-            "itself, not its class or its apply function."
-        )
     if isinstance(model, AlignedModel):
         raise ValueError("The model is already aligned; convert the original instead.")
-    return AlignedModel(model, config)
+    if isinstance(model, nn.Module):
+        if arguments or keywords:
+            raise TypeError(
+                "aligned() of a Linen model takes no arguments of a call: init() gets them."
+            )
+        missing = allow_missing if isinstance(allow_missing, bool) else tuple(allow_missing)
+        return AlignedModel(_Original(model), config, missing)
+    from flax import nnx
+
+    if isinstance(model, nnx.Module):
+        from align_jax.convert_nnx import aligned_nnx
+
+        return aligned_nnx(model, config, arguments, keywords, allow_missing)
+    raise TypeError(
+        f"aligned() takes a flax.linen or flax.nnx module, got {type(model).__name__}. Pass the "
+        "model itself, not its class or its apply function; for a function there is "
+        "aligned_function()."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Original:
+    """Hides a module from the one that holds it: its names stay free, and its scope the model's."""
+
+    model: nn.Module
 
 
 class AlignedModel(nn.Module):
-    """What `aligned` returns: the model, with its attention observed from outside.
+    """What `aligned` returns of a Linen model: the same, with its attention measured.
 
     Attributes:
-      model: the original.
+      original: holds the model.
       config: what to align, and how.
+      allow_missing: see `aligned`.
 
     Example:
-      >>> AlignedModel(nn.SelfAttention(num_heads=2), AlignmentConfig("ot")).config.method
+      >>> aligned(nn.SelfAttention(num_heads=2), AlignmentConfig("ot")).config.method
       'ot'
     """
 
-    model: nn.Module
+    original: _Original
     config: AlignmentConfig
-
-    def setup(self) -> None:
-        """Shares one scope with the model: the parameters keep the names they have there."""
-        nn.share_scope(self, self.model)
+    allow_missing: bool | tuple[str, ...] = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model, with its own arguments.
 
         Raises:
-          ValueError: at `init`, if the model contains no flax attention; and for an attention that
-            has an alignment of its own.
+          ValueError: at `init` and in training, if the model contains no attention, or one that
+            cannot be aligned; for an attention that has an alignment of its own.
         """
-        return self._observed(self.model)(*args, **kwargs)
+        return self._called("__call__", args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
+            original = self.__dict__.get("original")
             if name.startswith("__") or not inspect.isfunction(
-                getattr(type(self.__dict__.get("model")), name, None)
+                getattr(type(getattr(original, "model", None)), name, None)
             ):
                 raise
 
         def method(module: "AlignedModel", *args: Any, **kwargs: Any) -> Any:
-            return module._observed(getattr(module.model, name))(*args, **kwargs)
+            return module._called(name, args, kwargs)
 
         # Flax unbinds what it finds under a method's name and passes the bound module itself.
         return types.MethodType(method, self)
 
-    def _observed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def observed(*args: Any, **kwargs: Any) -> Any:
-            interceptor = _Interceptor(self.config)
-            # Entered here, inside whatever traces the model, because a jit around it would
-            # otherwise keep the interceptor out of its cached trace.
-            with nn.intercept_methods(interceptor):
-                outputs = call(*args, **kwargs)
-            if self.is_initializing() and not interceptor.calls:
-                raise ValueError(
-                    f"aligned() found no flax.linen.MultiHeadDotProductAttention in "
-                    f"{type(self.model).__name__}. For attention of another kind, call "
-                    "align_jax.Alignment on its queries and keys inside the attention module."
-                )
+    @nn.nowrap
+    def _bound(self, scope: Any) -> nn.Module:
+        # As Linen's own apply does it: the model becomes the owner of the scope.
+        return self.original.model.clone(parent=scope, _deep_clone=True)
+
+    @nn.compact
+    def _called(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        scope = self.scope
+        assert scope is not None
+        collections = [name for name in (NAME, CLOUDS) if self.is_mutable_collection(name)]
+        if self.is_initializing():
+            outputs = getattr(self._bound(scope), method)(*args, **kwargs)
+            self._init_networks(method, args, kwargs)
             return outputs
-
-        return observed
-
-
-class _Interceptor:
-    """Runs the alignment after every call of a flax attention module."""
-
-    def __init__(self, config: AlignmentConfig) -> None:
-        self.config = config
-        self.calls = 0
-
-    def __call__(
-        self,
-        next_fun: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: nn.module.InterceptorContext,
-    ) -> Any:
-        module = context.module
-        if context.method_name != "__call__" or not isinstance(
-            module, nn.MultiHeadDotProductAttention
-        ):
-            return next_fun(*args, **kwargs)
-        if isinstance(module, MultiHeadDotProductAttention) and module.alignment is not None:
-            raise ValueError(
-                f"The attention {'/'.join(module.path)!r} already has an alignment of its own. "
-                "Leave that out, or do not convert the model."
-            )
-        with observe(module) as observation:
-            outputs = next_fun(*args, **kwargs)
-        # A subclass that calls its parent's __call__ comes through here twice, the parent's call
-        # first: that one knows the arguments by flax's names.
-        if not observation.handled:
-            self.calls += 1
-            bound = inspect.signature(context.orig_method).bind(*args, **kwargs).arguments
-            sow_alignment(self.config, observation, is_self_attention(**bound))
+        if not collections:
+            return getattr(self._bound(scope), method)(*args, **kwargs)
+        traced, arguments = self._traced(method, args, kwargs)
+        tapping.check(traced, self.config, self.allow_missing, self._name())
+        rng = None
+        for stream in (NAME, "dropout"):
+            if rng is None and self.config.tokens and self.has_rng(stream):
+                rng = jax.random.fold_in(scope.rngs[stream].as_jax_rng(), 0)
+        params = self.variables.get("params", {})
+        (outputs, changed), sown = tapping.run(
+            traced, self.config, arguments, params, collections, rng
+        )
+        for collection, values in changed.items():
+            for name, value in values.items():
+                scope.put_variable(collection, name, value)
+        for collection, values in sown.items():
+            for name, value in values.items():
+                before = scope.get_variable(collection, name, {})
+                scope.put_variable(collection, name, _appended(before, value))
         return outputs
+
+    @nn.nowrap
+    def _name(self) -> str:
+        return f"The model {type(self.original.model).__name__}"
+
+    @nn.nowrap
+    def _traced(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tapping.Traced, tuple[Any, ...]]:
+        """The model's program, and its arguments: variables, and the arrays of the call."""
+        scope = self.scope
+        assert scope is not None
+        variables = {
+            name: strip_alignment(unfreeze(tree)) if name == "params" else unfreeze(tree)
+            for name, tree in self.variables.items()
+            if name not in (NAME, CLOUDS)
+        }
+        arrays, put_back = tapping.split_arrays(args, kwargs)
+        mutable = False
+        if not self.is_initializing():
+            mutable = subtract_filters(scope.mutable, (NAME, CLOUDS))
+
+        def function(variables: Any, arrays: Sequence[Any]) -> Any:
+            args, kwargs = put_back(arrays)
+            inside = Scope(variables, scope.rngs, mutable=mutable, path=scope.path)
+            outputs = getattr(self._bound(inside), method)(*args, **kwargs)
+            return outputs, unfreeze(inside.mutable_variables())
+
+        traced = tapping.trace(function, (variables, arrays), (1, None))
+        return traced, (variables, arrays)
+
+    @nn.nowrap
+    def _init_networks(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        scope = self.scope
+        assert scope is not None
+        own = unfreeze(self.variables.get("params", {}))
+        if _has_networks(own):
+            raise ValueError(
+                f"{self._name()} already has an alignment of its own. Leave that out, or do not "
+                "convert the model."
+            )
+        traced, _ = self._traced(method, args, kwargs)
+        tapping.check(traced, self.config, self.allow_missing, self._name())
+        rng = scope.rngs["params"].as_jax_rng()
+        networks = tapping.init_networks(traced, self.config, rng)
+        for name, value in networks.items():
+            scope.put_variable("params", name, _merged(own.get(name, {}), value))
+
+
+def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tapping.Traced:
+    """The program of a Linen module that has no parameters yet."""
+    streams = ("params", "dropout", NAME)
+    rngs = {name: jax.random.key(number) for number, name in enumerate(streams)}
+
+    def init(*arrays: Any) -> Any:
+        args, kwargs = put_back(arrays)
+        variables = model.init(rngs, *args, **kwargs)
+        return {name: tree for name, tree in variables.items() if name not in (NAME, CLOUDS)}
+
+    arrays, put_back = tapping.split_arrays(args, kwargs)
+    variables = unfreeze(jax.eval_shape(init, *arrays))
+    variables["params"] = strip_alignment(variables.get("params", {}))
+
+    def function(variables: Any, *arrays: Any) -> Any:
+        args, kwargs = put_back(arrays)
+        return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=True)
+
+    return tapping.trace(function, (variables, *arrays), (1, *(None for _ in arrays)))
+
+
+def _has_networks(tree: Any) -> bool:
+    return strip_alignment(tree) != tree if isinstance(tree, Mapping) else False
+
+
+def _appended(before: Any, new: Any) -> Any:
+    """What was sown by a further call of the same model, after what the first has sown."""
+    if isinstance(new, tuple):
+        return (*before, *new) if isinstance(before, tuple) else new
+    before = before if isinstance(before, Mapping) else {}
+    return {
+        **before, **{name: _appended(before.get(name), value) for name, value in new.items()}
+    }  # fmt: skip
+
+
+def _merged(tree: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **tree,
+        **{
+            name: _merged(tree.get(name, {}), value) if isinstance(value, Mapping) else value
+            for name, value in more.items()
+        },
+    }

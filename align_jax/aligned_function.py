@@ -1,0 +1,125 @@
+"""Alignment for any function of arrays: Haiku, Equinox, Keras, penzai, or plain JAX."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxtyping import Array
+
+from align_jax import tapping
+from align_jax.alignment import NAME
+from align_jax.config import AlignmentConfig
+
+
+def aligned_function(
+    function: Callable[..., Any],
+    config: AlignmentConfig,
+    *,
+    parameters: int | Sequence[int] = 0,
+    allow_missing: bool | Sequence[str] = False,
+) -> "AlignedFunction":
+    """Measures the alignment of every attention in a function of arrays.
+
+    The function is any that `jax.jit` could take, with its parameters as an argument:
+    `haiku.transform(...).apply`, a Keras model's `stateless_call`, an Equinox model that was
+    partitioned, or plain JAX. See `aligned` for which attentions are found.
+
+    Args:
+      function: called with positional arguments.
+      config: what to align, and how.
+      parameters: which arguments hold parameters, state or random keys, and no data.
+      allow_missing: see `aligned`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> def attend(params, x):
+      ...     q, k = x @ params["query"], x @ params["key"]
+      ...     return jax.nn.softmax(q @ k.mT) @ x
+      >>> params = {"query": jnp.eye(4), "key": jnp.eye(4)}
+      >>> x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+      >>> converted = aligned_function(attend, AlignmentConfig("ct"))
+      >>> networks = converted.init(jax.random.key(1), params, x)
+      >>> outputs, sown = converted.apply(networks, params, x)
+      >>> sown["alignment"]["alignment"]["divergence"][0].shape
+      (2, 1)
+    """
+    if not callable(function):
+        raise TypeError(f"aligned_function() takes a function, got {type(function).__name__}.")
+    numbers = (parameters,) if isinstance(parameters, int) else tuple(parameters)
+    return AlignedFunction(function, config, numbers, allow_missing)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignedFunction:
+    """What `aligned_function` returns: see there.
+
+    Attributes:
+      function: the original.
+      config: what to align, and how.
+      parameters: the numbers of the arguments that hold no data.
+      allow_missing: see `aligned`.
+
+    Example:
+      >>> AlignedFunction(lambda params, x: x, AlignmentConfig("ot")).config.method
+      'ot'
+    """
+
+    function: Callable[..., Any]
+    config: AlignmentConfig
+    parameters: tuple[int, ...] = (0,)
+    allow_missing: bool | Sequence[str] = False
+
+    def init(self, rng: Array, *arguments: Any) -> dict[str, Any]:
+        """Makes the parameters of the alignment networks; empty for methods without any.
+
+        They are trained with the function's own: `label_parameters` tells them apart, and
+        `game_optimizer` gives them their own rate.
+
+        Args:
+          rng: a random key.
+          *arguments: of a call of the function.
+
+        Raises:
+          ValueError: if the function contains no attention, or one that cannot be aligned.
+        """
+        return tapping.init_networks(self._traced(arguments), self.config, rng)
+
+    def apply(
+        self,
+        networks: Any,
+        *arguments: Any,
+        collections: Sequence[str] = (NAME,),
+        rng: Array | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Calls the function.
+
+        Args:
+          networks: of `init`.
+          *arguments: the function's own.
+          collections: what to sow: "alignment", "alignment_clouds".
+          rng: a random key for `AlignmentConfig.tokens`; None for all tokens.
+
+        Returns:
+          The function's outputs, and what was sown, for `alignment_loss`, `alignment_table` and
+          `alignment_clouds`.
+
+        Raises:
+          ValueError: as `init`.
+        """
+        traced = self._traced(arguments)
+        names = tapping.wanted(collections)
+        rng = rng if self.config.tokens else None
+        return tapping.run(traced, self.config, arguments, networks, names, rng)
+
+    def _traced(self, arguments: Sequence[Any]) -> tapping.Traced:
+        for number in self.parameters:
+            if not 0 <= number < len(arguments):
+                raise ValueError(
+                    f"parameters={number} names an argument that a call with {len(arguments)} "
+                    "arguments does not have."
+                )
+        skipped = [0 if i in self.parameters else None for i in range(len(arguments))]
+        traced = tapping.trace(self.function, arguments, skipped)
+        what = f"The function {getattr(self.function, '__name__', type(self.function).__name__)}"
+        tapping.check(traced, self.config, self.allow_missing, what)
+        return traced

@@ -1,0 +1,176 @@
+"""Which attentions a model has: what `aligned` would align, and what it cannot."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from flax import linen as nn
+
+from align_jax import tapping
+from align_jax.aligned_function import AlignedFunction
+from align_jax.convert import AlignedModel, traced_module
+from align_jax.finder import Part, Steps
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRow:
+    """One attention, or what may be one.
+
+    Attributes:
+      name: of its module, or of the parameters that its queries and keys come from.
+      samples: number of samples; windows, for one, count as samples of their own.
+      queries: number of queries of a sample.
+      keys: number of keys.
+      heads: number of heads.
+      features: width of a query.
+      layers: number of layers of a scan that it stands for.
+      calls: number of calls that share its parameters.
+      kind: "self", "cross", or "" for what cannot be aligned.
+      masked: whether a mask blocks pairs.
+      problem: why it cannot be aligned; empty if it can.
+
+    Example:
+      >>> AttentionRow("layer_0", problem="inside lax.cond").problem
+      'inside lax.cond'
+    """
+
+    name: str
+    samples: int = 0
+    queries: int = 0
+    keys: int = 0
+    heads: int = 0
+    features: int = 0
+    layers: int = 1
+    calls: int = 1
+    kind: str = ""
+    masked: bool = False
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionReport:
+    """What `attention_report` returns; `str` of it is a table.
+
+    Attributes:
+      found: the attentions that can be aligned.
+      skipped: those that cannot, and why.
+      opaque: kernels that cannot be looked into, and may hold attentions.
+
+    Example:
+      >>> print(AttentionReport((), (), ()))
+      No attention was found.
+    """
+
+    found: tuple[AttentionRow, ...]
+    skipped: tuple[AttentionRow, ...]
+    opaque: tuple[AttentionRow, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        if self.found:
+            rows = [("attention", "samples", "queries", "keys", "heads", "features", "", "")]
+            rows += [
+                (row.name or "(the model)", *map(str, (row.samples, row.queries, row.keys,
+                 row.heads, row.features)), row.kind, _remarks(row))
+                for row in self.found
+            ]  # fmt: skip
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            for row in rows:
+                cells = [row[0].ljust(widths[0])]
+                cells += [cell.rjust(n) for cell, n in zip(row[1:6], widths[1:6], strict=True)]
+                cells += [row[6].ljust(widths[6]), row[7]]
+                lines.append("  ".join(cells).rstrip())
+        else:
+            lines.append("No attention was found.")
+        for title, missed in (("cannot be aligned", self.skipped), ("opaque", self.opaque)):
+            lines += [f"{title}: {row.name or '(the model)'}: {row.problem}" for row in missed]
+        return "\n".join(lines)
+
+
+def attention_report(
+    model: Any, *arguments: Any, parameters: int | Sequence[int] = 0, **keywords: Any
+) -> AttentionReport:
+    """Lists the attentions of a model or function, and what of them cannot be aligned.
+
+    Nothing is computed: the model is traced with the shapes of its arguments.
+
+    Args:
+      model: a Linen or NNX module, aligned or not; or a function of arrays, whose arguments then
+        begin with its parameters.
+      *arguments: of a call; arrays, or `jax.ShapeDtypeStruct`.
+      parameters: of a function, the numbers of the arguments that hold no data.
+      **keywords: of a call of a module.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(attention_report(nn.SelfAttention(num_heads=2), jnp.ones((3, 5, 8))))
+      attention    samples  queries  keys  heads  features
+      (the model)        3        5     5      2         4  self
+    """
+    return _report(_traced(model, arguments, parameters, keywords))
+
+
+def _traced(
+    model: Any, arguments: Sequence[Any], parameters: int | Sequence[int], keywords: dict[str, Any]
+) -> tapping.Traced:
+    if isinstance(model, AlignedModel):
+        model = model.original.model
+    if isinstance(model, nn.Module):
+        return traced_module(model, arguments, keywords)
+    if isinstance(model, AlignedFunction):
+        model, parameters = model.function, model.parameters
+    from flax import nnx
+
+    if isinstance(model, nnx.Module):
+        from align_jax.convert_nnx import AlignedNNX, traced_call
+
+        model = model.model if isinstance(model, AlignedNNX) else model
+        return traced_call(model, arguments, keywords)[0]
+    if not callable(model):
+        raise TypeError(
+            f"attention_report() takes a module or a function, got {type(model).__name__}."
+        )
+    numbers = (parameters,) if isinstance(parameters, int) else tuple(parameters)
+    skipped = [0 if i in numbers else None for i in range(len(arguments))]
+    return tapping.trace(model, arguments, skipped)
+
+
+def _report(traced: tapping.Traced) -> AttentionReport:
+    rows: dict[Any, AttentionRow] = {}
+    for site, place in zip(traced.found.sites, traced.places, strict=True):
+        if place in rows:
+            rows[place] = dataclasses.replace(rows[place], calls=rows[place].calls + 1)
+            continue
+        sizes = site.sizes
+        counts = dict.fromkeys(Steps, 1)
+        for length, steps in site.scans:
+            counts[steps] *= length
+        rows[place] = AttentionRow(
+            site.name + "".join(f":{end}" for end in place[-1].split("_")[1:]),
+            sizes[Part.SAMPLE] * counts[Steps.SAMPLES],
+            sizes[Part.QUERY],
+            sizes[Part.KEY],
+            sizes[Part.HEAD],
+            sizes[Part.FEATURE],
+            counts[Steps.LAYERS],
+            counts[Steps.CALLS],
+            "self" if site.self_attention else "cross",
+            bool(site.masks),
+        )
+    missed = [
+        (one.opaque, AttentionRow(one.name, problem=one.reason)) for one in traced.found.missed
+    ]
+    return AttentionReport(
+        tuple(rows.values()),
+        tuple(row for opaque, row in missed if not opaque),
+        tuple(row for opaque, row in missed if opaque),
+    )
+
+
+def _remarks(row: AttentionRow) -> str:
+    remarks = ["masked"] if row.masked else []
+    if row.layers > 1:
+        remarks.append(f"{row.layers} layers")
+    if row.calls > 1:
+        remarks.append(f"{row.calls} calls")
+    return ", ".join(remarks)

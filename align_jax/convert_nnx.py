@@ -1,0 +1,190 @@
+"""Alignment for an NNX model that was written without it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from align_jax import tapping
+from align_jax.alignment import NAME
+from align_jax.config import AlignmentConfig
+
+
+class AlignmentParam(nnx.Param):
+    """A parameter of an alignment network.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> isinstance(AlignmentParam(jnp.ones(3)), nnx.Param)
+      True
+    """
+
+
+class AlignmentSown(nnx.Intermediate):
+    """What the attentions of an `AlignedNNX` sowed in its last call, as Linen's collections.
+
+    Example:
+      >>> isinstance(AlignmentSown({}), nnx.Intermediate)
+      True
+    """
+
+
+def aligned_nnx(
+    model: nnx.Module,
+    config: AlignmentConfig,
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any],
+    allow_missing: bool | Sequence[str],
+    seed: int = 0,
+) -> "AlignedNNX":
+    """What `aligned` does with an NNX model."""
+    if isinstance(model, AlignedNNX):
+        raise ValueError("The model is already aligned; convert the original instead.")
+    if not arguments and not keywords:
+        raise TypeError(
+            "aligned() of an NNX model also takes the arguments of a call, whose shapes tell those "
+            "of its queries and keys: aligned(model, config, x)."
+        )
+    return AlignedNNX(model, config, arguments, keywords, allow_missing, seed)
+
+
+class AlignedNNX(nnx.Module):
+    """An NNX model whose attention is measured in each call.
+
+    It is called as the model is, under `nnx.jit`, `nnx.grad` and with `nnx.Optimizer`. The model
+    itself is its attribute `model`, trains with it, and remains the plain model. After a call in
+    training, `alignment_loss` and `alignment_table` read what was sown off the converted model.
+    After `eval()` it calls the model, and sows nothing.
+
+    Attributes:
+      model: the original.
+      networks: the parameters of the alignment networks, each an `AlignmentParam`, which is an
+        `nnx.Param` of its own type.
+      sown: what the last call sowed, an `AlignmentSown`.
+      deterministic: True to sow nothing; `train()` and `eval()` set it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from align_jax import aligned, alignment_loss
+      >>> attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+      >>> x = jnp.ones((3, 5, 8))
+      >>> converted = aligned(attention, AlignmentConfig("mmd"), x)
+      >>> converted(x).shape, alignment_loss(converted).shape
+      ((3, 5, 8), ())
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        config: AlignmentConfig,
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        allow_missing: bool | Sequence[str] = False,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.config = config
+        missing = allow_missing if isinstance(allow_missing, bool) else tuple(allow_missing)
+        self.allow_missing = missing
+        self.deterministic = False
+        self.rngs = nnx.Rngs(**{NAME: seed}) if config.tokens else None
+        traced, _, _ = traced_call(model, arguments, keywords)
+        self._check(traced)
+        networks = tapping.init_networks(traced, config, jax.random.key(seed))
+        self.networks = _as_data(jax.tree.map(AlignmentParam, networks))
+        self.sown = AlignmentSown({})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the model, with its own arguments.
+
+        Raises:
+          ValueError: if the model contains no attention, or one that cannot be aligned.
+        """
+        if self.deterministic:
+            return self.model(*args, **kwargs)
+        outputs, sown = self.measure(*args, **kwargs)
+        if hasattr(self, "sown"):
+            _set(self.sown, sown)
+        else:  # it was popped
+            self.sown = AlignmentSown(sown)
+        return outputs
+
+    def measure(
+        self, *args: Any, collections: Sequence[str] = (NAME,), **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Calls the model, and returns what was sown beside its outputs instead of keeping it.
+
+        Args:
+          *args: the model's.
+          collections: what to sow: "alignment", "alignment_clouds".
+          **kwargs: the model's.
+
+        Returns:
+          The outputs, and the collections, for `alignment_table`, `alignment_clouds` and so on.
+        """
+        names = tapping.wanted(collections)
+        traced, arguments, (before, after) = traced_call(self.model, args, kwargs)
+        self._check(traced)
+        rng = self.rngs[NAME]() if self.rngs is not None else None
+        networks = jax.tree.map(
+            _get, dict(self.networks), is_leaf=lambda x: isinstance(x, nnx.Variable)
+        )
+        (outputs, state), sown = tapping.run(traced, self.config, arguments, networks, names, rng)
+        if before == after:
+            nnx.update(self.model, state)
+        else:
+            _adopt(self.model, nnx.merge(after, state))
+        return outputs, sown
+
+    def _check(self, traced: tapping.Traced) -> None:
+        what = f"The model {type(self.model).__name__}"
+        tapping.check(traced, self.config, self.allow_missing, what)
+
+
+def traced_call(
+    model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tapping.Traced, tuple[Any, ...], tuple[Any, Any]]:
+    """The program of a call, its arguments, and the model's graph before and after it."""
+    graph, state = nnx.split(model)
+    arrays, put_back = tapping.split_arrays(args, kwargs)
+    after: list[Any] = []
+
+    def function(state: Any, arrays: Sequence[Any]) -> Any:
+        args, kwargs = put_back(arrays)
+        copied = nnx.merge(graph, state)
+        outputs = copied(*args, **kwargs)
+        new_graph, new_state = nnx.split(copied)
+        after[:] = [new_graph]
+        return outputs, new_state
+
+    traced = tapping.trace(function, (state, arrays), (0, None))
+    return traced, (state, arrays), (graph, after[0])
+
+
+def _adopt(model: nnx.Module, changed: nnx.Module) -> None:
+    """Gives a model the attributes that a call of its copy has added."""
+    for name, value in vars(changed).items():
+        mine = getattr(model, name, None)
+        if isinstance(value, nnx.Module) and isinstance(mine, nnx.Module):
+            _adopt(mine, value)
+        elif isinstance(value, nnx.Variable) and isinstance(mine, nnx.Variable):
+            _set(mine, _get(value))
+        elif isinstance(value, nnx.Variable):
+            setattr(model, name, value)
+
+
+def _as_data(tree: Any) -> Any:
+    # From flax 0.12 on an attribute that holds variables has to say so.
+    return nnx.data(tree) if hasattr(nnx, "data") else tree
+
+
+def _get(variable: Any) -> Any:
+    return variable.get_value() if hasattr(variable, "get_value") else variable.value
+
+
+def _set(variable: Any, value: Any) -> None:
+    if hasattr(variable, "set_value"):
+        variable.set_value(value)
+    else:
+        variable.value = value

@@ -1,0 +1,184 @@
+"""What the axes of an array count: samples, tokens, heads or features, followed through a program.
+
+An axis is a product of factors, major first. A factor remembers which axis of which input it came
+from, so that it is known again after the axes were reshaped, transposed, sliced or joined.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Hashable, Iterator, Sequence
+
+# Which operand of a product a factor belongs to.
+SHARED, LEFT, RIGHT = "shared", "left", "right"
+
+
+class Kind(enum.IntEnum):
+    """Where an axis comes from; of two that meet, the larger is believed."""
+
+    CONSTANT = 0  # broadcast, or made by the program itself
+    UNKNOWN = 1
+    PARAMETER = 2  # an axis of a parameter: features, and the heads that they are split into
+    FEATURE = 3  # the last axis of floating-point data
+    DATA = 4  # any other axis of data: samples, tokens, and what they are split into
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """The place of a factor in a product: which product, which operand's, and its number."""
+
+    product: int
+    side: str
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """A factor of an axis: digit `(index // stride) % size` of the index along its origin."""
+
+    size: int
+    kind: Kind = Kind.CONSTANT
+    origin: Hashable = None
+    stride: int = 1
+    role: Role | None = None
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for two factors that count the same things."""
+        return self.origin, self.stride, self.size
+
+
+Axis = tuple[Factor, ...]
+Axes = tuple[Axis, ...]
+
+
+def whole(size: int, kind: Kind = Kind.CONSTANT, origin: Hashable = None) -> Axis:
+    """An axis of one factor; none where it has one entry."""
+    return () if size == 1 else (Factor(size, kind, origin),)
+
+
+def size(axis: Axis) -> int:
+    """The number of entries along an axis."""
+    return math.prod(factor.size for factor in axis)
+
+
+def kind(axis: Axis) -> Kind:
+    """The kind of its factors that is believed most."""
+    return max((factor.kind for factor in axis), default=Kind.CONSTANT)
+
+
+def shape(axes: Axes) -> tuple[int, ...]:
+    """The array's shape."""
+    return tuple(size(axis) for axis in axes)
+
+
+def spread(axes: Axes, wanted: Sequence[int]) -> Axes | None:
+    """The axes where an elementwise operation has stretched those of length 1; None if it cannot."""
+    if len(axes) != len(wanted):
+        return None
+    result = []
+    for axis, n in zip(axes, wanted, strict=True):
+        if size(axis) not in (1, n):
+            return None
+        result.append(axis if size(axis) == n else whole(n))
+    return tuple(result)
+
+
+def merged(alternatives: Sequence[Axes]) -> Axes:
+    """The axes of what an elementwise operation makes of arrays of one shape."""
+
+    def belief(axis: Axis) -> tuple[bool, Kind, bool]:
+        changes = any(factor.origin is not None for factor in axis)
+        return any(factor.role for factor in axis), kind(axis), changes
+
+    # Of equals the first: max keeps it.
+    return tuple(max(options, key=belief) for options in zip(*alternatives, strict=True))
+
+
+def resized(axis: Axis, new_size: int, how: Hashable) -> Axis:
+    """An axis of which a part was taken, or which was padded; the same `how` gives the same."""
+    origin = (how, tuple(factor.identity for factor in axis))
+    if new_size == 1:
+        return ()
+    if all(factor.origin is None for factor in axis):
+        return whole(new_size)
+    role = next((factor.role for factor in axis if factor.role), None)
+    return (Factor(new_size, kind(axis), origin, role=role),)
+
+
+def regrouped(axes: Axes, new_shape: Sequence[int]) -> Axes | None:
+    """The axes after a reshape; None where a factor would have to be torn apart unevenly."""
+    waiting = [factor for axis in axes for factor in axis]
+    result: list[Axis] = []
+    for wanted in new_shape:
+        taken: list[Factor] = []
+        while size(tuple(taken)) < wanted:
+            if not waiting:
+                return None
+            missing = wanted // size(tuple(taken))
+            factor = waiting.pop(0)
+            if wanted % size((*taken, factor)) == 0:
+                taken.append(factor)
+            elif wanted % size(tuple(taken)) == 0 and factor.size % missing == 0:
+                major, minor = split(factor, missing)
+                taken.append(major)
+                waiting.insert(0, minor)
+            else:
+                return None
+        if size(tuple(taken)) != wanted:
+            return None
+        result.append(joined(tuple(taken)))
+    return None if waiting else tuple(result)
+
+
+def split(factor: Factor, major_size: int) -> tuple[Factor, Factor]:
+    """Its leading and its trailing digit."""
+    minor_size = factor.size // major_size
+    return (
+        dataclasses.replace(factor, size=major_size, stride=factor.stride * minor_size),
+        dataclasses.replace(factor, size=minor_size),
+    )
+
+
+def joined(axis: Axis) -> Axis:
+    """Puts digits that were split apart together again."""
+    result: list[Factor] = []
+    for factor in axis:
+        last = result[-1] if result else None
+        if (
+            last is not None
+            and last.origin == factor.origin
+            and (last.kind, last.role) == (factor.kind, factor.role)
+            and (last.origin is None or last.stride == factor.stride * factor.size)
+        ):
+            result[-1] = dataclasses.replace(
+                factor, size=last.size * factor.size, stride=factor.stride
+            )
+        else:
+            result.append(factor)
+    return tuple(result)
+
+
+def common(left: Axis, right: Axis) -> tuple[Axis, Axis] | None:
+    """Two descriptions of one axis, split until their factors have the same sizes."""
+    first, second = list(left), list(right)
+    results: tuple[list[Factor], list[Factor]] = ([], [])
+    while first and second:
+        a, b = first.pop(0), second.pop(0)
+        if a.size > b.size and a.size % b.size == 0:
+            a, rest = split(a, b.size)
+            first.insert(0, rest)
+        elif b.size > a.size and b.size % a.size == 0:
+            b, rest = split(b, a.size)
+            second.insert(0, rest)
+        elif a.size != b.size:
+            return None
+        results[0].append(a)
+        results[1].append(b)
+    return None if first or second else (tuple(results[0]), tuple(results[1]))
+
+
+def factors(axes: Axes) -> Iterator[Factor]:
+    """All factors, major first."""
+    for axis in axes:
+        yield from axis

@@ -1,0 +1,66 @@
+"""Reading jaxprs, the same way for every version of JAX."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
+
+# Where a program calls another one: the parameter of the equation that holds it.
+_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+REMAT = ("remat", "remat2", "checkpoint")
+CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+# Calls that run what they hold once, on the operands as they are.
+CALLS = (
+    "jit", "pjit", "closed_call", "core_call", "core_closed_call", "custom_vmap_call",
+    "custom_lin", *REMAT, *CUSTOM,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """A value inside a program: the numbers of the equations that lead to it, and its variable."""
+
+    path: tuple[int, ...]
+    var: Any
+
+
+def inner(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    """The program that an equation holds, and that program's constants; None if it holds none."""
+    for name in _INNER:
+        if hasattr(eqn.params.get(name), "eqns") or hasattr(eqn.params.get(name), "jaxpr"):
+            return opened(eqn.params[name])
+    return None
+
+
+def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr, closed or not, as the jaxpr and the values of its constants."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand is a number that stands in the program."""
+    return isinstance(atom, Literal)
+
+
+def run(jaxpr: Any, eqns: Sequence[Any], values: dict[Any, Any], results: Sequence[Any]) -> None:
+    """Runs some equations of a jaxpr, and puts the results that are asked for into `values`.
+
+    Args:
+      jaxpr: the whole program.
+      eqns: a stretch of its equations.
+      values: of every variable that the stretch reads and does not make.
+      results: variables that the stretch makes.
+    """
+    if not results:
+        return
+    made = {var for eqn in eqns for var in eqn.outvars}
+    read = dict.fromkeys(
+        atom for eqn in eqns for atom in eqn.invars if isinstance(atom, Var) and atom not in made
+    )
+    effects = set().union(*(eqn.effects for eqn in eqns))
+    stretch = jaxpr.replace(
+        constvars=[], invars=list(read), outvars=list(results), eqns=list(eqns), effects=effects
+    )
+    outputs = jaxpr_as_fun(ClosedJaxpr(stretch, ()))(*(values[var] for var in read))
+    values.update(zip(results, outputs, strict=True))

@@ -1,0 +1,230 @@
+"""An attention that was found: where its queries and keys are, and how to lay them out."""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Hashable, Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from align_jax.finder.axes import Axes, Factor
+from align_jax.finder.program import Ref
+from align_jax.masks import token_masks
+
+# What is added to a logit below this blocks the pair. A pair that is merely unlikely is not.
+BLOCKED = -1e3
+
+
+class Part(enum.IntEnum):
+    """What a factor of the axes of queries, keys or logits counts."""
+
+    SAMPLE = 0
+    HEAD = 1
+    GROUP = 2  # heads that the queries have beyond those of the keys, or the keys beyond theirs
+    QUERY = 3
+    KEY = 4
+    FEATURE = 5
+
+
+class Steps(enum.Enum):
+    """What the steps of a scan around an attention are."""
+
+    LAYERS = "layers"  # each has parameters of its own
+    CALLS = "calls"  # of one attention
+    SAMPLES = "samples"
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """Queries or keys, as they enter their product.
+
+    Attributes:
+      ref: the value in the program.
+      axes: of the array; one along which it does not change has no factors.
+      numbers: for every factor its number in the product; None if the product sums over it.
+      scale: the number that the program has multiplied it by.
+    """
+
+    ref: Ref
+    axes: Axes
+    numbers: tuple[tuple[int | None, ...], ...]
+    scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What blocks pairs of tokens.
+
+    Attributes:
+      ref: the value in the program, of the logits' shape.
+      kind: "keep" or "block" for a predicate, "bias" for what is added to the logits, "factor" for
+        what their exponentials are multiplied by.
+      axes: of the logits.
+      constant: for every axis, whether the mask does not change along it.
+      other: what stands in the place of a logit that a predicate blocks; None if that is known to
+        be far below 0.
+    """
+
+    ref: Ref
+    kind: str
+    axes: Axes
+    constant: tuple[bool, ...]
+    other: Ref | None = None
+
+
+@dataclasses.dataclass
+class Site:
+    """An attention in a program.
+
+    Attributes:
+      name: the path of the module, or of the parameters, that queries and keys come from.
+      query: its queries.
+      key: its keys.
+      parts: what each factor of the product counts, by the factor's number.
+      order: where it stands among those of its part, by its number.
+      masks: what blocks pairs of tokens.
+      self_attention: whether queries and keys are the same tokens.
+      calls: equal for two calls of one attention, which share their networks.
+      scans: of every scan around it, outermost first: its length, and what its steps are.
+      kernel: the kernel that computes it, if one does.
+    """
+
+    name: str
+    query: Operand
+    key: Operand
+    parts: Mapping[int, Part]
+    order: Mapping[int, int]
+    masks: tuple[Mask, ...]
+    self_attention: bool
+    calls: Hashable
+    scans: tuple[tuple[int, Steps], ...] = ()
+    kernel: str = ""
+
+    @property
+    def refs(self) -> set[Ref]:
+        """The values that `arranged` needs."""
+        others = {mask.other for mask in self.masks if mask.other}
+        return {self.query.ref, self.key.ref, *others, *(mask.ref for mask in self.masks)}
+
+    @property
+    def sizes(self) -> dict[Part, int]:
+        """How many samples, heads, queries, keys and features there are."""
+        query, key = self._part_sizes(self.query), self._part_sizes(self.key)
+        heads = query[Part.HEAD] * query[Part.GROUP] * key[Part.GROUP]
+        return query | {Part.HEAD: heads, Part.KEY: key[Part.KEY]}
+
+    def arranged(
+        self, values: Mapping[Ref, Array]
+    ) -> tuple[
+        Float[Array, "B N H D"],
+        Float[Array, "B M H D"],
+        Bool[Array, "B N"] | None,
+        Bool[Array, "B M"] | None,
+    ]:
+        """Queries, keys, and which of their tokens take part; None for all.
+
+        Args:
+          values: those of all `refs`.
+        """
+        query = self._laid_out(self.query, Part.QUERY, values)
+        key = self._laid_out(self.key, Part.KEY, values)
+        samples, queries, heads, own, features = query.shape
+        keys, others = key.shape[1], key.shape[3]
+        # Heads that share keys each have queries of their own, and the same keys.
+        query = jnp.broadcast_to(
+            query[:, :, :, :, None], (samples, queries, heads, own, others, features)
+        ).reshape(samples, queries, -1, features)
+        key = jnp.broadcast_to(
+            key[:, :, :, None], (samples, keys, heads, own, others, features)
+        ).reshape(samples, keys, -1, features)
+        if not self.masks:
+            return query, key, None, None
+        allowed = self._pairs(self.masks[0], values)
+        for mask in self.masks[1:]:
+            allowed &= self._pairs(mask, values)
+        query_mask, key_mask = token_masks(
+            allowed, queries, keys, self_attention=self.self_attention
+        )
+        return (
+            query,
+            key,
+            jnp.broadcast_to(query_mask, (samples, queries)),
+            jnp.broadcast_to(key_mask, (samples, keys)),
+        )
+
+    def _part_sizes(self, operand: Operand) -> dict[Part, int]:
+        sizes = dict.fromkeys(Part, 1)
+        for factor, part, _ in self._factors(operand):
+            sizes[part] *= factor.size
+        return sizes
+
+    def _factors(self, operand: Operand) -> list[tuple[Factor, Part, int]]:
+        """Its factors, what each of them counts, and where it stands among those that do."""
+        return [
+            (factor, *((Part.FEATURE, 0) if n is None else (self.parts[n], self.order[n])))
+            for axis, numbers in zip(operand.axes, operand.numbers, strict=True)
+            for factor, n in zip(axis, numbers, strict=True)
+        ]
+
+    def _laid_out(self, operand: Operand, tokens: Part, values: Mapping[Ref, Array]) -> Array:
+        """The array as `[samples, tokens, heads, groups, features]`."""
+        x = _without_copies(values[operand.ref], [not axis for axis in operand.axes])
+        factors = self._factors(operand)
+        x = x.reshape([factor.size for factor, _, _ in factors])
+        axes: list[int] = []
+        sizes: list[int] = []
+        for part in (Part.SAMPLE, tokens, Part.HEAD, Part.GROUP, Part.FEATURE):
+            mine = [i for i, (_, own, _) in enumerate(factors) if own == part]
+            if part != Part.FEATURE:
+                mine.sort(key=lambda i: (factors[i][2], -factors[i][0].stride))
+            axes += mine
+            sizes.append(math.prod(factors[i][0].size for i in mine))
+        x = x.transpose(axes).reshape(sizes)
+        return x if operand.scale == 1.0 else x / jnp.asarray(operand.scale, x.dtype)
+
+    def _pairs(self, mask: Mask, values: Mapping[Ref, Array]) -> Bool[Array, "B H N M"]:
+        """The pairs that a mask allows; an axis along which it does not change has length 1."""
+        allowed = _without_copies(values[mask.ref], mask.constant)
+        if mask.kind == "bias":
+            allowed = allowed > BLOCKED
+        elif mask.kind == "factor":
+            allowed = allowed != 0
+        elif mask.kind == "block":
+            allowed = ~allowed
+        if mask.other is not None:
+            allowed |= _without_copies(values[mask.other], mask.constant) > BLOCKED
+        factors = [factor for axis in mask.axes for factor in axis]
+        present = [
+            1 if constant else factor.size
+            for axis, constant in zip(mask.axes, mask.constant, strict=True)
+            for factor in axis
+        ]
+        axes: list[int] = []
+        full: list[int] = []
+        sizes: list[int] = []
+        for group in ((Part.SAMPLE,), (Part.HEAD, Part.GROUP), (Part.QUERY,), (Part.KEY,)):
+            mine = [i for i, factor in enumerate(factors) if self._part(factor) in group]
+            mine.sort(key=lambda i: self._place(factors[i]))
+            changes = any(present[i] > 1 for i in mine)
+            whole = [factors[i].size if changes else 1 for i in mine]
+            axes += mine
+            full += whole
+            sizes.append(math.prod(whole))
+        allowed = allowed.reshape(present).transpose(axes)
+        return jnp.broadcast_to(allowed, full).reshape(sizes)
+
+    def _part(self, factor: Factor) -> Part:
+        # What mixes heads puts an axis of its own in their place.
+        return self.parts[factor.role.number] if factor.role else Part.HEAD
+
+    def _place(self, factor: Factor) -> tuple[int, int, int]:
+        if factor.role is None:
+            return int(Part.HEAD), 0, -factor.stride
+        number = factor.role.number
+        return int(self.parts[number]), self.order[number], -factor.stride
+
+
+def _without_copies(x: Array, constant: "list[bool] | tuple[bool, ...]") -> Array:
+    """One entry of every axis along which nothing changes: whoever broadcast it, reads it once."""
+    return x[tuple(slice(0, 1) if same else slice(None) for same in constant)]
