@@ -1,7 +1,6 @@
 """Attention that sows its alignment: a drop-in for flax's multi-head attention."""
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -67,90 +66,47 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
         attend = functools.partial(super().__call__, inputs_q, inputs_k, inputs_v, **kwargs)
         if self.alignment is None:
             return attend()
-        with observe(self) as observation:
+        with _observed(self) as seen:
             outputs = attend()
-        sow_alignment(
-            self.alignment,
-            observation,
-            is_self_attention(inputs_q, inputs_k, kwargs.get("inputs_kv")),
-            query_mask=query_mask,
-            key_mask=key_mask,
-        )
+        if not seen:
+            raise ValueError("Flax's attention did not call its attention_fn: nothing to align.")
+        query, key, mask = seen
+        if mask is not None and (query_mask is None or key_mask is None):
+            together = is_self_attention(inputs_q, inputs_k, kwargs.get("inputs_kv"))
+            derived = token_masks(mask, query.shape[-3], key.shape[-3], self_attention=together)
+            query_mask, key_mask = (
+                jnp.broadcast_to(taken, x.shape[:-2]) if own is None else own
+                for own, taken, x in zip((query_mask, key_mask), derived, (query, key), strict=True)
+            )
+        Alignment(self.alignment, name=NAME)(query, key, query_mask=query_mask, key_mask=key_mask)
         return outputs
 
 
-def is_self_attention(
-    inputs_q: Any = None, inputs_k: Any = None, inputs_kv: Any = None, **_: Any
-) -> bool:
+def is_self_attention(inputs_q: Any = None, inputs_k: Any = None, inputs_kv: Any = None) -> bool:
     """Whether flax's attention takes queries and keys from one array, by its arguments."""
     keys = inputs_kv if inputs_k is None else inputs_k
     return keys is None or keys is inputs_q
 
 
-@dataclasses.dataclass
-class Observation:
-    """What one call of an attention module gave to its `attention_fn`."""
-
-    query: Array | None = None
-    key: Array | None = None
-    mask: Array | None = None
-    handled: bool = False
-
-
 @contextlib.contextmanager
-def observe(module: nn.MultiHeadDotProductAttention) -> Iterator[Observation]:
-    """Watches what the module hands to its `attention_fn`, in this call alone.
+def _observed(module: nn.MultiHeadDotProductAttention) -> Iterator[list[Any]]:
+    """Notes the queries, keys and mask that the module hands to its `attention_fn`, in this call.
 
-    That is after everything the module does to its projections (normalisation, for one), and with
-    the mask that it really uses. The wrapper keeps the function's signature, because flax passes
-    an `attention_fn` only the keyword arguments that its signature names.
+    That is after everything the module does to its projections (normalisation, for one). The
+    wrapper keeps the function's signature, because flax passes an `attention_fn` only the keyword
+    arguments that its signature names.
     """
     original = module.attention_fn
-    observation = Observation()
-    outer = getattr(original, "observation", None)
-    if outer is not None:
-        outer.handled = True
+    seen: list[Any] = []
 
     @functools.wraps(original)
     def attention_fn(query: Array, key: Array, *args: Any, **kwargs: Any) -> Array:
-        observation.query, observation.key = query, key
-        observation.mask = kwargs.get("mask")
+        seen[:] = [query, key, kwargs.get("mask")]
         return original(query, key, *args, **kwargs)
 
-    attention_fn.observation = observation  # type: ignore[attr-defined]
     # Modules are frozen after construction; this one is private to the running call.
     object.__setattr__(module, "attention_fn", attention_fn)
     try:
-        yield observation
+        yield seen
     finally:
         object.__setattr__(module, "attention_fn", original)
-
-
-def sow_alignment(
-    config: AlignmentConfig,
-    observation: Observation,
-    self_attention: bool,
-    *,
-    query_mask: Array | None = None,
-    key_mask: Array | None = None,
-) -> None:
-    """Runs `Alignment` on an observed call, inside the attention module's scope.
-
-    Args:
-      config: what to align, and how.
-      observation: from `observe`.
-      self_attention: whether queries and keys are projections of the same tokens.
-      query_mask: overrides what the attention mask says.
-      key_mask: overrides what the attention mask says.
-    """
-    query, key = observation.query, observation.key
-    if query is None or key is None:
-        raise ValueError("The attention module did not call its attention_fn: nothing to align.")
-    if observation.mask is not None and (query_mask is None or key_mask is None):
-        queries, keys = query.shape[-3], key.shape[-3]
-        derived = token_masks(observation.mask, queries, keys, self_attention=self_attention)
-        if query_mask is None:
-            query_mask = jnp.broadcast_to(derived[0], (*query.shape[:-3], queries))
-        if key_mask is None:
-            key_mask = jnp.broadcast_to(derived[1], (*key.shape[:-3], keys))
-    Alignment(config, name=NAME)(query, key, query_mask=query_mask, key_mask=key_mask)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from flax.core import Scope, unfreeze
+from flax.core import Scope
 from flax.core.scope import subtract_filters
 
 from align_jax import tapping
@@ -183,12 +183,12 @@ class AlignedModel(nn.Module):
         scope = self.scope
         assert scope is not None
         variables = {
-            name: strip_alignment(unfreeze(tree)) if name == "params" else unfreeze(tree)
+            name: strip_alignment(_unfrozen(tree)) if name == "params" else _unfrozen(tree)
             for name, tree in self.variables.items()
             if name not in (NAME, CLOUDS)
         }
         arrays, put_back = tapping.split_arrays(args, kwargs)
-        mutable = False
+        mutable: Any = False
         if not self.is_initializing():
             mutable = subtract_filters(scope.mutable, (NAME, CLOUDS))
 
@@ -196,7 +196,7 @@ class AlignedModel(nn.Module):
             args, kwargs = put_back(arrays)
             inside = Scope(variables, scope.rngs, mutable=mutable, path=scope.path)
             outputs = getattr(self._bound(inside), method)(*args, **kwargs)
-            return outputs, unfreeze(inside.mutable_variables())
+            return outputs, _unfrozen(inside.mutable_variables())
 
         traced = tapping.trace(function, (variables, arrays), (1, None))
         return traced, (variables, arrays)
@@ -205,7 +205,7 @@ class AlignedModel(nn.Module):
     def _init_networks(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         scope = self.scope
         assert scope is not None
-        own = unfreeze(self.variables.get("params", {}))
+        own = _unfrozen(self.variables.get("params", {}))
         if _has_networks(own):
             raise ValueError(
                 f"{self._name()} already has an alignment of its own. Leave that out, or do not "
@@ -230,7 +230,7 @@ def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any])
         return {name: tree for name, tree in variables.items() if name not in (NAME, CLOUDS)}
 
     arrays, put_back = tapping.split_arrays(args, kwargs)
-    variables = unfreeze(jax.eval_shape(init, *arrays))
+    variables = _unfrozen(jax.eval_shape(init, *arrays))
     variables["params"] = strip_alignment(variables.get("params", {}))
 
     def function(variables: Any, *arrays: Any) -> Any:
@@ -238,6 +238,13 @@ def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any])
         return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=True)
 
     return tapping.trace(function, (variables, *arrays), (1, *(None for _ in arrays)))
+
+
+def _unfrozen(tree: Any) -> Any:
+    """Plain dictionaries, of whatever mappings there are."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {name: _unfrozen(value) for name, value in tree.items()}
 
 
 def _has_networks(tree: Any) -> bool:

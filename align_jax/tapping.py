@@ -1,6 +1,7 @@
 """Alignment of the attentions that the finder finds, whatever library the model is written in."""
 
 import dataclasses
+import functools
 import math
 import re
 import zlib
@@ -151,9 +152,7 @@ def init_networks(traced: Traced, config: AlignmentConfig, rng: Array) -> dict[s
         module = Alignment(dataclasses.replace(config, layers=None))
         vectors = jnp.zeros((1, 1, heads, features))
 
-        def init(key: Array, module: Alignment = module, vectors: Array = vectors) -> Any:
-            return module.init(key, vectors, vectors).get("params", {})
-
+        init: Callable[[Array], Any] = functools.partial(_init, module, vectors)
         key = jax.random.fold_in(rng, zlib.crc32("/".join(place).encode()) % 2**31)
         for length, steps in reversed(site.scans):
             if steps == Steps.LAYERS:
@@ -265,6 +264,10 @@ def _allowed(allow_missing: bool | Sequence[str], name: str) -> bool:
     if isinstance(allow_missing, bool):
         return allow_missing
     return any(re.search(pattern, name) for pattern in allow_missing)
+
+
+def _init(module: Alignment, vectors: Array, key: Array) -> Any:
+    return module.init(key, vectors, vectors).get("params", {})
 
 
 def _stacked(init: Callable[[Array], Any], length: int) -> Callable[[Array], Any]:

@@ -73,7 +73,7 @@ def shape(axes: Axes) -> tuple[int, ...]:
 
 
 def spread(axes: Axes, wanted: Sequence[int]) -> Axes | None:
-    """The axes where an elementwise operation has stretched those of length 1; None if it cannot."""
+    """The axes after those of length 1 were stretched; None for a shape that this cannot give."""
     if len(axes) != len(wanted):
         return None
     result = []

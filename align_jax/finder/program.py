@@ -38,6 +38,18 @@ def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
+def primitives(jaxpr: Any) -> set[str]:
+    """The names of all that a program does, at any depth."""
+    names = set()
+    for eqn in opened(jaxpr)[0].eqns:
+        names.add({"exp2": "exp"}.get(eqn.primitive.name, eqn.primitive.name))
+        for value in eqn.params.values():
+            for held in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(held, "eqns") or hasattr(held, "jaxpr"):
+                    names |= primitives(held)
+    return names
+
+
 def is_literal(atom: Any) -> bool:
     """Whether an operand is a number that stands in the program."""
     return isinstance(atom, Literal)

@@ -1,0 +1,372 @@
+"""Which products are those of queries and keys, and what becomes of their logits."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from align_jax.finder import axes as ax
+from align_jax.finder import program
+from align_jax.finder.axes import LEFT, RIGHT, SHARED, Factor, Kind, Role
+from align_jax.finder.program import Ref
+from align_jax.finder.rules import AxisRules
+from align_jax.finder.site import BLOCKED, Mask, Operand, Site
+from align_jax.finder.value import (
+    Product,
+    Scan,
+    Score,
+    Value,
+    along_all,
+    bare,
+    feeding_leaf,
+    is_copy,
+    plain,
+    without_roles,
+)
+
+_EXPONENTIALS = ("exp", "exp2", "logistic")
+_REDUCTIONS = {
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or",
+    "reduce_xor", "argmax", "argmin", "reduce",
+}  # fmt: skip
+
+
+class Products(AxisRules):
+    """Follows logits from their product to the sum that they are weights of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+        self.hits: list[int | Site] = []
+        self.scans: tuple[Scan, ...] = ()
+
+    def dot_general(
+        self, eqn: Any, operands: list[Value], path: tuple[int, ...], names: str
+    ) -> Value:
+        """The result of a product of two arrays."""
+        left, right = operands
+        (sums_left, sums_right), (shared_left, shared_right) = eqn.params["dimension_numbers"]
+        free_left = [i for i in range(len(left.axes)) if i not in (*sums_left, *shared_left)]
+        free_right = [i for i in range(len(right.axes)) if i not in (*sums_right, *shared_right)]
+        shared = [
+            ax.merged([(left.axes[i],), (right.axes[j],)])[0]
+            for i, j in zip(shared_left, shared_right, strict=True)
+        ]
+        axes = (
+            *shared,
+            *(left.axes[i] for i in free_left),
+            *(right.axes[i] for i in free_right),
+        )
+        value = Value(
+            tuple(axes),
+            data=left.data or right.data,
+            computed=True,
+            leaf=feeding_leaf(left, right),
+            mask=left.mask or right.mask,
+            along=along_all(operands),
+        )
+        read = self.read_out(eqn, operands, value)
+        if read is not None:
+            return read
+        return self.product(
+            (Ref(path, eqn.invars[0]), left),
+            (Ref(path, eqn.invars[1]), right),
+            list(zip(shared_left, shared_right, strict=True)),
+            free_left,
+            free_right,
+            value,
+            names,
+        )
+
+    def product(
+        self,
+        left: tuple[Ref, Value],
+        right: tuple[Ref, Value],
+        shared: list[tuple[int, int]],
+        free_left: list[int],
+        free_right: list[int],
+        value: Value,
+        names: str,
+        order: Sequence[tuple[str, int]] | None = None,
+    ) -> Value:
+        """A product that may be one of queries and keys: notes it, and marks the result's axes."""
+        on_left, on_right = left[1], right[1]
+        plain = dataclasses.replace(value, axes=without_roles(value.axes))
+        if not (on_left.data or on_right.data) or (not shared and (on_left.raw or on_right.raw)):
+            return plain  # the last is a layer: data with its weights
+        if any(program.is_literal(ref.var) for ref, _ in (left, right)):
+            return plain
+        numbers = itertools.count()
+        factors: dict[int, tuple[str, Factor, Factor]] = {}
+        left_axes: list[ax.Axis] = [bare(axis) for axis in on_left.axes]
+        right_axes: list[ax.Axis] = [bare(axis) for axis in on_right.axes]
+        left_numbers: list[tuple[int | None, ...]] = [(None,) * len(axis) for axis in left_axes]
+        right_numbers: list[tuple[int | None, ...]] = [(None,) * len(axis) for axis in right_axes]
+        number_of = len(self.products)
+        marked: dict[tuple[str, int], ax.Axis] = {}
+        for position, (i, j) in enumerate(shared):
+            pair = ax.common(left_axes[i], right_axes[j])
+            if pair is None:
+                whole = (ax.merged([(left_axes[i],), (right_axes[j],)])[0],) * 2
+                if len(whole[0]) != 1:
+                    size = ax.size(whole[0])
+                    whole = (self.fresh(size, Kind.UNKNOWN),) * 2
+                pair = whole
+            left_axes[i], right_axes[j] = pair
+            taken = tuple(next(numbers) for _ in pair[0])
+            left_numbers[i] = right_numbers[j] = taken
+            result = []
+            for n, a, b in zip(taken, *pair, strict=True):
+                factors[n] = (SHARED, a, b)
+                best = a if (a.kind, a.origin is not None) >= (b.kind, b.origin is not None) else b
+                result.append(dataclasses.replace(best, role=Role(number_of, SHARED, n)))
+            marked[SHARED, position] = tuple(result)
+        for side, free, all_axes, all_numbers in (
+            (LEFT, free_left, left_axes, left_numbers),
+            (RIGHT, free_right, right_axes, right_numbers),
+        ):
+            for position, i in enumerate(free):
+                taken = tuple(next(numbers) for _ in all_axes[i])
+                all_numbers[i] = taken
+                for n, factor in zip(taken, all_axes[i], strict=True):
+                    factors[n] = (side, factor, factor)
+                marked[side, position] = tuple(
+                    dataclasses.replace(factor, role=Role(number_of, side, n))
+                    for n, factor in zip(taken, all_axes[i], strict=True)
+                )
+        self.products.append(
+            Product(
+                left,
+                right,
+                (
+                    Operand(left[0], tuple(left_axes), tuple(left_numbers), on_left.scale),
+                    Operand(right[0], tuple(right_axes), tuple(right_numbers), on_right.scale),
+                ),
+                factors,
+                names,
+                [],
+                self.scans,
+            )
+        )
+        if order is None:
+            order = [
+                *((SHARED, i) for i in range(len(shared))),
+                *((LEFT, i) for i in range(len(free_left))),
+                *((RIGHT, i) for i in range(len(free_right))),
+            ]
+        return dataclasses.replace(
+            value, axes=tuple(marked[place] for place in order), score=Score(number_of)
+        )
+
+    def outer_product(
+        self, value: Value, eqn: Any, operands: list[Value], path: tuple[int, ...]
+    ) -> Value:
+        """Notes a product, entry by entry, whose sum may be one of queries and keys."""
+        left, right = operands
+        if value.number is not None or any(v.number is not None or v.score for v in operands):
+            return value
+        shape = ax.shape(value.axes)
+        if not (left.data or right.data) or not (left.axes and right.axes):
+            return value
+        left, right = (
+            dataclasses.replace(v, axes=ax.spread(v.axes, shape) or v.axes) for v in operands
+        )
+        copies = [tuple(is_copy(axis) for axis in v.axes) for v in (left, right)]
+        if not any(a and not b for a, b in zip(*copies, strict=True)) and not any(
+            b and not a for a, b in zip(*copies, strict=True)
+        ):
+            return value
+        refs = [Ref(path, atom) for atom in eqn.invars]
+        return dataclasses.replace(value, outer=((refs[0], plain(left)), (refs[1], plain(right))))
+
+    def summed_product(self, eqn: Any, value: Value, result: Value, names: str) -> Value | None:
+        """The sum of a product, entry by entry: as `dot_general` would have it."""
+        if value.score is not None and value.score.weighted:
+            return self.hit(value, [value.axes[i] for i in eqn.params["axes"]], result)
+        if value.outer is None:
+            return None
+        left, right = value.outer
+        shared: list[tuple[int, int]] = []
+        free_left: list[int] = []
+        free_right: list[int] = []
+        order: list[tuple[str, int]] = []
+        for i, (a, b) in enumerate(zip(left[1].axes, right[1].axes, strict=True)):
+            if i in eqn.params["axes"]:
+                if is_copy(a) or is_copy(b):
+                    return None
+            elif is_copy(a) and not is_copy(b):
+                order.append((RIGHT, len(free_right)))
+                free_right.append(i)
+            elif is_copy(b) and not is_copy(a):
+                order.append((LEFT, len(free_left)))
+                free_left.append(i)
+            else:
+                order.append((SHARED, len(shared)))
+                shared.append((i, i))
+        if not (free_left and free_right):
+            return None
+        left, right = (
+            (ref, dataclasses.replace(v, axes=tuple(
+                () if i in others else axis for i, axis in enumerate(v.axes)
+            )))
+            for (ref, v), others in ((left, free_right), (right, free_left))
+        )  # fmt: skip
+        result = dataclasses.replace(result, computed=True, leaf=feeding_leaf(left[1], right[1]))
+        return self.product(left, right, shared, free_left, free_right, result, names, order)
+
+    def score(
+        self, name: str, eqn: Any, operands: list[Value], value: Value, path: tuple[int, ...]
+    ) -> Score | None:
+        """What an equation makes of logits; None where they are lost."""
+        scored = [(i, v.score) for i, v in enumerate(operands) if v.score is not None]
+        place, score = scored[0]
+        if len(operands) > 1 and ax.spread(operands[place].axes, ax.shape(value.axes)):
+            spread = [
+                dataclasses.replace(v, axes=ax.spread(v.axes, ax.shape(value.axes)) or v.axes)
+                for v in operands
+            ]
+            return self.combined(name, eqn, spread, scored, path)
+        if name in _EXPONENTIALS:
+            if score.stage != "logits":
+                return score if score.stage == "largest" else None
+            return dataclasses.replace(score, stage="weights", normalized=name == "logistic")
+        if name in ("reduce_max", "argmax"):
+            return dataclasses.replace(score, stage="largest") if score.stage == "logits" else None
+        if name == "reduce_sum":
+            summed = [operands[0].axes[i] for i in eqn.params["axes"]]
+            if score.stage == "weights" and any(f.role and f.role.side != SHARED
+                                                for axis in summed for f in axis):  # fmt: skip
+                return dataclasses.replace(score, stage="sum")
+            return score
+        if name in _REDUCTIONS:
+            return None
+        return score
+
+    def combined(
+        self,
+        name: str,
+        eqn: Any,
+        operands: list[Value],
+        scored: list[tuple[int, Score]],
+        path: tuple[int, ...],
+    ) -> Score | None:
+        """Logits, or what was made of them, with another array, entry by entry."""
+        weights = [(i, s) for i, s in scored if s.stage == "weights"]
+        main = weights or [(i, s) for i, s in scored if s.stage == "logits"]
+        if not main:
+            return scored[0][1]
+        place, score = main[0]
+        if len({s.product for _, s in main}) > 1:
+            # Scores of content and of position: those of queries and keys are products of data.
+            both = [
+                (i, s)
+                for i, s in main
+                if self.products[s.product].left[1].data and self.products[s.product].right[1].data
+            ]
+            place, score = (both or main)[0]
+            return score
+        if len(main) > 1:
+            return score
+        others = [
+            i
+            for i in range(len(operands))
+            if i not in {i for i, s in scored if s.product == score.product}
+        ]
+        product = self.products[score.product]
+        axes = operands[place].axes
+
+        def mask(i: int, kind: str, other: int | None = None) -> None:
+            value = operands[i]
+            if program.is_literal(eqn.invars[i]) or ax.shape(value.axes) != ax.shape(axes):
+                return
+            constant = tuple(is_copy(axis) for axis in value.axes)
+            seen = None if other is None else Ref(path, eqn.invars[other])
+            product.add(Mask(Ref(path, eqn.invars[i]), kind, axes, constant, seen))
+
+        if score.stage == "logits":
+            if name == "select_n" and len(operands) == 3 and place > 0:
+                other = 3 - place
+                known = operands[other].number
+                if known is None or known <= BLOCKED:
+                    literal = program.is_literal(eqn.invars[other])
+                    unsure = other if known is None and not literal else None
+                    mask(0, "keep" if place == 2 else "block", unsure)
+            elif name in ("add", "sub", "add_any") and others:
+                bias = operands[others[0]]
+                if bias.mask or bias.data:
+                    mask(others[0], "bias")
+            return score
+        if not score.normalized:
+            if name == "select_n" and len(operands) == 3 and place > 0:
+                if operands[3 - place].number == 0:
+                    mask(0, "keep" if place == 2 else "block")
+            elif name == "mul" and others and operands[others[0]].mask:
+                mask(others[0], "factor")
+        if name == "div":
+            return dataclasses.replace(score, normalized=True)
+        if name == "mul":
+            if any(s.stage == "sum" for _, s in scored):
+                return dataclasses.replace(score, normalized=True)
+            for i in others:
+                gains = any(
+                    is_copy(axes[n]) and not is_copy(axis)
+                    for n, axis in enumerate(operands[i].axes)
+                )
+                if gains:
+                    return dataclasses.replace(score, weighted=True)
+        return score
+
+    def read_out(self, eqn: Any, operands: list[Value], value: Value) -> Value | None:
+        """A product with weights: over the keys, it is what makes an attention of them."""
+        dimensions = eqn.params["dimension_numbers"][0]
+        for value_in, sums in zip(operands, dimensions, strict=True):
+            score = value_in.score
+            if score is None or score.stage not in ("logits", "weights"):
+                continue
+            summed = [value_in.axes[i] for i in sums]
+            roles = [factor.role for axis in summed for factor in axis]
+            other = operands[1] if value_in is operands[0] else operands[0]
+            heads = {role is None or role.side == SHARED for role in roles}
+            if heads == {True} and not other.data:
+                return dataclasses.replace(value, score=score)  # mixes or weighs heads
+            if score.stage == "weights":
+                return self.hit(value_in, summed, value)
+        return None
+
+    def hit(self, weights: Value, summed: Sequence[ax.Axis], result: Value) -> Value:
+        """Weights were summed over some axes, together with values."""
+        result = dataclasses.replace(result, axes=without_roles(result.axes), outer=None)
+        score = weights.score
+        assert score is not None
+        product = self.products[score.product]
+        roles = [factor.role for axis in summed for factor in axis if factor.role]
+        sides = {role.side for role in roles if role.side != SHARED}
+        if len(sides) != 1:
+            return result
+        (side,) = sides
+        queries, keys = (
+            (product.left, product.right) if side == RIGHT else (product.right, product.left)
+        )
+        if not keys[1].data or not self.asks(queries[1], product, side):
+            return result
+        product.keys = frozenset(role.number for role in roles if role.side == side)
+        if score.product not in self.hits:
+            self.hits.append(score.product)
+        return result
+
+    def asks(self, queries: Value, product: Product, key_side: str) -> bool:
+        """Whether what the keys are multiplied with is queries, and not the weights of a layer.
+
+        A parameter asks if it is several queries for every head; one vector for each head is what
+        layers and graph attention have.
+        """
+        if queries.data or queries.computed:
+            return True
+        asked = [
+            factor.size
+            for side, factor, _ in product.factors.values()
+            if side not in (SHARED, key_side)
+        ]
+        shared = any(side == SHARED for side, _, _ in product.factors.values())
+        return shared and math.prod(asked) > 1

@@ -1,0 +1,218 @@
+"""What the axes of a result count, by those of the operands: a rule for each kind of equation."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from align_jax.finder import axes as ax
+from align_jax.finder.axes import Axes, Kind
+from align_jax.finder.value import (
+    Value,
+    along_all,
+    as_number,
+    plain,
+    without_roles,
+)
+
+_UNARY = {
+    "neg", "tanh", "convert_element_type", "stop_gradient", "copy", "copy_p", "integer_pow", "abs",
+    "sign", "sqrt", "rsqrt", "cbrt", "optimization_barrier", "sharding_constraint", "real", "imag",
+    "name", "reduce_precision", "log", "log1p", "expm1", "erf", "erf_inv", "erfc", "cos", "sin",
+    "tan", "is_finite", "not", "square", "floor", "ceil", "round", "mesh_cast", "reshard", "clamp",
+    "exp", "exp2", "logistic", "lgamma", "digamma", "asinh", "acosh", "atanh", "sinh", "cosh",
+    "reciprocal", "bitcast_convert_type", "rev", "pvary", "copy_to_host", "device_put",
+}  # fmt: skip
+_KEEP_AXES = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "reduce_precision"}
+_REDUCTIONS = {
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or",
+    "reduce_xor", "argmax", "argmin", "reduce",
+}  # fmt: skip
+
+
+class AxisRules:
+    """Knows how axes pass through equations that make no product."""
+
+    def __init__(self) -> None:
+        self._fresh = itertools.count()
+
+    def fresh(self, size: int, kind: Kind = Kind.CONSTANT) -> ax.Axis:
+        """An axis that nothing is known of but its kind."""
+        return ax.whole(size, kind, ("made", next(self._fresh)))
+
+    def constant(self, aval: Any, value: Any = None) -> Value:
+        """What is known of a number or array that stands in the program."""
+        shape = getattr(aval, "shape", ())
+        number = None
+        if value is not None and math.prod(shape) == 1 and not hasattr(value, "eqns"):
+            number = as_number(value)
+        axes = tuple(ax.whole(n) if number is not None else self.fresh(n) for n in shape)
+        boolean = getattr(aval, "dtype", None) == np.dtype(bool)
+        return Value(axes, number=number, mask=boolean)
+
+    def unknown(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
+        """Results of what the search does not know: axes are those of an operand of that shape."""
+        data = any(value.data for value in operands)
+        leaf = next((v.leaf for v in operands if v.leaf is not None), None)
+        results = []
+        for var in eqn.outvars:
+            shape = getattr(var.aval, "shape", ())
+            alike = [v.axes for v in operands if ax.shape(v.axes) == shape]
+            kind = Kind.UNKNOWN if data else Kind.CONSTANT
+            axes = ax.merged(alike) if alike else tuple(self.fresh(n, kind) for n in shape)
+            results.append(
+                Value(
+                    without_roles(axes),
+                    data,
+                    True,
+                    leaf,
+                    any(v.mask for v in operands),
+                    along_all(operands),
+                )
+            )
+        return results
+
+    def axes_of(
+        self, name: str, eqn: Any, operands: list[Value], shape: tuple[int, ...]
+    ) -> Axes | None:
+        """The axes of the result; None where nothing is known of them."""
+        first = operands[0].axes if operands else ()
+        params = eqn.params
+        if name in _KEEP_AXES and ax.shape(first) == shape:
+            return first
+        if name == "transpose":
+            return tuple(first[axis] for axis in params["permutation"])
+        if name == "broadcast_in_dim":
+            axes = [ax.whole(n) for n in shape]
+            for axis, place in zip(first, params["broadcast_dimensions"], strict=True):
+                if ax.size(axis) == shape[place]:
+                    axes[place] = axis
+            return tuple(axes)
+        if name in ("reshape", "squeeze", "expand_dims"):
+            regrouped = ax.regrouped(first, shape)
+            if regrouped is None:
+                believed = max((ax.kind(axis) for axis in first), default=Kind.CONSTANT)
+                alike = {ax.kind(axis) for axis in first if ax.size(axis) > 1} == {believed}
+                return tuple(self.fresh(n, believed if alike else Kind.UNKNOWN) for n in shape)
+            return regrouped
+        if name in _REDUCTIONS and "axes" in params:
+            gone = set(params["axes"])
+            kept = tuple(axis for i, axis in enumerate(first) if i not in gone)
+            return kept if ax.shape(kept) == shape else None
+        if name in ("slice", "dynamic_slice", "pad", "reduce_window_max", "reduce_window_sum",
+                    "reduce_window", "reduce_window_min"):  # fmt: skip
+            # The same cut of the same axis gives the same tokens.
+            names = ("start_indices", "limit_indices", "strides", "padding_config")
+            cuts = [params[key] for key in names if params.get(key) is not None]
+            if name == "dynamic_slice":
+                cuts = [[next(self._fresh)] * len(shape)]
+            return tuple(
+                axis
+                if ax.size(axis) == size
+                else ax.resized(axis, size, (name, *(cut[i] for cut in cuts)))
+                for i, (axis, size) in enumerate(zip(first, shape, strict=True))
+            )
+        if name in ("dynamic_update_slice", "scatter", "scatter-add", "scatter_add"):
+            if name == "dynamic_update_slice":
+                update = operands[1].axes
+                same = tuple(
+                    new if ax.size(new) == ax.size(old) else old
+                    for old, new in zip(first, update, strict=True)
+                )
+                return ax.merged([first, same])
+            return first
+        if name == "concatenate":
+            return self.concatenated([v.axes for v in operands], params["dimension"])
+        if name == "gather":
+            return self.gathered(eqn, operands, shape)
+        if name == "conv_general_dilated":
+            return self.convolved(eqn, operands, shape)
+        if name == "iota":
+            changing = params["dimension"]
+            return tuple(
+                self.fresh(n) if i == changing else ax.whole(n) for i, n in enumerate(shape)
+            )
+        stretched = [
+            axes for v in operands if v.axes for axes in [ax.spread(v.axes, shape)] if axes
+        ]
+        every = len(stretched) == sum(bool(v.axes) for v in operands)
+        if stretched and every and (name in _UNARY or len(operands) > 1):
+            return ax.merged(stretched)  # entry by entry
+        return None
+
+    def concatenated(self, alternatives: Sequence[Axes], dimension: int) -> Axes:
+        """The axes of arrays that are joined."""
+        parts = [axes[dimension] for axes in alternatives]
+        believed = max(ax.kind(part) for part in parts)
+        origin = ("joined", tuple(tuple(f.identity for f in p) or p for p in parts))
+        joined = ax.whole(sum(ax.size(part) for part in parts), believed, origin)
+        merged = ax.merged([
+            (*axes[:dimension], (), *axes[dimension + 1 :]) for axes in alternatives
+        ])  # fmt: skip
+        return (*merged[:dimension], joined, *merged[dimension + 1 :])
+
+    def gathered(self, eqn: Any, operands: list[Value], shape: tuple[int, ...]) -> Axes:
+        """The axes of what is looked up."""
+        numbers = eqn.params["dimension_numbers"]
+        table, indices = operands[0].axes, operands[1].axes
+        batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+        gone = {*numbers.collapsed_slice_dims, *batching}
+        kept = iter([
+            axis if ax.size(axis) == size else ax.resized(axis, size, ("gather",))
+            for i, (axis, size) in enumerate(zip(table, eqn.params["slice_sizes"], strict=True))
+            if i not in gone
+        ])  # fmt: skip
+        looked_up = iter(indices[:-1])
+        offsets = set(numbers.offset_dims)
+        return tuple(next(kept) if i in offsets else next(looked_up) for i in range(len(shape)))
+
+    def convolved(self, eqn: Any, operands: list[Value], shape: tuple[int, ...]) -> Axes:
+        """The axes after a convolution."""
+        numbers = eqn.params["dimension_numbers"]
+        image, kernel = operands[0].axes, operands[1].axes
+        axes: list[ax.Axis] = [()] * len(shape)
+        axes[numbers.out_spec[0]] = image[numbers.lhs_spec[0]]
+        axes[numbers.out_spec[1]] = kernel[numbers.rhs_spec[0]]
+        for source, target in zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True):
+            axis, size = image[source], shape[target]
+            same = ax.size(axis) == size
+            axes[target] = axis if same else ax.resized(axis, size, ("convolution", size))
+        return tuple(axes)
+
+    def several(self, eqn: Any, operands: list[Value]) -> list[Value]:
+        """The results of an equation that has several."""
+        name = eqn.primitive.name
+        if name == "split":
+            value, axis = operands[0], eqn.params["axis"]
+            starts = itertools.accumulate((0, *eqn.params["sizes"]))
+            return [
+                dataclasses.replace(
+                    plain(value),
+                    axes=(
+                        *value.axes[:axis],
+                        ax.resized(value.axes[axis], size, ("slice", start)),
+                        *value.axes[axis + 1 :],
+                    ),
+                    scale=value.scale,
+                )
+                for start, size in zip(starts, eqn.params["sizes"], strict=False)
+            ]
+        if name in ("sort", "top_k", "optimization_barrier"):
+            return [
+                dataclasses.replace(
+                    plain(value),
+                    axes=tuple(
+                        axis if ax.size(axis) == n else ax.resized(axis, n, (name,))
+                        for axis, n in zip(value.axes, var.aval.shape, strict=True)
+                    ),
+                )
+                for value, var in zip(
+                    operands if len(operands) == len(eqn.outvars) else operands[:1] * 2,
+                    eqn.outvars,
+                    strict=True,
+                )
+            ]
+        return self.unknown(eqn, operands)

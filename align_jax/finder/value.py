@@ -1,0 +1,236 @@
+"""What a search knows of an array in a program, and how that passes from one to the next."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from align_jax.finder import axes as ax
+from align_jax.finder.axes import Axes, Factor
+from align_jax.finder.program import Ref
+from align_jax.finder.site import Mask, Operand, Steps
+
+# What a number can be computed with, to follow the scale of queries.
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "neg": np.negative, "mul": np.multiply,
+    "div": np.divide, "add": np.add, "sub": np.subtract, "pow": np.power, "max": np.maximum,
+    "min": np.minimum, "square": np.square, "log": np.log, "exp": np.exp,
+}  # fmt: skip
+_SAME_NUMBER = {
+    "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy",
+    "copy_p", "stop_gradient", "device_put", "transpose", "reduce_precision",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """An array made of the logits of a product.
+
+    Attributes:
+      product: its number.
+      stage: "logits", "largest" (over keys), "weights" (their exponentials), or "sum" (of those).
+      normalized: of weights, whether they were divided by something.
+      weighted: whether the weights were multiplied with values, so that a sum over keys reads out.
+    """
+
+    product: int
+    stage: str = "logits"
+    normalized: bool = False
+    weighted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What is known of an array in the program.
+
+    Attributes:
+      axes: what they count.
+      data: whether it depends on data.
+      computed: whether it is the product of something, not a parameter as it is.
+      leaf: number of the input of the parameter that it was last multiplied with, or is.
+      mask: whether it depends on something that is true or false.
+      along: the data axes of which an enclosing scan shows a step at a time.
+      scale: what it was multiplied by, since it was last anything else.
+      number: its value, where that is known.
+      score: if it is made of logits, of which.
+      outer: if it is the product of two arrays, entry by entry, those.
+    """
+
+    axes: Axes
+    data: bool = False
+    computed: bool = False
+    leaf: int | None = None
+    mask: bool = False
+    along: frozenset[Hashable] = frozenset()
+    scale: float = 1.0
+    number: float | None = None
+    score: Score | None = None
+    outer: tuple[tuple[Ref, "Value"], tuple[Ref, "Value"]] | None = None
+
+    @property
+    def raw(self) -> bool:
+        """Whether it is a parameter, at most cast, reshaped or copied."""
+        return not self.data and not self.computed
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A scan around an equation."""
+
+    length: int
+    own_parameters: bool
+    data: frozenset[Hashable]  # the factors of data axes of which each step sees one entry
+
+
+@dataclasses.dataclass
+class Product:
+    """A product that may be one of queries and keys."""
+
+    left: tuple[Ref, Value]
+    right: tuple[Ref, Value]
+    operands: tuple[Operand, Operand]
+    factors: dict[int, tuple[str, Factor, Factor]]  # by number: side, on the left, on the right
+    names: str
+    masks: list[Mask]
+    scans: tuple["Scan", ...]
+    keys: frozenset[int] | None = None
+    problem: str = ""
+
+    def add(self, mask: Mask) -> None:
+        """Notes a mask, once."""
+        if mask not in self.masks:
+            self.masks.append(mask)
+
+
+def plain(value: Value) -> Value:
+    """Without what holds in the place alone where it was made."""
+    return dataclasses.replace(
+        value, axes=without_roles(value.axes), score=None, outer=None, number=value.number
+    )
+
+
+def without_roles(axes: Axes) -> Axes:
+    """The axes as they are in any other place."""
+    return tuple(bare(axis) for axis in axes)
+
+
+def bare(axis: ax.Axis) -> ax.Axis:
+    """An axis without the roles of its factors."""
+    if not any(factor.role for factor in axis):
+        return axis
+    return tuple(dataclasses.replace(factor, role=None) for factor in axis)
+
+
+def is_copy(axis: ax.Axis) -> bool:
+    """Whether nothing changes along the axis."""
+    return all(factor.origin is None and factor.role is None for factor in axis)
+
+
+def identities(axis: ax.Axis) -> Hashable:
+    """What two axes share that count the same things."""
+    return tuple(factor.identity for factor in axis)
+
+
+def along_all(values: Sequence[Value]) -> frozenset[Hashable]:
+    """All data axes of which any of the values shows one step."""
+    return frozenset().union(*(value.along for value in values))
+
+
+def last_leaf(values: Sequence[Value]) -> int | None:
+    """The parameter that the result was last multiplied with: what depends on data has the say."""
+    ordered = sorted(values, key=lambda v: (not v.data, not v.computed))
+    return next((v.leaf for v in ordered if v.leaf is not None), None)
+
+
+def feeding_leaf(left: Value, right: Value) -> int | None:
+    """The parameter of a product: that of the operand that is none of the data's."""
+    for value in (right, left):
+        if not value.data and value.leaf is not None:
+            return value.leaf
+    return left.leaf if left.leaf is not None else right.leaf
+
+
+def either(old: Value, new: Value) -> Value:
+    """What is known of a value that may be either."""
+    axes = []
+    for a, b in zip(old.axes, without_roles(new.axes), strict=True):
+        first = a if ax.size(a) == ax.size(b) else b
+        axes.append(first if ax.kind(first) >= ax.kind(b) else b)
+    return dataclasses.replace(
+        old,
+        axes=tuple(axes),
+        data=old.data or new.data,
+        computed=old.computed or new.computed,
+        leaf=old.leaf if old.leaf is not None else new.leaf,
+        mask=old.mask or new.mask,
+        along=old.along | new.along,
+        scale=old.scale if old.scale == new.scale else 1.0,
+        number=old.number if old.number == new.number else None,
+    )
+
+
+def alike(a: Value, b: Value) -> bool:
+    """Whether a pass over a loop has taught nothing new."""
+    return (
+        [ax.kind(axis) for axis in a.axes] == [ax.kind(axis) for axis in b.axes]
+        and (a.data, a.computed, a.mask, a.along) == (b.data, b.computed, b.mask, b.along)
+        and (a.number, a.scale) == (b.number, b.scale)
+    )
+
+
+def number_of(name: str, eqn: Any, operands: Sequence[Value]) -> float | None:
+    """The value of the result, if it is one number that the program fixes."""
+    numbers = [value.number for value in operands]
+    if not numbers or any(number is None for number in numbers):
+        return None
+    if name in _SAME_NUMBER:
+        return numbers[0]
+    if name == "integer_pow":
+        return float(np.power(np.float64(numbers[0]), eqn.params["y"]))
+    if name in _ARITHMETIC:
+        with np.errstate(all="ignore"):
+            return float(_ARITHMETIC[name](*map(np.float64, numbers)))
+    return None
+
+
+def scale_of(name: str, operands: Sequence[Value]) -> float:
+    """What the result was multiplied by, in all."""
+    if name in ("mul", "div") and len(operands) == 2:
+        left, right = operands
+        if right.number:
+            return left.scale * (right.number if name == "mul" else 1 / right.number)
+        if left.number and name == "mul":
+            return right.scale * left.number
+        return 1.0
+    structural = (
+        "convert_element_type", "reshape", "transpose", "squeeze", "expand_dims", "copy", "slice",
+        "broadcast_in_dim", "stop_gradient", "sharding_constraint", "name", "rev", "copy_p",
+        "optimization_barrier", "reduce_precision",
+    )  # fmt: skip
+    return operands[0].scale if name in structural and operands else 1.0
+
+
+def as_number(value: Any) -> float | None:
+    """A number, if it is one that is known."""
+    try:
+        return float(np.asarray(value).reshape(()))
+    except (TypeError, ValueError):
+        return None
+
+
+def dtype_of(aval: Any) -> Any:
+    """An array's type, as NumPy knows it; that of a random key is none of numbers."""
+    try:
+        return np.dtype(aval.dtype)
+    except TypeError:
+        return np.dtype(bool)
+
+
+def steps_of(scans: Sequence[Scan], queries: Value) -> tuple[tuple[int, Steps], ...]:
+    """The scans around an attention: what each of their steps is."""
+    result = []
+    for scan in scans:
+        steps = Steps.LAYERS if scan.own_parameters else Steps.CALLS
+        result.append((scan.length, Steps.SAMPLES if scan.data & queries.along else steps))
+    return tuple(result)
