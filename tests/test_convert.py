@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -12,11 +13,23 @@ from align_jax import (
     aligned,
     alignment_loss,
     alignment_table,
+    attention_report,
+    game_optimizer,
+    label_parameters,
     strip_alignment,
 )
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 8))
 AXES = {"params": 0, "alignment": 0, "alignment_clouds": 0}
+
+
+def rotated(x):
+    """Rotary positions."""
+    half = x.shape[-1] // 2
+    angles = jnp.arange(x.shape[1])[:, None] * 100.0 ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 class Block(nn.Module):
@@ -155,6 +168,161 @@ def test_a_converted_model_can_be_part_of_another():
     variables = model.init(jax.random.key(0), X)
     _, sown = model.apply(variables, X, mutable=["alignment"])
     assert len(alignment_table(sown)) == 3
+
+
+class Own(nn.Module):
+    """Attention that is none of flax's modules: rotated queries, grouped heads, causal, padded."""
+
+    heads: int = 4
+
+    @nn.compact
+    def __call__(self, x, valid):
+        q = nn.DenseGeneral((self.heads, 4), name="q_proj")(x)
+        k, v = (nn.DenseGeneral((1, 4), name=name)(x) for name in ("k_proj", "v_proj"))
+        q, k = rotated(q), rotated(k)
+        k, v = (jnp.repeat(a, self.heads, axis=2) for a in (k, v))
+        mask = nn.combine_masks(nn.make_causal_mask(valid), valid[:, None, None, :])
+        outputs = nn.dot_product_attention(q, k, v, mask=mask)
+        return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="o_proj")(outputs)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm, with a module called "model"."""
+
+    @nn.compact
+    def __call__(self, x, valid):
+        x = x + Own(name="model")(nn.RMSNorm()(x), valid)
+        return x + nn.Dense(8)(nn.silu(nn.Dense(16)(nn.RMSNorm()(x)))), None
+
+
+class Decoder(nn.Module):
+    """Two layers of a language model, scanned as people scan them: only "params" is carried."""
+
+    @nn.compact
+    def __call__(self, ids, valid):
+        x = nn.Embed(11, 8)(ids)
+        layers = nn.scan(
+            nn.remat(DecoderLayer), {"params": 0}, split_rngs={"params": True}, length=2,
+            in_axes=nn.broadcast,
+        )  # fmt: skip
+        x, _ = layers(name="layers")(x, valid)
+        return nn.Dense(11)(nn.RMSNorm()(x))
+
+
+def test_a_decoder_is_fine_tuned_with_alignment():
+    ids = jax.random.randint(jax.random.key(1), (3, 6), 0, 11)
+    valid = jnp.arange(6) < jnp.array([[6], [4], [3]])
+    config = AlignmentConfig("ct")
+    converted = aligned(Decoder(), config)
+    params = jax.jit(converted.init)(jax.random.key(0), ids, valid)["params"]
+    networks = params["layers"]["model"]["alignment"]
+    assert all(leaf.shape[:2] == (2, 4) for leaf in jax.tree.leaves(networks))
+    report = attention_report(Decoder(), ids, valid)
+    assert str(report).splitlines()[1].split() == [
+        "layers/model", "3", "6", "6", "4", "4", "self", "masked,", "2", "layers",
+    ]  # fmt: skip
+    optimizer = game_optimizer(optax.adam(1e-2))
+
+    def loss(params):
+        outputs, sown = converted.apply({"params": params}, ids, valid, mutable=["alignment"])
+        task = optax.softmax_cross_entropy_with_integer_labels(outputs[:, :-1], ids[:, 1:])
+        task = jnp.mean(task, where=valid[:, 1:])
+        return task + config.default_weight * alignment_loss(sown), (task, sown)
+
+    @jax.jit
+    def step(params, state):
+        (_, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, aux
+
+    state, losses = optimizer.init(params), []
+    for _ in range(8):
+        params, state, (task, sown) = step(params, state)
+        losses.append(float(task))
+    assert losses[-1] < 0.7 * losses[0]
+    assert alignment_table(sown)["layers/model#0"].shape == (4,)
+    plain = Decoder().apply({"params": strip_alignment(params)}, ids, valid)
+    np.testing.assert_array_equal(converted.apply({"params": params}, ids, valid), plain)
+
+
+class Partly(nn.Module):
+    """An attention that can be aligned, one inside a condition, and two in one module."""
+
+    conditional: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        if self.conditional:
+            attention = nn.SelfAttention(num_heads=2, name="sometimes")
+            if self.is_initializing():  # both branches must have made the parameters
+                x = attention(x)
+            else:
+                x = nn.cond(x.sum() > 0, lambda m, x: m(x), lambda m, x: x, attention, x)
+        q, k, r, s = (nn.DenseGeneral((2, 4), name=name)(x) for name in "qkrs")
+        x = x + nn.DenseGeneral(8, axis=(-2, -1))(nn.dot_product_attention(q, k, k))
+        return x + nn.DenseGeneral(8, axis=(-2, -1))(nn.dot_product_attention(r, s, s))
+
+
+def test_none_is_left_out_without_a_word():
+    config = AlignmentConfig("ct")
+    with pytest.raises(
+        ValueError, match=r"2 attentions .* 1 that cannot:\n  sometimes: inside lax"
+    ):
+        aligned(Partly(), config).init(jax.random.key(0), X)
+    for named in ({"allow_missing": ("some",)}, {"allow_missing": True}):
+        converted = aligned(Partly(), config, **named)
+        assert "critic" in converted.init(jax.random.key(0), X)["params"]["alignment"]
+    others = aligned(Partly(), AlignmentConfig("ct", layers=("^/$",)))
+    assert "critic" in others.init(jax.random.key(0), X)["params"]["alignment_1"]
+    variables = Partly().init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="sometimes"):  # nor without init
+        aligned(Partly(), AlignmentConfig("mmd")).apply(variables, X, mutable=["alignment"])
+
+
+def test_two_attentions_of_one_module_have_networks_of_their_own():
+    converted = aligned(Partly(conditional=False), AlignmentConfig("gan"))
+    variables = converted.init(jax.random.key(0), X)
+    first, second = (variables["params"][name] for name in ("alignment", "alignment_1"))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    assert not np.array_equal(*(jax.tree.leaves(networks)[-1] for networks in (first, second)))
+    plain = Partly(conditional=False).init(jax.random.key(0), X)
+    stripped = strip_alignment(variables["params"])
+    assert jax.tree.structure(stripped) == jax.tree.structure(plain["params"])
+    assert "alignment" in str(label_parameters(variables["params"])["alignment_1"])
+    _, sown = converted.apply(variables, X, mutable=["alignment"])
+    assert list(alignment_table(sown)) == ["", ":1"]
+
+
+class Noisy(nn.Module):
+    """Dropout, batch statistics and intermediates, which training changes."""
+
+    @nn.compact
+    def __call__(self, x, *, train, names=("a",)):
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.SelfAttention(num_heads=2, dropout_rate=0.5, deterministic=not train)(x)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        self.sow("intermediates", "mean", x.mean())
+        return {"outputs": x, "names": names}
+
+
+def test_training_changes_what_it_changes_in_the_plain_model():
+    converted = aligned(Noisy(), AlignmentConfig("energy"))
+    variables = converted.init(jax.random.key(0), X, train=False)
+    rngs = {"dropout": jax.random.key(3)}
+    changing = ["batch_stats", "intermediates"]
+    expected, changes = Noisy().apply(variables, X, train=True, rngs=rngs, mutable=changing)
+    outputs, sown = converted.apply(
+        variables, X, train=True, rngs=rngs, mutable=[*changing, "alignment"]
+    )
+    assert outputs["names"] == ("a",)
+    np.testing.assert_allclose(outputs["outputs"], expected["outputs"], rtol=1e-5, atol=1e-6)
+    for a, b in zip(
+        jax.tree.leaves({name: sown[name] for name in changing}),
+        jax.tree.leaves(changes),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(alignment_loss(sown))
 
 
 def test_bad_models_are_named():

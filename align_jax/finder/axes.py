@@ -43,7 +43,7 @@ class Factor:
     role: Role | None = None
 
     @property
-    def identity(self) -> Hashable:
+    def identity(self) -> tuple[Hashable, int, int]:
         """Equal for two factors that count the same things."""
         return self.origin, self.stride, self.size
 

@@ -297,24 +297,23 @@ class Products(AxisRules):
                 if bias.mask or bias.data:
                     mask(others[0], "bias")
             return score
-        if not score.normalized:
-            if name == "select_n" and len(operands) == 3 and place > 0:
-                if operands[3 - place].number == 0:
-                    mask(0, "keep" if place == 2 else "block")
-            elif name == "mul" and others and operands[others[0]].mask:
-                mask(others[0], "factor")
+        blocked = name == "select_n" and len(operands) == 3 and place > 0
+        if blocked and not score.normalized and operands[3 - place].number == 0:
+            mask(0, "keep" if place == 2 else "block")
         if name == "div":
             return dataclasses.replace(score, normalized=True)
         if name == "mul":
             if any(s.stage == "sum" for _, s in scored):
                 return dataclasses.replace(score, normalized=True)
             for i in others:
-                gains = any(
+                gains = any(  # values, which have features besides
                     is_copy(axes[n]) and not is_copy(axis)
                     for n, axis in enumerate(operands[i].axes)
                 )
                 if gains:
                     return dataclasses.replace(score, weighted=True)
+                if operands[i].mask and not score.normalized:
+                    mask(i, "factor")
         return score
 
     def read_out(self, eqn: Any, operands: list[Value], value: Value) -> Value | None:

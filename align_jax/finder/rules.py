@@ -51,7 +51,7 @@ class AxisRules:
             number = as_number(value)
         axes = tuple(ax.whole(n) if number is not None else self.fresh(n) for n in shape)
         boolean = getattr(aval, "dtype", None) == np.dtype(bool)
-        return Value(axes, number=number, mask=boolean)
+        return Value(axes, number=number, mask=boolean or (number is None and bool(shape)))
 
     def unknown(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         """Results of what the search does not know: axes are those of an operand of that shape."""

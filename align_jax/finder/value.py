@@ -49,7 +49,8 @@ class Value:
       data: whether it depends on data.
       computed: whether it is the product of something, not a parameter as it is.
       leaf: number of the input of the parameter that it was last multiplied with, or is.
-      mask: whether it depends on something that is true or false.
+      mask: whether it may block pairs: it depends on something that is true or false, or on an
+        array that stands in the program.
       along: the data axes of which an enclosing scan shows a step at a time.
       scale: what it was multiplied by, since it was last anything else.
       number: its value, where that is known.
