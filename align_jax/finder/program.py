@@ -38,6 +38,22 @@ def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many operands of a scan every step sees as they are, and how many it hands on.
+
+    The equation's own words for it differ between versions; the shapes do not: what is scanned has
+    an axis more outside than inside.
+    """
+    inside, _ = opened(eqn.params["jaxpr"])
+
+    def same(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        pairs = zip(outer, inner, strict=True)
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+    carried = same(eqn.outvars, inside.outvars)
+    return same(eqn.invars, inside.invars) - carried, carried
+
+
 def primitives(jaxpr: Any) -> set[str]:
     """The names of all that a program does, at any depth."""
     names = set()

@@ -231,7 +231,7 @@ class _Search(Products):
         self, eqn: Any, operands: list[Value], path: tuple[int, ...], names: str
     ) -> list[Value]:
         jaxpr, constants = program.opened(eqn.params["jaxpr"])
-        shared, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+        shared, carried = program.scan_counts(eqn)
         length = eqn.params["length"]
         steps = []
         scanned: ax.Axis = ()

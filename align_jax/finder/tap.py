@@ -216,7 +216,7 @@ class _Tap:
     ) -> tuple[list[Any], dict[Ref, Any], dict[int, Any]]:
         params = eqn.params
         jaxpr, constants = program.opened(params["jaxpr"])
-        shared, carried = params["num_consts"], params["num_carry"]
+        shared, carried = program.scan_counts(eqn)
         fixed, start = operands[:shared], operands[shared : shared + carried]
 
         def step(carry: list[Any], slices: Any) -> Any:
