@@ -169,8 +169,23 @@ _DATA: tuple[Mutation, ...] = (
         "tests/train/data/test_planetoid.py",
         (
             "pickles-may-use-getattr",
-            '("builtins", "list"): list,',
-            '("builtins", "list"): list,\n    ("builtins", "getattr"): getattr,',
+            '("builtins", "list"): _Type,',
+            '("builtins", "list"): _Type,\n    ("builtins", "getattr"): getattr,',
+        ),
+        (
+            "pickles-may-make-numpys-arrays",
+            '("numpy", "ndarray"): _Type,',
+            '("numpy", "ndarray"): np.ndarray,',
+        ),
+        (
+            "a-pickles-memo-of-any-size",
+            "not 0 <= argument <= number",
+            "argument < 0",
+        ),
+        (
+            "a-dtype-may-hide-objects-in-its-state",
+            "or any(part is not None for part in parts)",
+            "or not parts",
         ),
         (
             "sparse-columns-may-be-negative",

@@ -3,6 +3,7 @@
 import collections
 import os
 import pickle
+import struct
 import urllib.error
 
 import numpy as np
@@ -151,6 +152,103 @@ def test_a_hostile_name_reached_through_an_attribute_is_refused(tmp_path):
     path.write_bytes(pickle.dumps(Hostile(getattr, "text", "upper"), protocol=2))
     with pytest.raises(safe_pickle.UnsafePickleError, match=r"builtins.getattr"):
         safe_pickle.load(path)
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def integer(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def several(*values: bytes) -> bytes:
+    return b"(" + b"".join(values) + b"t"
+
+
+def dtype(code: bytes, state: bytes = b"") -> bytes:
+    return b"cnumpy\ndtype\n" + several(code, b"\x89", b"\x88") + b"R" + state
+
+
+def array(shape: bytes, kind: bytes, raw: bytes = b"C\x08AAAAAAAA") -> bytes:
+    empty = several(b"cnumpy\nndarray\n", several(integer(0)), b"C\x01b")
+    state = several(integer(1), shape, kind, b"\x89", raw)
+    return b"cnumpy.core.multiarray\n_reconstruct\n" + empty + b"R" + state + b"b"
+
+
+NDARRAY = b"cnumpy\nndarray\n"
+BUFFER = b"\x96" + struct.pack("<Q", 8) + b"A" * 8
+ONE = several(integer(1))
+FIELDS = b"}" + text("a") + several(dtype(text("f8")), integer(0)) + b"s"
+RECORDS = several(
+    integer(3), text("|"), b"N", several(text("a")), FIELDS, integer(8), integer(1), integer(0)
+) + b"b"  # fmt: skip
+MEMORY = {
+    "objects over bytes": (NDARRAY + several(ONE, dtype(text("O8")), BUFFER) + b"R", "dtype 'O8'"),
+    "before a buffer": (
+        NDARRAY + several(ONE, dtype(text("f8")), BUFFER, integer(-4096)) + b"R",
+        "it calls a type",
+    ),
+    "an array's own call": (NDARRAY + several(ONE) + b"R", "it calls a type"),
+    "a new array": (NDARRAY + several(ONE) + b"\x81", "it calls a type"),
+    "state of objects": (array(ONE, dtype(text("O8"))), "dtype 'O8'"),
+    "state of records": (array(ONE, dtype(text("V8"), RECORDS)), "dtype 'V8'"),
+    "records in numbers": (array(ONE, dtype(text("f8"), RECORDS)), "plain numbers"),
+    "a dtype by a list": (array(ONE, dtype(b"](" + text("f8") + b"e")), "plain numbers"),
+    "more than its bytes": (array(several(integer(2)), dtype(text("f8"))), r"\[2\] has 8 bytes"),
+    "negative": (array(several(integer(-1)), dtype(text("f8"))), "shape"),
+    "minus times minus": (
+        array(several(integer(-1), integer(-1)), dtype(text("f8"))),
+        "shape",
+    ),
+    "overflowing": (
+        array(several(*[b"\x8a\x05\0\0\0\0\x01"] * 2), dtype(text("f8"))),
+        "shape",
+    ),
+    "a list of objects": (array(ONE, dtype(text("f8")), b"](K\x01e"), "something else"),
+    "the memo's size": (b"Nr\xff\xff\xff\x7f", "the memo's number 2147483647"),
+    "tuples in tuples as a key": (b"}N" + b"\x85" * 10**6 + b"Ns", "more than 1000 tuples"),
+    "state of a stand-in": (
+        NDARRAY + b"N}" + text("__setstate__") + NDARRAY + b"s\x86b",
+        "TypeError",
+    ),
+}
+
+
+@pytest.mark.fault(
+    "A Planetoid file that reads or writes memory through numpy's own constructors",
+    "Refused: stand-ins note the arguments, and what does not fit is an error",
+)
+@pytest.mark.parametrize("case", MEMORY)
+def test_a_pickle_that_reaches_for_memory_is_refused(tmp_path, case):
+    program, message = MEMORY[case]
+    path = tmp_path / "file"
+    path.write_bytes(b"\x80\x05" + program + b".")
+    with pytest.raises(ValueError, match=message):
+        safe_pickle.load(path)
+    path.write_bytes(pickle.dumps(np.eye(2), protocol=2))  # nothing of it stays behind
+    np.testing.assert_array_equal(safe_pickle.load(path), np.eye(2))
+
+
+def test_arrays_are_read_as_numpy_reads_them(tmp_path):
+    values = np.arange(6).reshape(2, 3)
+    path = tmp_path / "file"
+    for kind in ("f4", ">f8", "<i2", ">u4", "i8", "?"):
+        for order in ("C", "F"):
+            written = np.asarray(values, kind, order=order)
+            for protocol in (0, 2, 4):
+                path.write_bytes(pickle.dumps(written, protocol=protocol))
+                read = safe_pickle.load(path)
+                assert read.dtype == written.dtype
+                np.testing.assert_array_equal(read, written)
+
+
+def test_a_sparse_matrix_that_claims_any_size_is_an_error(toy):
+    matrix = scipy.sparse.csr_matrix(np.eye(2, 4, dtype=np.float32))
+    vars(matrix)["_shape"] = (2, 2**30)
+    (toy[0] / "ind.toy.x").write_bytes(pickle.dumps(matrix, protocol=2))
+    with pytest.raises(ValueError, match="2 x 1073741824 matrix; expected up to 268435456"):
+        read(toy[0])
 
 
 @pytest.mark.parametrize("part", ["x", "ty", "graph"])
