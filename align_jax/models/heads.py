@@ -43,6 +43,10 @@ class SequenceClassifier(nn.Module):
             (BERT and ALBERT). "dense": the first token through a dense layer and tanh of the
             head's own, with dropout before too (RoBERTa). "mean": the mean of all tokens but
             padding, for encoders whose pooler was never trained.
+        label_names: of the classes in order, where they have names. Nothing is computed with them:
+            `align_jax.pretrained` reads and writes them with the model.
+        problem: likewise, what `transformers` calls "problem_type"; "" is regression for one label,
+            single-label classification for several.
 
     Raises:
         ValueError: for an unknown pooling or no labels.
@@ -58,6 +62,8 @@ class SequenceClassifier(nn.Module):
     config: EncoderConfig
     labels: int = 2
     pooling: str = "pooler"
+    label_names: tuple[str, ...] = ()
+    problem: str = ""
 
     @nn.compact
     def __call__(

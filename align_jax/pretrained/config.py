@@ -37,6 +37,8 @@ _ALBERT = {
 }
 KEYS = {"bert": _BERT, "roberta": _BERT, "albert": _ALBERT}
 
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
 # What config.json leaves out has its library's default, which differs from ours in places.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -111,6 +113,60 @@ def labels_in(values: Mapping[str, Any]) -> int:
     return number if isinstance(number, int) and number > 0 else 2
 
 
+def label_names_in(values: Mapping[str, Any], labels: int, source: str) -> tuple[str, ...]:
+    """The names of a checkpoint's classes in order; none where they are only numbered.
+
+    Args:
+        values: config.json's content.
+        labels: how many classes the model has.
+        source: the file, for messages.
+
+    Raises:
+        PretrainedError: they are not one name for each class from 0 on.
+    """
+    names = values.get("id2label")
+    if not isinstance(names, Mapping) or not names:
+        return ()
+    expected = [str(number) for number in range(labels)]
+    found = [names.get(number) for number in expected]
+    if len(names) != labels or not all(type(name) in (str, int) for name in found):
+        raise PretrainedError(
+            f"{source} says id2label = {str(dict(names))[:200]}; expected a name for each of "
+            f"{', '.join(expected[:3])}... Mend it, or pass new_head=True."
+        )
+    named = tuple(str(name) for name in found)
+    return () if named == numbered_labels(labels) else named
+
+
+def numbered_labels(labels: int) -> tuple[str, ...]:
+    """What `transformers` calls classes without names."""
+    return tuple(f"LABEL_{number}" for number in range(labels))
+
+
+def problem_in(values: Mapping[str, Any], labels: int, source: str) -> str:
+    """What kind of problem a checkpoint's classifier solves; "" where its labels say it.
+
+    Args:
+        values: config.json's content.
+        labels: how many labels the model has.
+        source: the file, for messages.
+
+    Raises:
+        PretrainedError: `transformers` knows no such problem.
+    """
+    problem = values.get("problem_type") or usual_problem(labels)
+    if problem not in PROBLEMS:
+        raise PretrainedError(
+            f"{source} says problem_type = {problem!r}; expected one of {PROBLEMS}, or none."
+        )
+    return "" if problem == usual_problem(labels) else problem
+
+
+def usual_problem(labels: int) -> str:
+    """What `transformers` takes a classifier's problem for, unless it is told."""
+    return "regression" if labels == 1 else "single_label_classification"
+
+
 def to_json(
     config: EncoderConfig,
     *,
@@ -124,7 +180,7 @@ def to_json(
         config: the model's configuration.
         architecture: name of the class in `transformers` that the file is for.
         label_names: names of the labels in order; None for a model without labels.
-        problem: "regression" or "single_label_classification", if it has any.
+        problem: one of `PROBLEMS`, if it has any.
 
     Returns:
         The file's content. Alignment, dtype of the computation, remat and scan_layers are not part

@@ -118,6 +118,15 @@ def to_parameters(
         used.add(name)
     if missing:
         shown = ", ".join(repr(name) for name in missing[:5])
+        first = entries(model, config)[0].name
+        wrapped = sorted(name for name in tensors if name.endswith(f".{first}"))
+        if wrapped and first in missing:
+            raise PretrainedError(
+                f"{folder} holds {wrapped[0]!r} where {first!r} or "
+                f"'{model_type(config)}.{first}' is expected: the names have the prefix of a "
+                f"wrapper, {wrapped[0].removesuffix(first)!r}. Save the model that is inside it "
+                "(as wrapper.module or its like), or take the prefix off the names."
+            )
         raise PretrainedError(
             f"{folder} lacks {len(missing)} of the encoder's tensors: {shown}"
             f"{', ...' if len(missing) > 5 else ''}. It holds "

@@ -13,16 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax.pretrained.errors import PretrainedError, require
+from align_jax.pretrained.forms import (
+    ALIGNMENT,
+    BIN,
+    SAFETENSORS,
+    has_weights,
+    refuse_adapters,
+    what_there_is,
+)
 
 PACKAGE = "package:"
-SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
-ALIGNMENT = "alignment.safetensors"
 # Any one set makes a tokenizer, in the order of preference: tokenizer.json says everything, the
 # others need what their models' authors did with them.
 TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",))
 _NEEDED = (
     "config.json", SAFETENSORS, "model-*.safetensors", f"{SAFETENSORS}.index.json", ALIGNMENT,
-    "tokenizer_config.json", *(file for files in TOKENIZERS for file in files),
+    "adapter_config.json", "tokenizer_config.json",
+    *(file for files in TOKENIZERS for file in files),
 )  # fmt: skip
 # safetensors' own NumPy reader knows no bfloat16, and its JAX reader goes through the device.
 _DTYPES = {
@@ -98,7 +105,7 @@ def _download(name: str, *, revision: str | None, offline: bool, cache_dir: Any)
     options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": offline}
     try:
         folder = Path(hub.snapshot_download(name, allow_patterns=list(_NEEDED), **options))
-        if not _has_weights(folder, SAFETENSORS) and not _has_weights(folder, BIN):
+        if not has_weights(folder, SAFETENSORS) and not has_weights(folder, BIN):
             patterns = [*_NEEDED, *_BIN_NEEDED]
             folder = Path(hub.snapshot_download(name, allow_patterns=patterns, **options))
     # Every kind of failure there (no such name or revision, no permission, no network, not in the
@@ -114,10 +121,6 @@ def _download(name: str, *, revision: str | None, offline: bool, cache_dir: Any)
     return folder
 
 
-def _has_weights(folder: Path, file: str) -> bool:
-    return (folder / file).is_file() or (folder / f"{file}.index.json").is_file()
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
@@ -129,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise PretrainedError(
             f"{path} is missing. A checkpoint's folder holds config.json, {SAFETENSORS} and the "
-            "tokenizer's files."
+            f"tokenizer's files. {what_there_is(path.parent)}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise PretrainedError(f"{path} cannot be read as JSON: {error}. Get it anew.") from error
@@ -148,15 +151,16 @@ def read_tensors(folder: Path) -> dict[str, tuple[np.ndarray, str]]:
         PretrainedError: no weights, or they cannot be read.
         ImportError: the package that reads them is not installed.
     """
-    if _has_weights(folder, SAFETENSORS):
+    if has_weights(folder, SAFETENSORS):
         read, first = read_safetensors, SAFETENSORS
-    elif _has_weights(folder, BIN):
+    elif has_weights(folder, BIN):
         read, first = _read_bin, BIN
     else:
         raise PretrainedError(
-            f"{folder} holds neither {SAFETENSORS} nor {BIN}, nor an index of either. Point to the "
-            "folder with the weights."
+            f"{folder} holds neither {SAFETENSORS} nor {BIN}, nor an index of either. "
+            f"{what_there_is(folder)}"
         )
+    refuse_adapters(folder)
     tensors: dict[str, tuple[np.ndarray, str]] = {}
     for path in _shards(folder, first):
         for name, tensor in read_checked(read, path).items():

@@ -25,7 +25,7 @@ from align_jax.models.heads import (
 from align_jax.models.stack import in_stack, stack_layers, unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.numerics import check_choice
-from align_jax.pretrained.config import from_json, labels_in
+from align_jax.pretrained.config import from_json, label_names_in, labels_in, problem_in
 from align_jax.pretrained.convert import (
     fresh_parameters,
     has_stack,
@@ -95,6 +95,11 @@ class Pretrained:
     tokenizer: Tokenizer | None
     report: LoadReport
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the classes in order; none where the checkpoint only numbers them."""
+        return getattr(self.model, "label_names", ())
+
 
 def load(
     name: str | os.PathLike[str],
@@ -122,7 +127,8 @@ def load(
         name: a folder with config.json and model.safetensors (or pytorch_model.bin, which needs
             PyTorch), a name on the hub, or "package:NAME/FOLDER", a folder inside an installed
             Python package.
-        head: "encoder" for none, "classification", "regression", "multiple_choice" or "span".
+        head: "encoder" for none, "classification", "regression", "multiple_choice" or "span". A
+            classifier has the checkpoint's names of its classes too, unless it is a new one.
         num_labels: number of classes; None takes the checkpoint's. Only for classification.
         pooling: see `SequenceClassifier`; None takes what the architecture has (RoBERTa: "dense",
             others: "pooler"). Choose "mean" where the pooler was never trained.
@@ -193,6 +199,12 @@ def load(
     )
     labels = labels_in(values) if num_labels is None else num_labels
     model = build(config, head, labels=labels, pooling=pooling or _pooling_in(values, head))
+    if isinstance(model, SequenceClassifier) and not new_head and model.labels == labels_in(values):
+        source = str(folder / "config.json")
+        model = model.clone(
+            label_names=label_names_in(values, model.labels, source),
+            problem=problem_in(values, model.labels, source),
+        )
     params, report = _load_parameters(model, config, folder, new_head=new_head, seed=seed)
 
     loaded_tokenizer = None

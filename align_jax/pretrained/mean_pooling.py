@@ -38,7 +38,10 @@ class MeanPooled{prefix}For{task}({prefix}PreTrainedModel):
         mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
         logits = self.mean_classifier(self.dropout(mean)).reshape({reshape})
         loss = None
-        if labels is not None and logits.shape[-1] == 1:
+        problem = self.config.problem_type
+        if labels is not None and problem == "multi_label_classification":
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        elif labels is not None and (logits.shape[-1] == 1 or problem == "regression"):
             loss = torch.nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
         elif labels is not None:
             loss = torch.nn.functional.cross_entropy(logits, labels)

@@ -18,7 +18,7 @@ from align_jax.models.bert import BertEncoder
 from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor
 from align_jax.models.stack import unstack_layers
 from align_jax.models.transformer import EncoderConfig
-from align_jax.pretrained.config import model_type, to_json
+from align_jax.pretrained.config import model_type, numbered_labels, to_json, usual_problem
 from align_jax.pretrained.convert import reconfigured, to_tensors
 from align_jax.pretrained.errors import PretrainedError, require
 from align_jax.pretrained.files import ALIGNMENT, SAFETENSORS
@@ -49,7 +49,8 @@ def save(
         model: an encoder or one with a head, as `load` and `build` make them.
         params: its "params" collection, with or without alignment networks.
         tokenizer: written too, unless None.
-        label_names: names of the classes in order; None numbers them.
+        label_names: names of the classes in order; None takes the model's, which are those that it
+            was loaded with, or else numbers them.
         alignment: write the alignment networks beside the model, as alignment.safetensors; they
             are left out otherwise, for inference does not need them.
 
@@ -83,8 +84,8 @@ def save(
     values = to_json(
         config,
         architecture=architecture,
-        label_names=_label_names(label_names, labels),
-        problem={0: None, 1: "regression"}.get(labels, "single_label_classification"),
+        label_names=_label_names(model, label_names, labels),
+        problem=(getattr(model, "problem", "") or usual_problem(labels)) if labels else None,
     )
     tensors = to_tensors(reconfigured(model, config, alignment=None), config, plain)
 
@@ -122,13 +123,15 @@ def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, int]:
     return f"{prefix}For{task}", 0 if choice else model.labels
 
 
-def _label_names(names: Sequence[str] | None, labels: int) -> list[str] | None:
+def _label_names(
+    model: nn.Module, names: Sequence[str] | None, labels: int
+) -> Sequence[str] | None:
     if labels == 0:
         if names is not None:
             raise PretrainedError(f"label_names {list(names)!r} were given for a model without.")
         return None
     if names is None:
-        return [f"LABEL_{number}" for number in range(labels)]
+        return getattr(model, "label_names", ()) or numbered_labels(labels)
     if len(names) != labels or len(set(names)) != labels:
         raise PretrainedError(
             f"label_names must be {labels} different names, one per class, got {list(names)!r}."

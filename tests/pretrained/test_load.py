@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import pickle
 import shutil
 import sys
@@ -227,6 +228,26 @@ DAMAGE = {
         with_tensor(WORD, lambda x: np.where(x == x.max(), np.float32("nan"), x)),
         "NaN or infinity",
     ),
+    "a wrapper's prefix": (
+        lambda f: write(f, {f"module.{name}": x for name, x in tensors_of(f).items()}),
+        "prefix of a wrapper, 'module.bert.'. Save the model that is inside",
+    ),
+    "an adapter beside": (
+        with_text("adapter_config.json", "{}"),
+        "holds adapter_config.json beside its weights, an adapter.*merge it",
+    ),
+    "names of other classes": (
+        lambda f: change_config(f, id2label={"0": "a", "2": "b"}),
+        "id2label = .*expected a name for each of 0, 1",
+    ),
+    "names that are none": (
+        lambda f: change_config(f, id2label={"0": "a", "1": None}),
+        "id2label = .*expected a name for each",
+    ),
+    "another problem": (
+        lambda f: change_config(f, problem_type="clustering"),
+        "problem_type = 'clustering'; expected one of",
+    ),
     "bad index": (
         lambda f: (
             (f / files.SAFETENSORS).unlink(),
@@ -250,6 +271,40 @@ def test_damage_is_named(case, folder) -> None:
     damage(folder)
     with pytest.raises(PretrainedError, match=message):
         pretrained.load(folder)
+
+
+@pytest.mark.fault(
+    "Weights in a form that is not read: Flax, Keras, TensorFlow, adapters, ONNX, other names",
+    "An error that names the file and how to convert it",
+)
+@pytest.mark.parametrize(
+    ("file", "advice"),
+    [
+        ("flax_model.msgpack", "from_flax=True"),
+        ("tf_model.h5", "from_tf=True"),
+        ("bert_model.ckpt.index", "TensorFlow's own checkpoint"),
+        ("adapter_model.safetensors", "merge it by peft"),
+        ("adapter_model.bin", "merge it by peft"),
+        ("model.fp16.safetensors", "rename it to model.safetensors"),
+        ("pytorch_model.fp16.bin", "rename it to pytorch_model.bin"),
+        ("last.ckpt", "save_pretrained"),
+        ("model.onnx", "exported graph"),
+        ("model-q4.gguf", "full precision"),
+        ("0_Transformer/model.safetensors", "Its folder '0_Transformer' holds weights: give"),
+    ],
+)
+@pytest.mark.parametrize("config", [True, False])
+def test_weights_in_another_form_are_named_with_what_to_do(file, advice, config, folder) -> None:
+    (folder / files.SAFETENSORS).unlink()
+    (folder / "training_args.bin").touch()  # no weights
+    if not config:  # as of an adapter
+        (folder / "config.json").unlink()
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("x")
+    with pytest.raises(PretrainedError) as caught:
+        pretrained.load(folder)
+    assert pathlib.PurePath(file).parts[0] in str(caught.value)
+    assert advice in str(caught.value)
 
 
 class Hostile:

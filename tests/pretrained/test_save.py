@@ -126,6 +126,33 @@ def test_label_names_and_problem_are_written(tmp_path) -> None:
     assert config["problem_type"] == "regression"
 
 
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_label_names_and_problem_come_back_and_go_on(pooling, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, params = initialised(CONFIGS["bert"], "classification", labels=3, pooling=pooling)
+    pretrained.save(tmp_path, model, params, label_names=["con", "neutral", "pro"])
+    path = tmp_path / "config.json"
+    problem = {"problem_type": "multi_label_classification"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **problem}))
+    loaded = pretrained.load(tmp_path)
+    assert loaded.label_names == ("con", "neutral", "pro")
+    for scan_layers in (False, True):
+        again = pretrained.load(tmp_path, scan_layers=scan_layers, alignment=AlignmentConfig("ct"))
+        pretrained.save(tmp_path / "again", again.model, again.params)
+        assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
+            path.read_text()
+        )
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "again")
+    assert config.id2label == {0: "con", 1: "neutral", 2: "pro"}
+    assert config.problem_type == "multi_label_classification"
+    # Another head's classes are others.
+    assert pretrained.load(tmp_path, new_head=True).label_names == ()
+    assert pretrained.load(tmp_path, new_head=True, num_labels=2).label_names == ()
+    assert pretrained.load(tmp_path, head="encoder").label_names == ()
+    pretrained.save(tmp_path / "named", loaded.model, loaded.params, label_names=["x", "y", "z"])
+    assert pretrained.load(tmp_path / "named").label_names == ("x", "y", "z")
+
+
 def test_alignment_networks_are_left_out_or_beside(tmp_path) -> None:
     config = dataclasses.replace(CONFIGS["albert"], alignment=AlignmentConfig("ct"))
     model, params = initialised(config, "classification")

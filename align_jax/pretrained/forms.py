@@ -1,0 +1,83 @@
+"""The forms that a checkpoint's weights are found in: those that are read, and all the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align_jax.pretrained.errors import PretrainedError
+
+SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
+ALIGNMENT = "alignment.safetensors"
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_MERGE = (
+    "an adapter of another checkpoint: merge it by peft's "
+    "AutoPeftModel.from_pretrained(folder).merge_and_unload().save_pretrained(new_folder)"
+)
+_CONVERT = (
+    "which transformers 4 converts: AutoModel.from_pretrained(folder, from_{}=True)"
+    ".save_pretrained(new_folder)"
+)
+_SAVE = "not in transformers' form: write it with the model's save_pretrained(new_folder)"
+_RENAME = "not a name that is read: if these are the model's weights, rename it to {}"
+# The end of a file's name -> what it is, and what to do. The first that fits any file counts.
+_OTHERS = {
+    **dict.fromkeys(_ADAPTERS, _MERGE),
+    ".msgpack": "the weights of a Flax model, " + _CONVERT.format("flax"),
+    ".h5": "the weights of a Keras model, " + _CONVERT.format("tf"),
+    ".ckpt.index": "TensorFlow's own checkpoint, which transformers 4 converts: "
+    "transformers.models.bert.convert_bert_original_tf_checkpoint_to_pytorch",
+    ".safetensors": _RENAME.format(SAFETENSORS),
+    ".bin": _RENAME.format(BIN),
+    **dict.fromkeys((".ckpt", ".pt", ".pth", ".npz"), _SAVE),
+    ".onnx": "an exported graph: use the checkpoint that it was made from",
+    ".gguf": "quantised weights: use the checkpoint in full precision",
+}
+# What trainers leave beside weights.
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "alignment.")
+
+
+def has_weights(folder: Path, file: str) -> bool:
+    """Whether a folder holds weights as one file of this name, or as several with an index."""
+    return (folder / file).is_file() or (folder / f"{file}.index.json").is_file()
+
+
+def what_there_is(folder: Path) -> str:
+    """What a folder holds in place of weights that are read, and what to do about it.
+
+    Args:
+        folder: one without them.
+
+    Returns:
+        A sentence or two.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "model.onnx").touch()
+        ...     what_there_is(Path(folder))
+        'It holds model.onnx, an exported graph: use the checkpoint that it was made from.'
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [x.name for x in entries if x.is_file() and not x.name.startswith(_NO_WEIGHTS)]
+    for ending, form in _OTHERS.items():
+        for file in files:
+            if file.endswith(ending) and file not in (SAFETENSORS, BIN):
+                return f"It holds {file}, {form}."
+    for path in entries:
+        if path.is_dir() and any(has_weights(path, file) for file in (SAFETENSORS, BIN)):
+            return f"Its folder {path.name!r} holds weights: give {str(path)!r}."
+    return "Point to the folder with the weights."
+
+
+def refuse_adapters(folder: Path) -> None:
+    """Refuses a checkpoint with an adapter, which would be left out without a word.
+
+    Raises:
+        PretrainedError: names the adapter's file.
+    """
+    for file in _ADAPTERS:
+        if (folder / file).is_file():
+            raise PretrainedError(
+                f"{folder} holds {file} beside its weights, {_MERGE}. Or remove the adapter's "
+                "files to load the checkpoint without it."
+            )
