@@ -28,7 +28,7 @@ PACKAGE = "package:"
 TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",))
 _NEEDED = (
     "config.json", SAFETENSORS, "model-*.safetensors", f"{SAFETENSORS}.index.json", ALIGNMENT,
-    "adapter_config.json", "tokenizer_config.json",
+    "adapter_config.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
     *(file for files in TOKENIZERS for file in files),
 )  # fmt: skip
 # safetensors' own NumPy reader knows no bfloat16, and its JAX reader goes through the device.

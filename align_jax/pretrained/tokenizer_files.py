@@ -9,9 +9,10 @@ from typing import Any
 
 from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.errors import PretrainedError, require
-from align_jax.pretrained.files import TOKENIZERS, read_json
+from align_jax.pretrained.files import TOKENIZERS
 from align_jax.pretrained.sentencepiece_model import read_sentencepiece
 from align_jax.pretrained.tokenizer import Tokenizer
+from align_jax.pretrained.tokenizer_settings import Settings, add_tokens, agreeing_json
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -29,14 +30,16 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
     Args:
         folder: with tokenizer.json; or with vocab.txt (WordPiece), vocab.json and merges.txt
             (byte-level BPE) or spiece.model (SentencePiece), which are read with the settings of
-            BERT, RoBERTa and ALBERT and those in tokenizer_config.json.
+            BERT, RoBERTa and ALBERT. What tokenizer_config.json, added_tokens.json and
+            special_tokens_map.json beside them say holds as it does in `transformers`.
         config: the model's.
 
     Returns:
         A `Tokenizer`, which pads and truncates as the model expects.
 
     Raises:
-        PretrainedError: no files, damaged ones, or a vocabulary larger than the model's.
+        PretrainedError: no files, damaged ones, ones that disagree, another class of tokenizer, or
+            a vocabulary larger than the model's.
         ImportError: the package `tokenizers` is not installed.
 
     Example:
@@ -55,9 +58,7 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
     if files is None:
         sets = " or ".join(" with ".join(x) for x in TOKENIZERS)
         raise PretrainedError(f"{folder} holds no tokenizer: expected {sets}.")
-    settings = {}
-    if (folder / "tokenizer_config.json").is_file():
-        settings = read_json(folder / "tokenizer_config.json")
+    settings = Settings(folder, files[0])
     read: Mapping[str, Callable[..., Any]] = {
         "tokenizer.json": _from_json,
         "vocab.txt": _word_piece,
@@ -66,6 +67,7 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
     }
     try:
         backend = read[files[0]](folder, settings)
+        add_tokens(backend, settings)
         return Tokenizer(
             backend,
             max_length=config.max_length,
@@ -82,13 +84,14 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
         ) from error
 
 
-def _from_json(folder: Path, settings: Mapping[str, Any]) -> Any:
+def _from_json(folder: Path, settings: Settings) -> Any:
     from tokenizers import Tokenizer as Backend
 
-    return Backend.from_file(str(folder / "tokenizer.json"))
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return Backend.from_str(agreeing_json(text, settings))
 
 
-def _word_piece(folder: Path, settings: Mapping[str, Any]) -> Any:
+def _word_piece(folder: Path, settings: Settings) -> Any:
     """BERT's: vocab.txt has a token per line."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -97,38 +100,39 @@ def _word_piece(folder: Path, settings: Mapping[str, Any]) -> Any:
     # Split at newlines alone: some tokens are other line separators.
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocab = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
-    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]"))
+    special = _special_tokens(settings, "[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]")
+    backend = Backend(models.WordPiece(vocab, unk_token=special[2]))
     backend.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        lowercase=settings.flag("do_lower_case", True),
+        strip_accents=settings.flag("strip_accents", None),
+        handle_chinese_chars=settings.flag("tokenize_chinese_chars", True),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    _add_special_tokens(backend, vocab, path, ("[CLS]", "[SEP]"), ("[UNK]", "[PAD]", "[MASK]"))
+    _add_special_tokens(backend, vocab, path, special)
     return backend
 
 
-def _byte_level(folder: Path, settings: Mapping[str, Any]) -> Any:
+def _byte_level(folder: Path, settings: Settings) -> Any:
     """RoBERTa's: byte-level BPE; pairs are <s> A </s></s> B </s>, all of token type 0."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, processors
 
     path = folder / "vocab.json"
     backend = Backend(models.BPE.from_file(str(path), str(folder / "merges.txt")))
-    prefix = bool(settings.get("add_prefix_space", False))
+    prefix = settings.flag("add_prefix_space", False)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     backend.decoder = decoders.ByteLevel()
     vocab = backend.get_vocab()
-    special = ("<s>", "</s>")
-    _add_special_tokens(backend, vocab, path, special, ("<unk>", "<pad>", "<mask>"))
-    start, end = ((token, vocab[token]) for token in special)
+    special = _special_tokens(settings, "<s>", "</s>", "<unk>", "<pad>", "<mask>")
+    _add_special_tokens(backend, vocab, path, special)
+    start, end = ((token, vocab[token]) for token in special[:2])
     # By position: the arguments' names differ between versions.
     backend.post_processor = processors.RobertaProcessing(end, start, True, prefix)
     return backend
 
 
-def _sentence_piece(folder: Path, settings: Mapping[str, Any]) -> Any:
+def _sentence_piece(folder: Path, settings: Settings) -> Any:
     """ALBERT's: a SentencePiece unigram model, on lower-cased text without accents."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
@@ -137,41 +141,45 @@ def _sentence_piece(folder: Path, settings: Mapping[str, Any]) -> Any:
     pieces = read_sentencepiece(path)
     backend = Backend(models.Unigram(pieces.scores, unk_id=pieces.unknown, byte_fallback=False))
     steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
-    if not settings.get("keep_accents", False):
+    if not settings.flag("keep_accents", False):
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
-    if settings.get("do_lower_case", True):
+    if settings.flag("do_lower_case", True):
         steps.append(normalizers.Lowercase())
     if pieces.character_map:
         steps.append(normalizers.Precompiled(pieces.character_map))
     steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Metaspace()
+    scheme = "always" if settings.flag("add_prefix_space", True) else "never"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
     vocab = {piece: number for number, (piece, _) in enumerate(pieces.scores)}
-    _add_special_tokens(backend, vocab, path, ("[CLS]", "[SEP]"), ("<unk>", "<pad>", "[MASK]"))
+    special = _special_tokens(settings, "[CLS]", "[SEP]", "<unk>", "<pad>", "[MASK]")
+    _add_special_tokens(backend, vocab, path, special)
     return backend
 
 
+def _special_tokens(settings: Settings, *defaults: str) -> tuple[str, ...]:
+    """The tokens for a text's start and end, for unknown text, padding and masks."""
+    names = ("cls_token", "sep_token", "unk_token", "pad_token", "mask_token")
+    return tuple(map(settings.special, names, defaults))
+
+
 def _add_special_tokens(
-    backend: Any,
-    vocab: Mapping[str, int],
-    path: Path,
-    around: tuple[str, str],
-    others: tuple[str, ...],
+    backend: Any, vocab: Mapping[str, int], path: Path, special: tuple[str, ...]
 ) -> None:
-    """Marks special tokens, and puts two of them around texts and pairs as BERT does."""
+    """Marks special tokens, and puts the first two around texts and pairs as BERT does."""
     from tokenizers import AddedToken, processors
 
-    missing = [token for token in (*around, *others[:2]) if token not in vocab]
+    missing = [token for token in special[:4] if token not in vocab]
     if missing:
         raise PretrainedError(
             f"{path} lacks {', '.join(missing)}: it is no vocabulary of BERT, RoBERTa or ALBERT."
         )
-    known = [token for token in (*around, *others) if token in vocab]
+    known = [token for token in special if token in vocab]
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in known])
-    start, end = around
+    start, end = special[:2]
     backend.post_processor = processors.TemplateProcessing(
         single=f"{start}:0 $A:0 {end}:0",
         pair=f"{start}:0 $A:0 {end}:0 $B:1 {end}:1",
-        special_tokens=[(token, vocab[token]) for token in around],
+        special_tokens=[(token, vocab[token]) for token in special[:2]],
     )

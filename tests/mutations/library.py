@@ -571,6 +571,36 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ("second-text-has-the-first-ones-type", "$B:1 {end}:1", "$B:0 {end}:0"),
     ),
     *faults(
+        "align_jax/pretrained/tokenizer_settings.py",
+        "tests/pretrained/test_tokenizer_settings.py",
+        (
+            "added-tokens-in-the-files-order",
+            "sorted(entries, key=lambda entry: entry[0])",
+            "entries",
+        ),
+        (
+            "a-named-classes-defaults-do-not-count",
+            "(settings.named or settings.says(name))",
+            "settings.says(name)",
+        ),
+        ("any-class-of-tokenizer", "if name in _PYTHON or", "if not name or"),
+    ),
+    *faults(
+        "align_jax/pretrained/load.py",
+        "tests/pretrained/test_save.py",
+        ("a-new-head-has-the-old-names", "and not new_head and", "and"),
+        (
+            "the-problem-is-forgotten",
+            "problem=problem_in(values, model.labels, source),",
+            'problem="",',
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/forms.py",
+        "tests/pretrained/test_load.py",
+        ("an-adapter-is-left-out", "if (folder / file).is_file():", "if (folder / file).is_dir():"),
+    ),
+    *faults(
         "align_jax/pretrained/windows.py",
         "tests/pretrained/test_tokenizer.py",
         ("a-window-points-into-the-question", "part == 1 for part", "part == 0 for part"),
