@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +70,8 @@ class Tokenizer:
         self.token_types = token_types
         # Truncation is a setting of the backend: two threads must not change it at once.
         self._lock = threading.Lock()
+        self._trimming = backend.post_processor
+        self._not_trimming = _without_trimming(backend.post_processor)
         backend.no_truncation()
         backend.no_padding()
         largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -196,10 +200,23 @@ class Tokenizer:
         return Tokens(np.array(encoding.ids, np.int32), types)
 
     def beginning(self, text: str, tokens: int) -> str:
-        """The text's beginning, of at most so many tokens."""
-        with self._lock:  # another thread may have switched truncation on
-            encoding = self.backend.encode(text, add_special_tokens=False)
-        return text if len(encoding.ids) <= tokens else text[: encoding.offsets[tokens - 1][1]]
+        """The text's beginning, of at most so many tokens.
+
+        White space around the text takes none of them, and that inside it one at a time if the text
+        is too long: byte-level tokenizers have a token for each space.
+        """
+        text = text.strip(_BLANKS)
+        with self._whole_offsets() as backend:
+            encoding = backend.encode(text, add_special_tokens=False)
+            if len(encoding.ids) <= tokens:
+                return text
+            text = _BLANK.sub(" ", text)
+            encoding, kept = backend.encode(text, add_special_tokens=False), tokens
+            # Again, because half a word, or a letter of several tokens, may be more tokens.
+            while len(encoding.ids) > tokens:
+                text = text[: encoding.offsets[kept - 1][1] if kept else 0]
+                encoding, kept = backend.encode(text, add_special_tokens=False), kept - 1
+        return text
 
     @contextlib.contextmanager
     def truncating(self, length: int, **settings: Any) -> Iterator[Any]:
@@ -210,6 +227,29 @@ class Tokenizer:
                 yield self.backend
             finally:
                 self.backend.no_truncation()
+
+    @contextlib.contextmanager
+    def windowing(self, length: int, stride: int) -> Iterator[Any]:
+        """The backend, cutting second texts into windows; its offsets are not trimmed.
+
+        Trimming counts a space off each word that begins with one in the vocabulary; where words
+        were split before, and the space was put there, that is the word's first letter.
+        """
+        with self._whole_offsets() as backend:
+            backend.enable_truncation(length, stride=stride, strategy="only_second")
+            try:
+                yield backend
+            finally:
+                backend.no_truncation()
+
+    @contextlib.contextmanager
+    def _whole_offsets(self) -> Iterator[Any]:
+        with self._lock:
+            self.backend.post_processor = self._not_trimming
+            try:
+                yield self.backend
+            finally:
+                self.backend.post_processor = self._trimming
 
     def checked_length(self, max_length: int | None, *, pair: bool) -> int:
         """The length to truncate to; None is the model's.
@@ -227,6 +267,22 @@ class Tokenizer:
         return length
 
 
+def _without_trimming(processor: Any) -> Any:
+    """A post-processor whose offsets are those of the text that tokens were made of."""
+    if processor is None:
+        return None
+    state = json.loads(processor.__getstate__())
+    for step in (state, *state.get("processors", ())):
+        if "trim_offsets" in step:
+            step["trim_offsets"] = False
+    other = copy.copy(processor)
+    other.__setstate__(json.dumps(state).encode())
+    return other
+
+
+# White space, and what has no width.
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
+_BLANK = re.compile(f"[{re.escape(_BLANKS)}]+")
 _SPECIAL: Mapping[str, tuple[str, ...]] = {
     "cls_token": ("[CLS]", "<s>"),
     "sep_token": ("[SEP]", "</s>"),

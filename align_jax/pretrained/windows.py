@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from align_jax.pretrained.tokenizer import BUCKETS, Tokenizer, checked_texts
 
@@ -16,7 +18,8 @@ class Windows(NamedTuple):
     Attributes:
         batch: `input_ids`, `attention_mask` and `token_type_ids`, int32 [W, N].
         offsets: int32 [W, N, 2], the characters that a token of the context covers, from and up
-            to, counted in the context; (0, 0) for every other token.
+            to, counted in the context; (0, 0) for every other token. Without the white space
+            around, and with the accents that follow a letter, also where the model reads none.
         in_context: bool [W, N], which tokens are the context's.
         example: int32 [W], which question the window belongs to.
 
@@ -49,7 +52,7 @@ def encode_windows(
         contexts: what the answers are in.
         max_length: of a window in tokens, question and special tokens included.
         stride: tokens that a window shares with the one before.
-        max_question: a question is cut after so many tokens.
+        max_question: a question is cut after so many tokens; white space around it is none.
         length: see `Tokenizer.pad`.
         buckets: see `Tokenizer.pad`.
 
@@ -88,17 +91,48 @@ def encode_windows(
             f"{stride}, must lie in [0, {max(room, 0)}), and max_question be at least 1."
         )
     inputs = [(tokenizer.beginning(question, max_question), text) for question, text in inputs]
-    with tokenizer.truncating(max_length, stride=stride, strategy="only_second") as backend:
+    with tokenizer.windowing(max_length, stride) as backend:
         encodings = backend.encode_batch(inputs)
     windows = [window for first in encodings for window in (first, *first.overflowing)]
     batch = tokenizer.pad([tokenizer.tokens(x) for x in windows], length=length, buckets=buckets)
 
     in_context = np.zeros(batch["input_ids"].shape, bool)
     offsets = np.zeros((*in_context.shape, 2), np.int32)
+    counts = [1 + len(first.overflowing) for first in encodings]
+    example = np.repeat(np.arange(len(encodings), dtype=np.int32), counts)
+    letters = {text: _Letters(text) for text in contexts}
     for row, window in enumerate(windows):
         context = np.array([part == 1 for part in window.sequence_ids])
         in_context[row, : len(context)] = context
-        offsets[row, : len(context)] = np.array(window.offsets, np.int32) * context[:, None]
-    counts = [1 + len(first.overflowing) for first in encodings]
-    example = np.repeat(np.arange(len(encodings), dtype=np.int32), counts)
+        found = np.array(window.offsets, np.int32)[context]
+        offsets[row, : len(context)][context] = letters[contexts[example[row]]].of_tokens(found)
     return Windows(batch, offsets, in_context, example)
+
+
+class _Letters:
+    """Where a text's white space ends and where its accents do, from each character on."""
+
+    def __init__(self, text: str) -> None:
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        signs = [chr(code) for code in distinct.tolist()]
+        blank = np.array([sign.isspace() for sign in signs], bool)[inverse]
+        accent = np.array([unicodedata.category(sign)[0] == "M" for sign in signs], bool)[inverse]
+        size, place = len(codes), np.arange(len(codes) + 1)
+        self._word_from = _next(np.where(np.append(blank, False), size, place))
+        self._accents_to = _next(np.where(np.append(accent, False), size, place))
+        self._word_to = np.maximum.accumulate(np.where(np.append(False, blank), 0, place))
+
+    def of_tokens(self, offsets: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 2"]:
+        """The characters that tokens cover, in order, less white space and plus accents."""
+        start, end = offsets.T
+        following = np.append(start[1:], len(self._word_to) - 1)
+        start = np.minimum(self._word_from[start], end)
+        end = np.maximum(self._word_to[end], start)
+        # An accent that is a token of its own, or part of the next one, is left to it.
+        accents = np.minimum(self._accents_to[end], np.maximum(following, end))
+        return np.stack([start, np.where(end > start, accents, end)], axis=1)
+
+
+def _next(places: np.ndarray) -> np.ndarray:
+    return np.minimum.accumulate(places[::-1])[::-1]
