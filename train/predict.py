@@ -20,7 +20,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ from absl import flags
 from align_jax.pretrained import PretrainedError, save
 from train import cli
 from train.data.base import Batch
+from train.data.json_text import loads
 from train.data.squad_files import Question
 from train.data.text import ordered_text_batches
 from train.predictor import PredictSource, batch_outputs, restore_predictor
@@ -67,8 +68,8 @@ def read_texts(
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            values = loads(line)
+        except ValueError as error:
             raise ConfigError(f"{where}, line {number} is not JSON: {error}.") from error
         found = [values.get(name) for name in fields] if isinstance(values, dict) else []
         texts = tuple(text for text in found if isinstance(text, str))
@@ -189,24 +190,41 @@ def main() -> None:
         export(data, state, pathlib.Path(EXPORT.value))
         print(f"Exported to {EXPORT.value}", file=sys.stderr)
     if INPUT.value == "-":
-        _write(data, state, sys.stdin, "standard input")
+        if sys.stdin is None:
+            raise ConfigError("--input: standard input is closed; name a file.")
+        _write(data, state, sys.stdin.buffer, "standard input")
     elif INPUT.value:
         try:
-            file = open(INPUT.value, encoding="utf-8")  # noqa: SIM115
+            file = open(INPUT.value, "rb")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"--input: {error}") from error
         with file:
             _write(data, state, file, INPUT.value)
 
 
-def _write(data: PredictSource, state: TrainState, lines: TextIO, where: str) -> None:
+def decoded(lines: Iterable[bytes], where: str) -> Iterator[str]:
+    """Lines of UTF-8 as text, whatever the terminal's encoding is.
+
+    Args:
+        lines: of a file, or of standard input.
+        where: which, for messages.
+
+    Raises:
+        ConfigError: a line is not UTF-8; names it.
+    """
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{where}, line {number} is not UTF-8: {error}.") from error
+
+
+def _write(data: PredictSource, state: TrainState, lines: Iterable[bytes], where: str) -> None:
     every = isinstance(state.task, SpanExtraction | QuestionAnswering)
-    texts = read_texts(lines, data.fields, where, every=every)
+    texts = read_texts(decoded(lines, where), data.fields, where, every=every)
     try:
         for answer in predict(data, state, texts, BATCH_SIZE.value):
             print(json.dumps(answer), flush=True)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is not UTF-8: {error}.") from error
     except BrokenPipeError:  # whoever reads has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -283,6 +283,7 @@ def _without_trimming(processor: Any) -> Any:
 # White space, and what has no width.
 _BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 _BLANK = re.compile(f"[{re.escape(_BLANKS)}]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPECIAL: Mapping[str, tuple[str, ...]] = {
     "cls_token": ("[CLS]", "<s>"),
     "sep_token": ("[SEP]", "</s>"),
@@ -301,7 +302,7 @@ def checked_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any
     """The texts, or the pairs as tuples.
 
     Raises:
-        ValueError: one is no string, or the numbers differ.
+        ValueError: one is no string or no text, or the numbers differ.
     """
     if isinstance(texts, str) or isinstance(pairs, str):
         raise ValueError("Expected a sequence of texts, got one string: put it into a list.")
@@ -312,5 +313,12 @@ def checked_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any
             if not isinstance(text, str):
                 raise ValueError(
                     f"Text {number} is {text!r}, of type {type(text).__name__}; expected a string."
+                )
+            if not text.isascii() and (half := _SURROGATE.search(text)):
+                place = half.start()
+                raise ValueError(
+                    f"Text {number} holds half of a surrogate pair, {half[0]!r} at character "
+                    f"{place} ({text[max(place - 20, 0) : place + 20]!r}), which is no text. Write "
+                    "U+FFFD in its place, or read the text's file as what it is."
                 )
     return list(texts) if pairs is None else list(zip(texts, pairs, strict=True))

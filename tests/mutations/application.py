@@ -165,6 +165,11 @@ _DATA: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "train/data/json_text.py",
+        "tests/train/data/test_json_text.py",
+        ("half-an-emoji-is-text", 'if "\\\\ud" in text or "\\\\uD" in text:', "if not text:"),
+    ),
+    *faults(
         "train/data/safe_pickle.py",
         "tests/train/data/test_planetoid.py",
         (

@@ -118,6 +118,20 @@ def test_bad_texts_are_named(tokenizer) -> None:
             tokenizer.encode(["a"], max_length=length)
 
 
+@pytest.mark.parametrize("bad", ["who \ud83d sings", "Z\udcfcrich", "\udc00"])
+def test_half_a_surrogate_pair_is_no_text(tokenizer, bad) -> None:
+    windows = {"max_length": 32, "stride": 2, "max_question": 8}
+    for call in (
+        lambda: tokenizer.encode(["a", bad]),
+        lambda: tokenizer.encode(["a", "cat"], ["cat", bad]),
+        lambda: pretrained.encode_windows(tokenizer, ["a", "a"], ["cat", bad], **windows),
+        lambda: pretrained.encode_windows(tokenizer, ["a", bad], ["cat", "cat"], **windows),
+    ):
+        with pytest.raises(ValueError, match=r"Text 1 holds half of a surrogate pair, '\\ud"):
+            call()
+    tokenizer.encode(["an emoji \U0001f600"], ["\ufffd"])
+
+
 def test_a_vocabulary_larger_than_the_models_is_an_error(tmp_path) -> None:
     checkpoints.write_word_piece(tmp_path)
     config = dataclasses.replace(CONFIG, vocab_size=CONFIG.vocab_size - 1)

@@ -30,6 +30,7 @@ import numpy as np
 from align_jax.models.graph import SparseFeatures, validate_graph
 from train.data import planetoid_download, safe_pickle
 from train.data.base import WHOLE, DataSource, Metadata, Share
+from train.data.json_text import read_text
 from train.registry import ConfigError
 
 SPLITS = ("train", "validation", "test")
@@ -216,7 +217,7 @@ def _matrix(value: Any, path: Path) -> np.ndarray:
 
 def _test_index(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
     try:
-        index = np.array([int(line) for line in path.read_text().split()])
+        index = np.array([int(line) for line in read_text(path).split()])
     except ValueError as error:
         raise ValueError(
             f"{path} is corrupted: {error}. Expected one whole number a line."

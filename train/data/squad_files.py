@@ -8,11 +8,11 @@ Source: "SQuAD: 100,000+ Questions for Machine Comprehension of Text" (Rajpurkar
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.data.json_text import loads, read_text
 from train.registry import ConfigError
 
 
@@ -46,14 +46,14 @@ def read_json(path: Path) -> list[Question]:
         'In what country is Normandy located?'
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(read_text(path))
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error}). Get train-v1.1.json, dev-v1.1.json, train-v2.0.json "
             "and dev-v2.0.json from https://rajpurkar.github.io/SQuAD-explorer, or set data.source "
             "to 'tfds'."
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}). Download it again.") from error
     try:
         questions = list(_questions(content))

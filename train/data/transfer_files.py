@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from train.data.json_text import loads, read_text
 from train.registry import ConfigError
 
 Record = tuple[tuple[str, ...], int]  # an example's texts, and its label
@@ -42,8 +42,8 @@ def read_labelled(
         ConfigError: the file cannot be read, or a line is not in its format; names the line.
     """
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
     try:
         records = list(READERS[path.suffix](content, fields, labels))
@@ -65,8 +65,8 @@ def _json_lines(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) 
             continue
         where = f"line {number}"
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            values = loads(line)
+        except ValueError as error:
             raise _FormatError(f"{where} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise _FormatError(f"{where} is no JSON object: {line.strip()[:80]}")
@@ -130,11 +130,11 @@ def _label(value: Any, labels: tuple[str, ...], where: str) -> int:
     """The number of a class, given its number or its name; -1 is that of an unlabelled example."""
     if value in labels:
         return labels.index(value)
-    if isinstance(value, str) and re.fullmatch(r"-1|[0-9]+", value):
+    if isinstance(value, str) and re.fullmatch(r"-1|[0-9]{1,9}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < len(labels):
         raise _FormatError(
-            f"{where} has the label {value!r}; expected 0 to {len(labels) - 1}, or one of "
+            f"{where} has the label {value!r:.80}; expected 0 to {len(labels) - 1}, or one of "
             f"{', '.join(labels)}"
         )
     return value

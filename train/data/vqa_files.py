@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import sys
 import zipfile
 import zlib
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from train.data.json_text import loads, read_text
 from train.registry import ConfigError
 
 PEOPLE = 10  # that VQA v2 asks each question
@@ -286,13 +286,13 @@ def _field(holder: Any, name: str, kind: type, where: str) -> Any:
 def _read_json(path: Path, advice: str) -> Any:
     text = _read_text(path, advice)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # lists within lists within lists
+        return loads(text)
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}). {advice}") from error
 
 
 def _read_text(path: Path, advice: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). {advice}") from error
