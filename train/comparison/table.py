@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import rich.table
+from rich.markup import escape
 
 from train.benchmarks.step_time import StepTime
+from train.comparison.markdown import literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,20 +122,21 @@ def measured(
 
 def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
     """The table for the terminal."""
-    table = rich.table.Table(title=title, title_justify="left")
+    table = rich.table.Table(title=escape(title), title_justify="left")
     table.add_column("method")
     for column in next(iter(rows.values())):
-        table.add_column(column, justify="right")
+        table.add_column(escape(column), justify="right")
     for method, row in rows.items():
-        table.add_row(method, *_texts(row))
+        table.add_row(escape(method), *_texts(row))
     return table
 
 
 def to_markdown(rows: Mapping[str, Row]) -> str:
     """The table for a README."""
     columns = list(next(iter(rows.values())))
-    lines = [f"| method | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    lines += [f"| {method} | {' | '.join(_texts(row))} |" for method, row in rows.items()]
+    head = " | ".join(map(literal, ["method", *columns]))
+    lines = [f"| {head} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines += [f"| {literal(method)} | {' | '.join(_texts(row))} |" for method, row in rows.items()]
     return "\n".join(lines) + "\n"
 
 

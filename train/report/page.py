@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import jinja2
 
+from train.comparison.markdown import code, literal
 from train.report import summary
 from train.report.attacks import attacks
 from train.report.contents import Chapter, Picture, Section, Table
@@ -125,48 +127,41 @@ def to_html(chapters: Sequence[Chapter], overview: Section) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    return environment.get_template("page.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         title=TITLE, chapters=chapters, overview=overview, widest=WIDEST, long=LONG
     )
+    return re.sub("[\ud800-\udfff]", "\ufffd", page)  # a name with half an emoji is no text
 
 
 def to_markdown(chapters: Sequence[Chapter], overview: Section) -> str:
-    """The tables and sentences, for a README."""
+    """The tables and sentences, for a README; names from files are shown as they are."""
     lines = [f"# {TITLE}", "", *_section_lines(overview)]
     for chapter in chapters:
-        lines += [f"## {_plain(chapter.title)}", ""]
-        lines += [f"- {name}: {_fact(name, value)}" for name, value in chapter.facts]
+        lines += [f"## {literal(chapter.title)}", ""]
+        facts = [
+            (literal(name), code(value) if name == "Command" else literal(value))
+            for name, value in chapter.facts
+        ]
+        lines += [f"- {name}: {value}" for name, value in facts]
         lines.append("")
         for part in chapter.sections:
             if part.printed:
-                lines += [f"### {_plain(part.title)}", "", *_section_lines(part)]
+                lines += [f"### {literal(part.title)}", "", *_section_lines(part)]
     return "\n".join(lines)
 
 
-def _fact(name: str, value: str) -> str:
-    return f"`{value}`" if name == "Command" and "`" not in value else _plain(value)
-
-
 def _section_lines(part: Section) -> list[str]:
-    lines = [_plain(part.text), ""] if part.text else []
+    lines = [literal(part.text), ""] if part.text else []
     for table in part.tables:
         lines += [*_table_lines(table), ""]
     said = [*part.sentences, *part.missing]
-    lines += [f"- {_plain(sentence)}" for sentence in said]
+    lines += [f"- {literal(sentence)}" for sentence in said]
     return [*lines, ""] if said else lines
 
 
 def _table_lines(table: Table) -> list[str]:
-    rows = [" | ".join(map(_plain, row)) for row in table.rows]
+    rows = [" | ".join(map(literal, row)) for row in table.rows]
     marks = " | ".join(["---", *["---:"] * (len(table.columns) - 1)])
-    head = " | ".join(map(_plain, table.columns))
+    head = " | ".join(map(literal, table.columns))
     body = [f"| {row} |" for row in (head, marks, *rows)]
-    return [_plain(f"{table.caption} {table.note}".strip()), "", *body]
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown takes literally, in one line."""
-    text = " ".join(text.split())
-    for mark in ("\\", "`", "*", "_", "|", "<"):
-        text = text.replace(mark, f"\\{mark}")
-    return text
+    return [literal(f"{table.caption} {table.note}".strip()), "", *body]

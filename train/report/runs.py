@@ -172,7 +172,11 @@ def _study(found: Sequence[tuple[pathlib.Path, Run]]) -> Study:
     for label, seeds in runs.items():
         runs[label] = dict(sorted(seeds.items()))
     folders = dict.fromkeys(folder for folder, _ in found)
-    commands = [(x / COMMAND).read_text().strip() for x in folders if (x / COMMAND).is_file()]
+    commands = [
+        (x / COMMAND).read_text("utf-8", "replace").strip()
+        for x in folders
+        if (x / COMMAND).is_file()
+    ]
     return Study(first["name"], shared, runs, times, commands, notes)
 
 

@@ -13,8 +13,10 @@ import pytest
 
 from tests.train.commands import run_quietly
 from tests.train.report.studies import write_run
+from train.comparison.markdown import literal
 from train.report.__main__ import main
-from train.report.page import write_report
+from train.report.contents import Chapter, Section, Table
+from train.report.page import to_html, to_markdown, write_report
 from train.sweep import run_folder, variant
 
 
@@ -115,7 +117,46 @@ def test_what_comes_from_files_is_escaped(tmp_path, tiny_config) -> None:
     assert "python <script>" in page.text
     assert not {"img", "script", "b"} & {tag for tag, _ in page.tags}
     text = (tmp_path / "report" / "report.md").read_text()
-    assert r"## \<img src=x onerror=alert(1)> \| \*" in text
+    assert r"## \<img src=x onerror=alert(1)\> \| \*" in text
+
+
+NAMES = [
+    "<script>alert(1)</script>", "[a](javascript:alert(1))", "![b](http://evil/x.png)", "[c]: /d",
+    "<http://evil>", "`<b>`", "# one #", "- two", "+ three", "> four", "1. five", "2) six", "---",
+    "===", "* * *", "~~~ x", "~~seven~~", "&lt;b&gt; &copy;", "a|b", "\\[e](f)", "__g__", "*h*",
+    "i\n\n<img src=x>\n\n- j", "$k$", "``` l", "    m", "<!-- n -->", "\\", "o\ud83d", "p\x00",
+]  # fmt: skip
+
+
+@pytest.mark.fault(
+    "Names in a run's files that are Markdown or HTML: links, pictures, tags, tables",
+    "The report shows them as they are",
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_markdown_shows_every_name_as_it_is(name) -> None:
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"linkify": False})
+    part = Section(name, name, [Table(name, [name], [[name]], name)], [name], printed=True)
+    chapter = Chapter(name, [(name, name), ("Command", name)], [part])
+    text = to_markdown([chapter], Section(""))
+    text.encode()
+    page = Tags(markdown.render(text))
+    allowed = {"h1", "h2", "h3", "ul", "li", "p", "table", "thead", "tbody", "tr", "th", "code"}
+    assert {tag for tag, _ in page.tags} <= allowed | {"td"}
+    shown = " ".join(name.split()).replace("\ud83d", "\ufffd").replace("\x00", "\ufffd")
+    table = f"{shown}\n\n\n{shown}\n"
+    assert " ".join(page.text.split()) == " ".join(
+        f"Alignment attention: report {shown} {shown}: {shown} Command: {shown} {shown} {shown} "
+        f"{shown} {shown} {table} {shown}".split()
+    )
+    to_html([chapter], Section("")).encode()
+
+
+@pytest.mark.parametrize("name", ["see http://evil/x", "HTTPS://evil", "www.evil.com", "ftp://x"])
+def test_an_address_is_no_link(name) -> None:
+    """Some of Markdown's dialects make links of what only looks like an address."""
+    shown = literal(name)
+    assert not re.search(r"://|www\.", shown, re.IGNORECASE)
+    assert shown.replace("\\", "") == name
 
 
 def test_a_run_that_cannot_be_restored_is_left_out_with_its_reason(tmp_path, tiny_config) -> None:

@@ -1,0 +1,33 @@
+"""Names and sentences in Markdown, as they are: none of it becomes a link, a picture or a tag."""
+
+from __future__ import annotations
+
+import re
+
+# Anywhere in a line, and what only its beginning means something for.
+_MARKS = re.compile(r"[\\`*_{}\[\]<>|~$#&]|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+_START = re.compile(r"(\d*)([-+=.)])")
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
+
+
+def literal(text: str) -> str:
+    r"""Text that Markdown shows as it is, in one line.
+
+    Example:
+        >>> print(literal("1. [x](http://a) <b>"))
+        1\. \[x\](http:\//a) \<b\>
+    """
+    text = _NO_TEXT.sub("\ufffd", " ".join(text.split()))
+    text = _MARKS.sub(r"\\\g<0>", text)
+    return _START.sub(r"\1\\\2", text, count=1) if _START.match(text) else text
+
+
+def code(text: str) -> str:
+    """Text as code, in one line; where it has backticks itself, as `literal` has it.
+
+    Example:
+        >>> code("a  *b*")
+        '`a *b*`'
+    """
+    text = _NO_TEXT.sub("\ufffd", " ".join(text.split()))
+    return f"`{text}`" if text and "`" not in text else literal(text)
