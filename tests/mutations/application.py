@@ -165,6 +165,12 @@ _DATA: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "train/comparison/markdown.py",
+        "tests/train/report/test_page.py",
+        ("a-name-may-be-a-link", r"*_{}\[\]<>|~$#&]", r"*_{}<>|~$#&]"),
+        ("a-name-may-be-a-list", r"([-+=.)])", r"([+=.)])"),
+    ),
+    *faults(
         "train/data/json_text.py",
         "tests/train/data/test_json_text.py",
         ("half-an-emoji-is-text", 'if "\\\\ud" in text or "\\\\uD" in text:', "if not text:"),
