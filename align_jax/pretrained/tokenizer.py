@@ -106,7 +106,9 @@ class Tokenizer:
             One entry per text, to be padded by `pad`.
 
         Raises:
-            ValueError: a text is no string, the numbers differ, or max_length is out of range.
+            ValueError: a text is no string or no text, the numbers differ, or max_length is out of
+                range.
+            PretrainedError: the tokenizer's file makes it fail on a text.
         """
         inputs = checked_texts(texts, pairs)
         length = self.checked_length(max_length, pair=pairs is not None)
@@ -221,7 +223,7 @@ class Tokenizer:
     @contextlib.contextmanager
     def truncating(self, length: int, **settings: Any) -> Iterator[Any]:
         """The backend, truncating as told for the time being, and for this thread alone."""
-        with self._lock:
+        with self._lock, _clear_errors():
             self.backend.enable_truncation(length, **settings)
             try:
                 yield self.backend
@@ -244,7 +246,7 @@ class Tokenizer:
 
     @contextlib.contextmanager
     def _whole_offsets(self) -> Iterator[Any]:
-        with self._lock:
+        with self._lock, _clear_errors():
             self.backend.post_processor = self._not_trimming
             try:
                 yield self.backend
@@ -265,6 +267,24 @@ class Tokenizer:
                 f"at most {self.max_length}, the model's number of positions."
             )
         return length
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What the backend raises over a text, as an error of ours.
+
+    A regular expression in its file that takes too long makes the Rust library panic, and that is
+    no Exception.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise PretrainedError(
+            f"The tokenizer fails on a text ({error}). Its tokenizer.json is damaged, or has a "
+            "regular expression that this text is too long for: get it anew, or shorten the text."
+        ) from error
 
 
 def _without_trimming(processor: Any) -> Any:

@@ -18,6 +18,7 @@ from train.experiment.experiment import build_experiment
 from train.predict import _labelled, export, predict, read_texts
 from train.predictor import restore_predictor
 from train.registry import ConfigError
+from train.run.folder import CheckpointError
 
 PAIRS = [("The cat sat.", "A dog ran?"), ("dogs", ""), ("the mat", "the mat on a hill")]
 
@@ -153,6 +154,21 @@ def test_a_run_on_pictures_is_refused(tmp_path, tiny_config) -> None:
     run_quietly(config, tmp_path / "run")
     with pytest.raises(ConfigError, match="'digits', which holds no texts"):
         restore_predictor(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data", None), ("model", 3), ("data", {}), ("alignment", []), ("seed", "x"),
+        ("train", "x"), ("model", {"name": "pretrained_text", "pretrained": 3}),
+    ],
+)  # fmt: skip
+def test_a_runs_config_that_was_edited_is_named(mrpc_run, tmp_path, key, value) -> None:
+    config = json.loads((mrpc_run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        restore_predictor(tmp_path)
+    assert "checkpoint" not in str(caught.value).lower()  # that there is none does not come first
 
 
 def test_the_command_answers_line_by_line_and_exports(mrpc_run, mrpc, tmp_path) -> None:

@@ -19,7 +19,7 @@ from train.report.gallery import from_models
 from train.report.head_maps import head_maps
 from train.report.pictures import file_name
 from train.report.runs import Study, config_keys, read_studies
-from train.run.folder import CheckpointError, write_text
+from train.run.folder import CONFIG, METRICS, RESULT, STEP_TIMES, CheckpointError, write_text
 
 PAGE, TEXT = "report.html", "report.md"
 TITLE = "Alignment attention: report"
@@ -56,11 +56,19 @@ def write_report(
             f"{output} is not empty and holds no {PAGE} of an earlier report; nothing was written. "
             f"Name a new or empty folder with --output."
         )
-    studies = read_studies(folders)
-    chapters = []
-    for title, study in _titled(studies):
-        say(title)
-        chapters.append(_chapter(title, study, studies, examples))
+    try:
+        studies = read_studies(folders)
+        chapters = []
+        for title, study in _titled(studies):
+            say(title)
+            chapters.append(_chapter(title, study, studies, examples))
+    # JSON that has been edited can hold anything anywhere.
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"The runs in {', '.join(map(str, folders))} cannot be shown: {type(error).__name__}: "
+            f"{error}. One of their files ({CONFIG}, {RESULT}, {METRICS}, {STEP_TIMES}) does not "
+            "hold what a run writes; undo what was changed in it, or leave the run out."
+        ) from error
     output.mkdir(parents=True, exist_ok=True)
     overview = overview or Section("")
     write_text(output / PAGE, to_html(chapters, overview))

@@ -159,6 +159,49 @@ def test_an_address_is_no_link(name) -> None:
     assert shown.replace("\\", "") == name
 
 
+@pytest.mark.fault(
+    "A run's JSON that was edited and is still JSON",
+    "The report, and predicting, say which files and what is wrong",
+)
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"alignment": 3}), ("config.json", {"seed": []}),
+        ("config.json", {"eval": {"final": "x", "report": 1}}), ("config.json", {"name": None}),
+        ("result.json", {"metrics": {"test": {"accuracy": "half"}}}),
+        ("result.json", {"metrics": {"test": 1}}), ("result.json", {"hardware": 7}),
+        ("result.json", {"seconds": None}), ("result.json", {"config": []}),
+        ("metrics.jsonl", {"step": 2, "split": "train", "task_loss": "low"}),
+        ("metrics.jsonl", {"step": 2, "split": "validation", "mmd_per_head": [1]}),
+    ],
+)  # fmt: skip
+def test_json_that_was_edited_is_an_error_in_one_line(
+    file, changes, tmp_path, tiny_config, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, to, **_: to.write(b"x"))
+    records = [
+        {"step": step, "split": split, "task_loss": 0.5, "mmd_per_head": {"layer_0": [1.0, 2.0]}}
+        for step in (2, 4) for split in ("train", "validation")
+    ]  # fmt: skip
+    metrics = {"test": {"accuracy": 0.5, "ece": 0.1}}
+    folder = write_run(tmp_path / "runs", tiny_config("none"), "none", 0, metrics, records)
+    path = folder / file
+    if file == "metrics.jsonl":
+        path.write_text(path.read_text() + json.dumps(changes) + "\n")
+    else:
+        whole = json.loads(path.read_text())
+        path.write_text(json.dumps({**whole, **changes}))
+        if file == "config.json":  # or else the result's own copy counts
+            (folder / "result.json").unlink()
+    status = main([str(tmp_path / "runs"), f"--output={tmp_path / 'report'}"])
+    said = capsys.readouterr().err
+    assert status == 2 or file == "config.json", said
+    if status:
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        assert str(tmp_path / "runs") in said
+
+
 def test_a_run_that_cannot_be_restored_is_left_out_with_its_reason(tmp_path, tiny_config) -> None:
     records = [{"step": 6, "split": "validation", "mmd_per_head": {"layer_0": [1.0, 2.0]}}]
     metrics = {"test": {"accuracy": 0.5, "ece": 0.1}}
