@@ -163,7 +163,8 @@ def export(data: PredictSource, state: TrainState, folder: pathlib.Path) -> None
     """Writes a run's model, without alignment networks, as a folder for `transformers`.
 
     Raises:
-        ConfigError: the folder is not empty, or `transformers` has no such model.
+        ConfigError: the folder is not empty or cannot be written to, or `transformers` has no such
+            model.
     """
     if not hasattr(data, "text_tokenizer"):
         raise ConfigError(
@@ -177,7 +178,7 @@ def export(data: PredictSource, state: TrainState, folder: pathlib.Path) -> None
     names = None if choice else data.label_names or None
     try:
         save(folder, state.model, state.params, data.text_tokenizer, label_names=names)
-    except (PretrainedError, ImportError) as error:
+    except (PretrainedError, ImportError, OSError) as error:
         raise ConfigError(f"--export: {error}") from error
 
 

@@ -26,7 +26,6 @@ from align_jax.models.dropout import Dropout
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
-from align_jax.numerics import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,13 @@ class EncoderConfig:
         for name in ("layer_norm_epsilon", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{kind}.{name} is {getattr(self, name)!r}; expected above 0.")
-        check_choice(f"{kind}.activation", self.activation, tuple(ACTIVATIONS))
+        # Without a hint: a name that is near may be another function's.
+        if self.activation not in tuple(ACTIVATIONS):
+            raise ValueError(
+                f"{kind}.activation must be one of {', '.join(ACTIVATIONS)}, got "
+                f"{self.activation!r}. GELU is 'gelu' in its exact form (by erf), 'gelu_new' in "
+                "its tanh form."
+            )
 
     @property
     def head_dropout(self) -> float:
@@ -130,9 +135,11 @@ def exact_gelu(x: Array) -> Array:
 
 # The names that checkpoints' config.json files use.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": exact_gelu,
-    "gelu_new": nn.gelu,
-    "gelu_pytorch_tanh": nn.gelu,
+    **dict.fromkeys(("gelu", "gelu_python"), exact_gelu),
+    # The tanh form, up to 5e-4 away from it.
+    **dict.fromkeys(
+        ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh"), nn.gelu
+    ),
     "relu": nn.relu,
     "silu": nn.silu,
     "swish": nn.silu,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def save(
 
     Raises:
         PretrainedError: the parameters are not this model's, or the names are not one per class.
+        OSError: a file cannot be written.
         ImportError: safetensors is not installed.
 
     Example:
@@ -72,7 +74,7 @@ def save(
         ...     sorted(os.listdir(folder))
         ['config.json', 'model.safetensors']
     """
-    safetensors = require("safetensors.numpy", "Writing a checkpoint")
+    require("safetensors.numpy", "Writing a checkpoint")
     config = getattr(model, "config", None)
     if not isinstance(config, EncoderConfig):
         raise PretrainedError(
@@ -94,12 +96,12 @@ def save(
     if isinstance(model, SequenceClassifier | MultipleChoice) and model.pooling == "mean":
         _write_mean_pooling(path, values)
     _write_json(path / "config.json", values)
-    safetensors.save_file(tensors, path / SAFETENSORS, metadata={"format": "pt"})
+    _write_tensors(path / SAFETENSORS, tensors, {"format": "pt"})
     (path / ALIGNMENT).unlink(missing_ok=True)  # an earlier model's do not belong to this one
     if alignment:
         networks = _alignment_networks(params, plain)
         if networks:
-            safetensors.save_file(networks, path / ALIGNMENT)
+            _write_tensors(path / ALIGNMENT, networks)
     if tokenizer is not None:
         tokenizer.save(path)
 
@@ -156,6 +158,21 @@ def _write_mean_pooling(folder: Path, values: dict[str, Any]) -> None:
     values["auto_map"] = {f"AutoModelFor{task}": f"{MODULE}.{name}"}
     source = mean_pooling_source(prefix, task)
     (folder / f"{MODULE}.py").write_text(source, encoding="utf-8")
+
+
+def _write_tensors(
+    path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Beside config.json, which has been written."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    # safetensors lets nobody but the owner read it, whatever the umask says.
+    shutil.copymode(path.parent / "config.json", path)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from align_jax.models.bert import BertConfig, BertEncoder, positions
 from align_jax.models.dropout import Dropout
 from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor, mean_pooling
 from align_jax.models.stack import stack_layers, unstack_layers
-from align_jax.models.transformer import exact_gelu
+from align_jax.models.transformer import ACTIVATIONS, exact_gelu
 from tests.models.parameters import random_parameters
 
 CONFIG = BertConfig(
@@ -371,7 +371,7 @@ def test_clouds_of_a_plain_model_can_be_measured() -> None:
         ({"hidden_size": 17}, "17, which 4 heads do not divide"),
         ({"dropout": 1.0}, r"dropout is 1.0; expected a number in \[0, 1\)"),
         ({"dropout": None}, "dropout is None"),
-        ({"activation": "gleu"}, "got 'gleu'. Did you mean 'gelu'"),
+        ({"activation": "gleu"}, "got 'gleu'. GELU is 'gelu' in its exact form"),
         ({"dtype": "float8"}, "dtype must be one of float32, .*got 'float8'"),
         ({"family": "xlnet"}, "family must be one of bert, roberta, got 'xlnet'"),
         ({"pad_token_id": 50}, "pad_token_id is 50"),
@@ -405,3 +405,21 @@ def test_bad_inputs() -> None:
         random_parameters(SequenceClassifier(CONFIG, pooling="max"), ids)
     with pytest.raises(ValueError, match=r"must be \[B, C, N\]"):
         random_parameters(MultipleChoice(CONFIG), ids)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_those_that_checkpoints_mean(name) -> None:
+    """The exact GELU and its tanh form differ by up to 5e-4."""
+    activations = pytest.importorskip("transformers.activations")
+    torch = pytest.importorskip("torch")
+    x = np.linspace(-6.0, 6.0, 241, dtype=np.float32)
+    theirs = activations.ACT2FN[name](torch.tensor(x)).numpy()
+    np.testing.assert_allclose(ACTIVATIONS[name](x), theirs, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu_exact", "gelu_erf", "gelu_10", "quick_gelu", ["gelu"]])
+def test_an_unknown_activation_is_not_told_to_be_another(name) -> None:
+    with pytest.raises(ValueError, match="activation must be one of") as caught:
+        BertConfig(activation=name)
+    assert "mean" not in str(caught.value)
+    assert "'gelu' in its exact form (by erf), 'gelu_new' in its tanh form" in str(caught.value)

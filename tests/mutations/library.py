@@ -596,6 +596,24 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "align_jax/pretrained/save.py",
+        "tests/pretrained/test_save.py",
+        (
+            "weights-for-their-owner-alone",
+            'shutil.copymode(path.parent / "config.json", path)',
+            "pass",
+        ),
+    ),
+    *faults(
+        "align_jax/models/transformer.py",
+        "tests/models/test_bert.py",
+        (
+            "the-exact-gelu-is-the-tanh-form",
+            '("gelu", "gelu_python"), exact_gelu',
+            '("gelu", "gelu_python"), nn.gelu',
+        ),
+    ),
+    *faults(
         "align_jax/pretrained/forms.py",
         "tests/pretrained/test_load.py",
         ("an-adapter-is-left-out", "if (folder / file).is_file():", "if (folder / file).is_dir():"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 
 import flax.linen as nn
 import jax
@@ -234,6 +235,28 @@ def test_the_tokenizer_travels_along(tmp_path) -> None:
     for name, expected in batch.items():
         np.testing.assert_array_equal(again[name], expected)
         np.testing.assert_array_equal(theirs[name], expected)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the modes of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_every_file_can_be_read_by_whom_the_umask_allows(umask, tmp_path) -> None:
+    config = dataclasses.replace(CONFIGS["bert"], alignment=AlignmentConfig("ct"))
+    model, params = initialised(config, "classification", pooling="mean")
+    before = os.umask(umask)
+    try:
+        pretrained.save(tmp_path / "saved", model, params, alignment=True)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()}
+    assert "alignment.safetensors" in modes
+    assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
+def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path) -> None:
+    model, params = initialised(CONFIGS["bert"], "classification")
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"model.safetensors"):
+        pretrained.save(tmp_path, model, params)
 
 
 def test_what_cannot_be_saved_says_why(tmp_path) -> None:
