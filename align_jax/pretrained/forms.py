@@ -14,8 +14,9 @@ _MERGE = (
     "AutoPeftModel.from_pretrained(folder).merge_and_unload().save_pretrained(new_folder)"
 )
 _CONVERT = (
-    "which transformers 4 converts: AutoModel.from_pretrained(folder, from_{}=True)"
-    ".save_pretrained(new_folder)"
+    "which transformers 4 converts, by the class with the model's head: "
+    "AutoModelForSequenceClassification.from_pretrained(folder, from_{}=True)"
+    ".save_pretrained(new_folder) or its like"
 )
 _SAVE = "not in transformers' form: write it with the model's save_pretrained(new_folder)"
 _RENAME = "not a name that is read: if these are the model's weights, rename it to {}"

@@ -239,7 +239,7 @@ REFUSED = {
 
 @pytest.mark.fault(
     "Settings or tokens beside a vocabulary that cannot hold, or a tokenizer of another class",
-    "Refused, with the setting's name; all others give the tokens that transformers gives",
+    "Refused, with the name of the setting or token",
 )
 @pytest.mark.parametrize("case", REFUSED)
 def test_settings_that_cannot_hold_are_named(case, tmp_path) -> None:
