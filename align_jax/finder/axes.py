@@ -19,8 +19,7 @@ class Kind(enum.IntEnum):
     CONSTANT = 0  # broadcast, or made by the program itself
     UNKNOWN = 1
     PARAMETER = 2  # an axis of a parameter: features, and the heads that they are split into
-    FEATURE = 3  # the last axis of floating-point data
-    DATA = 4  # any other axis of data: samples, tokens, and what they are split into
+    DATA = 3  # an axis of data: samples, tokens, and what they are split into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +99,6 @@ def resized(axis: Axis, new_size: int, how: Hashable) -> Axis:
     origin = (how, tuple(factor.identity for factor in axis))
     if new_size == 1:
         return ()
-    if all(factor.origin is None for factor in axis):
-        return whole(new_size)
     role = next((factor.role for factor in axis if factor.role), None)
     return (Factor(new_size, kind(axis), origin, role=role),)
 

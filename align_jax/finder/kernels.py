@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from align_jax.finder import axes as ax
+from align_jax.finder import program
 from align_jax.finder.axes import SHARED, Factor, Role
 from align_jax.finder.program import Ref
 from align_jax.finder.site import Mask, Operand, Part, Site
-from align_jax.finder.value import Scan, Value, dtype_of, identities, steps_of
+from align_jax.finder.value import Scan, Value, identities, is_inexact, steps_of
 
 # JAX's own for TPU and GPU, and cuDNN's: their axes in order, batch, heads, tokens and features.
 KERNELS = {
@@ -22,6 +21,12 @@ KERNELS = {
     "dot_product_attention_fwd_wrapper": "BNHD",
     "dot_product_attention_fp8_fwd_wrapper": "BNHD",
 }
+
+# What no search can look into.
+OPAQUE = {
+    "pallas_call", "custom_call", "ffi_call", "tpu_custom_call", "triton_kernel_call",
+    "mosaic_gpu_custom_call", "pure_callback", "io_callback",
+}  # fmt: skip
 
 
 def kernel_site(
@@ -35,33 +40,40 @@ def kernel_site(
     arrays = [
         i
         for i, (atom, value) in enumerate(zip(eqn.invars, operands, strict=True))
-        if len(value.axes) in (3, 4) and np.issubdtype(dtype_of(atom.aval), np.inexact)
+        if len(value.axes) in (3, 4) and is_inexact(atom.aval)
     ]
-    if len(arrays) < 3:
-        return None
+    held = program.inner(eqn)
+    if len(arrays) < 3 or (held is not None and not program.primitives(held[0]) & OPAQUE):
+        return None  # a function of that name that can be looked into
     refs = [(Ref(path, eqn.invars[i]), operands[i]) for i in arrays[:2]]
     layout = layout[-len(refs[0][1].axes) :]
-    numbered = {"B": 0, "H": 1}
+    # Keys without an axis of heads serve the queries' all.
+    layouts = [layout, layout if len(refs[1][1].axes) == len(layout) else layout.replace("H", "")]
+    numbered = {"B": 0, "H": 1 if layouts[0] == layouts[1] else 4}
     sides = []
-    for tokens, (ref, value) in zip((2, 3), refs, strict=True):
+    for tokens, (ref, value), own in zip((2, 3), refs, layouts, strict=True):
         numbers = tuple(
             (None if letter == "D" else tokens if letter == "N" else numbered[letter],)
-            for letter in layout
+            for letter in own
         )
         axes = tuple((Factor(n, origin=("kernel", i)),) for i, n in enumerate(ax.shape(value.axes)))
         sides.append(Operand(ref, axes, numbers, value.scale))
-    heads = [value.axes[layout.index("H")] for _, value in refs]
     masks: tuple[Mask, ...] = ()
-    if called.startswith("dot_product_attention") and len(operands) > 3:
-        bias = operands[3]
-        if len(bias.axes) == 4 and all(ax.shape(bias.axes)):
-            roles = [
-                (Factor(n, role=Role(-1, SHARED, i)),) for i, n in enumerate(ax.shape(bias.axes))
-            ]
-            masks = (Mask(Ref(path, eqn.invars[3]), "bias", tuple(roles), (False,) * 4),)
-    if ax.size(heads[0]) != ax.size(heads[1]):
-        sides = [_grouped(side, layout, ax.size(heads[1])) for side in sides]
-    tokens_of = [value.axes[layout.index("N")] for _, value in refs]
+    place = 3 if called.startswith("dot_product_attention") else arrays[3] if arrays[3:] else 0
+    bias = operands[place] if place < len(operands) else operands[0]
+    if place and len(bias.axes) == 4 and all(ax.shape(bias.axes)):
+        numbers_of = {"B": 0, "H": 1, "N": 2, "D": 3}  # of logits: batch, heads, queries, keys
+        roles = tuple(
+            (Factor(n, role=Role(-1, SHARED, numbers_of[letter])),)
+            for letter, n in zip("BHND", ax.shape(bias.axes), strict=True)
+        )
+        masks = (Mask(Ref(path, eqn.invars[place]), "bias", roles, (False,) * 4),)
+    if layouts[0] == layouts[1]:
+        place = layout.index("H")
+        heads = [ax.size(value.axes[place]) for _, value in refs]
+        if heads[0] != heads[1]:
+            sides = [_grouped(side, layout, heads[1]) for side in sides]
+    tokens_of = [value.axes[own.index("N")] for (_, value), own in zip(refs, layouts, strict=True)]
     parts = {0: Part.SAMPLE, 1: Part.HEAD, 2: Part.QUERY, 3: Part.KEY, 4: Part.GROUP}
     return Site(
         "",

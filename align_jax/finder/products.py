@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from align_jax.finder import axes as ax
@@ -61,11 +61,13 @@ class Products(AxisRules):
         value = Value(
             tuple(axes),
             data=left.data or right.data,
+            # A parameter times another is none any more; data times one is data.
             computed=True,
             leaf=feeding_leaf(left, right),
             mask=left.mask or right.mask,
             along=along_all(operands),
         )
+        self.note_lost(operands)
         read = self.read_out(eqn, operands, value)
         if read is not None:
             return read
@@ -93,8 +95,9 @@ class Products(AxisRules):
         """A product that may be one of queries and keys: notes it, and marks the result's axes."""
         on_left, on_right = left[1], right[1]
         plain = dataclasses.replace(value, axes=without_roles(value.axes))
-        if not (on_left.data or on_right.data) or (not shared and (on_left.raw or on_right.raw)):
-            return plain  # the last is a layer: data with its weights
+        known = (on_left.data or on_left.computed) and (on_right.data or on_right.computed)
+        if not known and not (shared and (on_left.data or on_right.data)):
+            return plain  # a layer: data with its weights
         if any(program.is_literal(ref.var) for ref, _ in (left, right)):
             return plain
         numbers = itertools.count()
@@ -120,6 +123,10 @@ class Products(AxisRules):
             for n, a, b in zip(taken, *pair, strict=True):
                 factors[n] = (SHARED, a, b)
                 best = a if (a.kind, a.origin is not None) >= (b.kind, b.origin is not None) else b
+                if best.kind == Kind.CONSTANT:  # copies of samples are samples, of heads heads
+                    believed = max(ax.kind(pair[0]), ax.kind(pair[1]))
+                    best = dataclasses.replace(best, kind=believed)
+                    factors[n] = (SHARED, best, best)
                 result.append(dataclasses.replace(best, role=Role(number_of, SHARED, n)))
             marked[SHARED, position] = tuple(result)
         for side, free, all_axes, all_numbers in (
@@ -227,6 +234,8 @@ class Products(AxisRules):
                 for v in operands
             ]
             return self.combined(name, eqn, spread, scored, path)
+        if name in ("log", "log1p"):
+            return None
         if name in _EXPONENTIALS:
             if score.stage != "logits":
                 return score if score.stage == "largest" else None
@@ -257,15 +266,10 @@ class Products(AxisRules):
         if not main:
             return scored[0][1]
         place, score = main[0]
+        if name in ("concatenate", "dynamic_update_slice", "scatter", "scatter-add"):
+            return None
         if len({s.product for _, s in main}) > 1:
-            # Scores of content and of position: those of queries and keys are products of data.
-            both = [
-                (i, s)
-                for i, s in main
-                if self.products[s.product].left[1].data and self.products[s.product].right[1].data
-            ]
-            place, score = (both or main)[0]
-            return score
+            return self.of_several(name, operands, main)
         if len(main) > 1:
             return score
         others = [
@@ -292,13 +296,15 @@ class Products(AxisRules):
                     literal = program.is_literal(eqn.invars[other])
                     unsure = other if known is None and not literal else None
                     mask(0, "keep" if place == 2 else "block", unsure)
-            elif name in ("add", "sub", "add_any") and others:
+            elif name in ("add", "sub", "add_any", "min") and others:
                 bias = operands[others[0]]
                 if bias.mask or bias.data:
-                    mask(others[0], "bias")
+                    mask(others[0], "bias" if name != "sub" else "subtracted")
             return score
+        # After the division, what depends on no data is dropout.
         blocked = name == "select_n" and len(operands) == 3 and place > 0
-        if blocked and not score.normalized and operands[3 - place].number == 0:
+        blocked = blocked and operands[3 - place].number == 0
+        if blocked and (operands[0].data or not score.normalized):
             mask(0, "keep" if place == 2 else "block")
         if name == "div":
             return dataclasses.replace(score, normalized=True)
@@ -312,9 +318,47 @@ class Products(AxisRules):
                 )
                 if gains:
                     return dataclasses.replace(score, weighted=True)
-                if operands[i].mask and not score.normalized:
+                if operands[i].data or (operands[i].mask and not score.normalized):
                     mask(i, "factor")
         return score
+
+    def of_several(
+        self, name: str, operands: list[Value], main: list[tuple[int, Score]]
+    ) -> Score | None:
+        """The sum of the logits, or of the weights, of several products."""
+        place, score = main[0]
+        if score.stage == "weights":  # such as the difference of two attentions
+            also = score.also
+            for i, other in main[1:]:
+                pairs = tuple(_paired(operands[place].axes, operands[i].axes))
+                also = (*also, (other.product, pairs), *other.also)
+            return dataclasses.replace(score, also=also)
+        # Scores of content and of position: those of queries and keys are products of data.
+        both = [(i, s) for i, s in main if self.of_data(s.product)]
+        place, score = (both or main)[0]
+        if len({s.product for _, s in both}) > 1:
+            for _, other in both:
+                product = self.products[other.product]
+                product.problem = "its logits are the sum of several products of queries and keys"
+        for i, other in main:
+            numbers = dict(_paired(operands[i].axes, operands[place].axes))
+            for mask in self.products[other.product].masks if other is not score else ():
+                moved = _moved(mask, score.product, numbers)
+                if moved is not None:
+                    self.products[score.product].add(moved)
+        return score
+
+    def of_data(self, number: int) -> bool:
+        """Whether both operands of a product depend on data."""
+        product = self.products[number]
+        return product.left[1].data and product.right[1].data
+
+    def note_lost(self, values: Sequence[Value]) -> None:
+        """Something was weighed with what was made of logits in a way that is not followed."""
+        for value in values:
+            for number, exponential in value.lost:
+                if exponential and self.of_data(number):
+                    self.products[number].lost = True
 
     def read_out(self, eqn: Any, operands: list[Value], value: Value) -> Value | None:
         """A product with weights: over the keys, it is what makes an attention of them."""
@@ -335,37 +379,70 @@ class Products(AxisRules):
 
     def hit(self, weights: Value, summed: Sequence[ax.Axis], result: Value) -> Value:
         """Weights were summed over some axes, together with values."""
-        result = dataclasses.replace(result, axes=without_roles(result.axes), outer=None)
         score = weights.score
         assert score is not None
-        product = self.products[score.product]
         roles = [factor.role for axis in summed for factor in axis if factor.role]
+        keys = frozenset(role.number for role in roles if role.side != SHARED)
         sides = {role.side for role in roles if role.side != SHARED}
-        if len(sides) != 1:
-            return result
-        (side,) = sides
-        queries, keys = (
-            (product.left, product.right) if side == RIGHT else (product.right, product.left)
+        if not roles:  # a single key has no factors
+            free = {side for side, _, _ in self.products[score.product].factors.values()}
+            sides = {side for side in (RIGHT, LEFT) if side not in free}
+        if sides and len(sides) < 3 and (roles or sides):
+            side = RIGHT if RIGHT in sides and not roles else next(iter(sorted(sides)))
+            if len(sides) == 1 or not roles:
+                self.attend(score.product, side, keys)
+                for number, pairs in score.also:
+                    theirs = frozenset(b for a, b in pairs if a in keys)
+                    factors = self.products[number].factors
+                    own = {factors[n][0] for n in theirs} or {side}
+                    self.attend(number, own.pop(), theirs)
+        return dataclasses.replace(result, axes=without_roles(result.axes), outer=None)
+
+    def attend(self, number: int, key_side: str, keys: frozenset[int]) -> None:
+        """Notes that a product is one of queries and keys."""
+        product = self.products[number]
+        queries, key = (
+            (product.left, product.right) if key_side == RIGHT else (product.right, product.left)
         )
-        if not keys[1].data or not self.asks(queries[1], product, side):
-            return result
-        product.keys = frozenset(role.number for role in roles if role.side == side)
-        if score.product not in self.hits:
-            self.hits.append(score.product)
-        return result
+        free = {side for side, _, _ in product.factors.values()}
+        asked = math.prod(
+            f.size for side, f, _ in product.factors.values() if side not in (SHARED, key_side)
+        )
+        if key[1].raw:
+            return  # a layer
+        if not key[1].data and SHARED not in free:
+            return  # a layer whose weights are computed
+        if not queries[1].data:
+            if asked == 1 and (queries[1].raw or SHARED not in free):
+                return  # weights of each token, as for pooling
+            if queries[1].raw:
+                product.problem = "its queries are a parameter as it is, or it is a layer"
+        product.keys, product.key_side = keys, key_side
+        if number not in self.hits:
+            self.hits.append(number)
 
-    def asks(self, queries: Value, product: Product, key_side: str) -> bool:
-        """Whether what the keys are multiplied with is queries, and not the weights of a layer.
 
-        A parameter asks if it is several queries for every head; one vector for each head is what
-        layers and graph attention have.
-        """
-        if queries.data or queries.computed:
-            return True
-        asked = [
-            factor.size
-            for side, factor, _ in product.factors.values()
-            if side not in (SHARED, key_side)
-        ]
-        shared = any(side == SHARED for side, _, _ in product.factors.values())
-        return shared and math.prod(asked) > 1
+def _paired(one: ax.Axes, other: ax.Axes) -> Iterator[tuple[int, int]]:
+    """The numbers of factors that stand in the same place."""
+    for a, b in zip(one, other, strict=True):
+        for first, second in zip(a, b, strict=False):
+            if first.role and second.role:
+                yield first.role.number, second.role.number
+
+
+def _moved(mask: Mask, product: int, numbers: dict[int, int]) -> Mask | None:
+    """A mask of one product as that of another; None where their factors do not fit."""
+    axes = []
+    for axis in mask.axes:
+        for factor in axis:
+            if factor.role and factor.role.number not in numbers:
+                return None
+        axes.append(
+            tuple(
+                dataclasses.replace(f, role=Role(product, f.role.side, numbers[f.role.number]))
+                if f.role
+                else f
+                for f in axis
+            )
+        )
+    return dataclasses.replace(mask, axes=tuple(axes))

@@ -7,12 +7,12 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
 
 # Where a program calls another one: the parameter of the equation that holds it.
-_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 REMAT = ("remat", "remat2", "checkpoint")
-CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call")
 # Calls that run what they hold once, on the operands as they are.
 CALLS = (
-    "jit", "pjit", "closed_call", "core_call", "core_closed_call", "custom_vmap_call",
+    "jit", "pjit", "closed_call", "core_call", "core_closed_call",
     "custom_lin", *REMAT, *CUSTOM,
 )  # fmt: skip
 

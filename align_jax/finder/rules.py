@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from align_jax.finder import axes as ax
-from align_jax.finder.axes import Axes, Kind
+from align_jax.finder.axes import Axes, Factor, Kind
 from align_jax.finder.value import (
     Value,
     along_all,
     as_number,
+    is_boolean,
+    is_copy,
+    lost_in,
     plain,
     without_roles,
 )
@@ -24,7 +25,7 @@ _UNARY = {
     "name", "reduce_precision", "log", "log1p", "expm1", "erf", "erf_inv", "erfc", "cos", "sin",
     "tan", "is_finite", "not", "square", "floor", "ceil", "round", "mesh_cast", "reshard", "clamp",
     "exp", "exp2", "logistic", "lgamma", "digamma", "asinh", "acosh", "atanh", "sinh", "cosh",
-    "reciprocal", "bitcast_convert_type", "rev", "pvary", "copy_to_host", "device_put",
+    "reciprocal", "bitcast_convert_type", "pvary", "copy_to_host", "device_put",
 }  # fmt: skip
 _KEEP_AXES = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "reduce_precision"}
 _REDUCTIONS = {
@@ -50,8 +51,7 @@ class AxisRules:
         if value is not None and math.prod(shape) == 1 and not hasattr(value, "eqns"):
             number = as_number(value)
         axes = tuple(ax.whole(n) if number is not None else self.fresh(n) for n in shape)
-        boolean = getattr(aval, "dtype", None) == np.dtype(bool)
-        return Value(axes, number=number, mask=boolean or (number is None and bool(shape)))
+        return Value(axes, number=number, mask=is_boolean(aval) or (number is None and bool(shape)))
 
     def unknown(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         """Results of what the search does not know: axes are those of an operand of that shape."""
@@ -67,10 +67,11 @@ class AxisRules:
                 Value(
                     without_roles(axes),
                     data,
-                    True,
+                    any(v.computed for v in operands),
                     leaf,
                     any(v.mask for v in operands),
                     along_all(operands),
+                    lost=lost_in(operands),
                 )
             )
         return results
@@ -82,7 +83,7 @@ class AxisRules:
         first = operands[0].axes if operands else ()
         params = eqn.params
         if name in _KEEP_AXES and ax.shape(first) == shape:
-            return first
+            return tuple(self.fresh(ax.size(axis)) if is_copy(axis) else axis for axis in first)
         if name == "transpose":
             return tuple(first[axis] for axis in params["permutation"])
         if name == "broadcast_in_dim":
@@ -115,15 +116,21 @@ class AxisRules:
                 else ax.resized(axis, size, (name, *(cut[i] for cut in cuts)))
                 for i, (axis, size) in enumerate(zip(first, shape, strict=True))
             )
-        if name in ("dynamic_update_slice", "scatter", "scatter-add", "scatter_add"):
-            if name == "dynamic_update_slice":
-                update = operands[1].axes
-                same = tuple(
-                    new if ax.size(new) == ax.size(old) else old
-                    for old, new in zip(first, update, strict=True)
-                )
-                return ax.merged([first, same])
-            return first
+        if name == "dynamic_update_slice":
+            return self.written(first, dict(enumerate(operands[1].axes)))
+        if name.startswith("scatter"):
+            numbers = params["dimension_numbers"]
+            batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+            inserted = {*numbers.inserted_window_dims, *batching}
+            window = [i for i in range(len(shape)) if i not in inserted]
+            update = operands[2].axes
+            pairs = zip(window, numbers.update_window_dims, strict=True)
+            return self.written(first, {i: update[j] for i, j in pairs})
+        if name == "rev":
+            return tuple(
+                ax.resized(axis, ax.size(axis), ("rev",)) if i in params["dimensions"] else axis
+                for i, axis in enumerate(first)
+            )
         if name == "concatenate":
             return self.concatenated([v.axes for v in operands], params["dimension"])
         if name == "gather":
@@ -143,12 +150,32 @@ class AxisRules:
             return ax.merged(stretched)  # entry by entry
         return None
 
+    def written(self, target: Axes, update: dict[int, ax.Axis]) -> Axes:
+        """The axes of an array into which another was written: it may change along all of them."""
+        axes = []
+        for i, axis in enumerate(target):
+            new = update.get(i, ())
+            if ax.kind(new) > ax.kind(axis):
+                same = ax.size(new) == ax.size(axis)
+                axes.append(new if same else ax.resized(new, ax.size(axis), ("written",)))
+            else:
+                axes.append(self.fresh(ax.size(axis)) if is_copy(axis) else axis)
+        return tuple(axes)
+
     def concatenated(self, alternatives: Sequence[Axes], dimension: int) -> Axes:
         """The axes of arrays that are joined."""
         parts = [axes[dimension] for axes in alternatives]
         believed = max(ax.kind(part) for part in parts)
         origin = ("joined", tuple(tuple(f.identity for f in p) or p for p in parts))
-        joined = ax.whole(sum(ax.size(part) for part in parts), believed, origin)
+        roles = [f.role for part in parts for f in part if f.role]
+        joined: ax.Axis = (
+            Factor(
+                sum(ax.size(part) for part in parts),
+                believed,
+                origin,
+                role=roles[0] if len(roles) == 1 else None,
+            ),
+        )
         merged = ax.merged([
             (*axes[:dimension], (), *axes[dimension + 1 :]) for axes in alternatives
         ])  # fmt: skip
@@ -161,7 +188,7 @@ class AxisRules:
         batching = tuple(getattr(numbers, "operand_batching_dims", ()))
         gone = {*numbers.collapsed_slice_dims, *batching}
         kept = iter([
-            axis if ax.size(axis) == size else ax.resized(axis, size, ("gather",))
+            axis if ax.size(axis) == size else ax.resized(axis, size, ("gather", next(self._fresh)))
             for i, (axis, size) in enumerate(zip(table, eqn.params["slice_sizes"], strict=True))
             if i not in gone
         ])  # fmt: skip
@@ -190,17 +217,19 @@ class AxisRules:
             starts = itertools.accumulate((0, *eqn.params["sizes"]))
             return [
                 dataclasses.replace(
-                    plain(value),
+                    value,
+                    outer=None,
                     axes=(
                         *value.axes[:axis],
                         ax.resized(value.axes[axis], size, ("slice", start)),
                         *value.axes[axis + 1 :],
                     ),
-                    scale=value.scale,
                 )
                 for start, size in zip(starts, eqn.params["sizes"], strict=False)
             ]
-        if name in ("sort", "top_k", "optimization_barrier"):
+        if name == "optimization_barrier":
+            return operands
+        if name in ("sort", "top_k"):
             return [
                 dataclasses.replace(
                     plain(value),

@@ -8,15 +8,13 @@ with something else as weights. The search follows, through every equation, what
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
-
-import numpy as np
 
 from align_jax.finder import axes as ax
 from align_jax.finder import program
 from align_jax.finder.axes import LEFT, SHARED, Kind
-from align_jax.finder.kernels import called_name, kernel_site
+from align_jax.finder.kernels import OPAQUE, called_name, kernel_site
 from align_jax.finder.products import Products
 from align_jax.finder.site import Part, Site
 from align_jax.finder.value import (
@@ -26,9 +24,11 @@ from align_jax.finder.value import (
     Value,
     alike,
     along_all,
-    dtype_of,
     either,
+    is_boolean,
+    is_inexact,
     last_leaf,
+    lost_in,
     number_of,
     plain,
     scale_of,
@@ -36,11 +36,8 @@ from align_jax.finder.value import (
     without_roles,
 )
 
-# What no search can look into.
-OPAQUE = (
-    "pallas_call", "custom_call", "ffi_call", "tpu_custom_call", "triton_kernel_call",
-    "mosaic_gpu_custom_call", "pure_callback", "io_callback",
-)  # fmt: skip
+# What layers call their parameters. Any other name is that of a parameter of the attention itself.
+_OF_LAYERS = ("kernel", "w", "weight", "weights", "embedding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +97,8 @@ class _Search(Products):
         axes = []
         for axis, size in enumerate(getattr(aval, "shape", ())):
             kind = Kind.DATA if data else Kind.PARAMETER
-            floating = data and np.issubdtype(np.dtype(aval.dtype), np.inexact) if data else False
-            if floating and aval.ndim > 1 and axis == aval.ndim - 1:
-                kind = Kind.FEATURE
             axes.append(ax.whole(size, kind, ("input", number, axis)))
-        boolean = getattr(aval, "dtype", None) == np.dtype(bool)
-        return Value(tuple(axes), data, leaf=None if data else number, mask=boolean)
+        return Value(tuple(axes), data, leaf=None if data else number, mask=is_boolean(aval))
 
     def walk(
         self,
@@ -143,7 +136,13 @@ class _Search(Products):
         if kernel is not None:
             refs = (kernel.query.ref.var, kernel.key.ref.var)
             sides = [v for a, v in zip(eqn.invars, operands, strict=True) if a in refs]
-            self.hits.append(dataclasses.replace(kernel, name=self.name(sides, names)))
+            named = self.name(sides, names)
+            if kernel.kernel.startswith("dot_product") and any(
+                math.prod(ax.shape(v.axes)) for v in operands[4:6]
+            ):
+                self.missed.append(Missed(named, "cuDNN's sequence lengths are not read"))
+            else:
+                self.hits.append(dataclasses.replace(kernel, name=named))
             return self.unknown(eqn, operands)
         held = program.inner(eqn)
         deeper = (*path, number)
@@ -209,13 +208,17 @@ class _Search(Products):
             data=any(v.data for v in operands),
             computed=any(v.computed for v in operands),
             leaf=last_leaf(operands),
-            mask=any(v.mask for v in operands) or getattr(out, "dtype", None) == np.dtype(bool),
-            along=along_all(operands),
+            mask=any(v.mask for v in operands) or is_boolean(out),
+            along=along_all(operands) | self.picked(name, eqn, operands),
             number=number,
+            lost=self.lost_by(name, operands),
+            counter=bool(operands) and all(v.counter or v.number is not None for v in operands),
         )
         value = dataclasses.replace(value, scale=scale_of(name, operands))
         if name == "mul":
             value = self.outer_product(value, eqn, operands, path)
+            if all(v.data for v in operands) and len({v.lost for v in operands}) > 1:
+                self.note_lost([v for v in operands if not lost_in(operands) <= v.lost])
         if name == "reduce_sum":
             summed = self.summed_product(eqn, operands[0], value, names)
             if summed is not None:
@@ -224,8 +227,38 @@ class _Search(Products):
             score = self.score(name, eqn, operands, value, path)
             value = dataclasses.replace(value, score=score)
             if score is None:
-                value = dataclasses.replace(value, axes=without_roles(value.axes))
+                lost = frozenset() if name in ("log", "log1p") else lost_in(operands)
+                lost |= value.lost
+                value = dataclasses.replace(value, axes=without_roles(value.axes), lost=lost)
         return value
+
+    def lost_by(self, name: str, operands: Sequence[Value]) -> frozenset[tuple[int, bool]]:
+        """What is lost already, after one more equation."""
+        lost = frozenset().union(*(value.lost for value in operands))
+        if name in ("exp", "exp2", "logistic"):
+            return frozenset((number, True) for number, _ in lost)
+        if name in ("log", "log1p"):
+            return frozenset((number, False) for number, _ in lost)
+        return lost
+
+    def picked(self, name: str, eqn: Any, operands: Sequence[Value]) -> frozenset[Hashable]:
+        """The axes of which a loop's counter picks a part in each step."""
+        if name not in ("dynamic_slice", "gather"):
+            return frozenset()
+        sizes = eqn.params["slice_sizes"]
+        indices = operands[1:]
+        if name == "gather" and indices[0].counter:
+            picks = eqn.params["dimension_numbers"].start_index_map
+        else:
+            picks = [i for i, value in enumerate(indices) if value.counter]
+        return frozenset(
+            (factor.kind, *factor.identity)
+            for i in picks
+            for axis in [operands[0].axes[i]]
+            if ax.size(axis) != sizes[i]
+            for factor in axis
+            if factor.origin is not None
+        )
 
     def scan(
         self, eqn: Any, operands: list[Value], path: tuple[int, ...], names: str
@@ -244,9 +277,15 @@ class _Search(Products):
                 scanned = scanned or value.axes[0]
                 along |= {factor.identity for factor in value.axes[0] if factor.origin is not None}
             else:
-                own_parameters |= np.issubdtype(dtype_of(var.aval), np.inexact)
-            steps.append(dataclasses.replace(plain(value), axes=value.axes[1:], along=along))
+                own_parameters |= is_inexact(var.aval)
+            counts = not value.data and not is_inexact(var.aval) and len(value.axes) == 1
+            steps.append(
+                dataclasses.replace(plain(value), axes=value.axes[1:], along=along, counter=counts)
+            )
         start = [plain(value) for value in operands[: shared + carried]]
+        for i, var in enumerate(eqn.invars[shared : shared + carried], shared):
+            scalar = not start[i].axes and not start[i].data and not is_inexact(var.aval)
+            start[i] = dataclasses.replace(start[i], counter=scalar, number=None)
         before = self.state()
         outer = self.scans
         shown = frozenset(factor.identity for factor in scanned)
@@ -264,6 +303,7 @@ class _Search(Products):
         for value in results[:carried]:
             if value.score is not None and value.score.product >= before[0]:
                 self.chunked(value.score, names)
+        carry = [dataclasses.replace(value, counter=False) for value in carry]
         lead = scanned or self.fresh(length, Kind.PARAMETER)
         stepped = frozenset(factor.identity for factor in lead)
         outputs = [
@@ -328,22 +368,46 @@ class _Search(Products):
                 continue
             product = self.products[hit]
             name = self.name([product.left[1], product.right[1]], product.names)
-            made = product.problem or self.site(product, name)
+            made = product.problem or self.in_pieces(hit) or self.site(product, name)
             if isinstance(made, str):
                 missed.append(Missed(name, made))
             else:
                 sites.append(made)
-        return Found(sites, missed)
+        for number, product in enumerate(self.products):
+            if product.lost and not product.problem and number not in self.hits:
+                name = self.name([product.left[1], product.right[1]], product.names)
+                missed.append(Missed(name, "what becomes of its logits cannot be followed"))
+        return Found(sites, list(dict.fromkeys(missed)))
+
+    def in_pieces(self, number: int) -> str:
+        """Whether the same queries meet several parts of the keys, or the other way about."""
+        product = self.products[number]
+        for other in self.hits:
+            if isinstance(other, Site) or other == number:
+                continue
+            pair = self.products[other]
+            same = [
+                (a[1].leaf, b[1].leaf, a[0] == b[0])
+                for a, b in ((product.left, pair.left), (product.right, pair.right))
+            ]
+            leaves = all(a is not None and a == b for a, b, _ in same)
+            if leaves and sum(identical for _, _, identical in same) == 1:
+                return "its queries or keys come in chunks, so that no product has all of them"
+        return ""
 
     def site(self, product: Product, name: str) -> Site | str:
         """The attention of a product; or why it cannot be aligned."""
-        assert product.keys is not None
-        key_side = next(product.factors[n][0] for n in product.keys)
+        key_side = product.key_side
         left_is_key = key_side == LEFT
         query, key = reversed(product.operands) if left_is_key else product.operands
         queries, keys = (
             (product.right, product.left) if left_is_key else (product.left, product.right)
         )
+        if any(
+            isinstance(part, tuple) and part[0] == Kind.PARAMETER
+            for part in queries[1].along | keys[1].along
+        ):
+            return "its parameters are picked by the number of a loop's step; scan over them"
         if queries[1].along != keys[1].along:
             return (
                 "its queries or keys come in chunks, one step of a scan at a time, so that no step "
@@ -356,12 +420,23 @@ class _Search(Products):
             for n, (side, factor, _) in product.factors.items()
             if side not in (SHARED, key_side)
         }
-        tokens = {n for n, factor in asked.items() if factor.kind == Kind.DATA}
+        features = frozenset(
+            leaf
+            for operand in product.operands
+            for axis, numbers in zip(operand.axes, operand.numbers, strict=True)
+            for factor, n in zip(axis, numbers, strict=True)
+            if n is None
+            for leaf in self.came_from(factor.origin)
+        )
+        # Heads are split from the axis that features are, or from another of the same parameter.
+        heads = {n for n, factor in asked.items() if self.came_from(factor.origin) & features}
+        tokens = {n for n, factor in asked.items() if factor.kind == Kind.DATA and n not in heads}
         if not tokens and len(asked) > 1:
-            unclear = [factor.size for factor in asked.values()]
-            if {factor.kind for factor in asked.values()} & {Kind.UNKNOWN}:
-                return f"it is not clear which of the queries' axes {unclear} counts tokens"
-            tokens = {min(asked)}
+            tokens = set(asked) - heads
+            unclear = {factor.kind for factor in asked.values()} & {Kind.UNKNOWN, Kind.CONSTANT}
+            if not tokens or unclear:
+                sizes = [factor.size for factor in asked.values()]
+                return f"it is not clear which of the queries' axes {sizes} counts tokens"
         tokens = tokens or set(asked)
         for n, (side, first, second) in product.factors.items():
             order[n] = n
@@ -371,8 +446,9 @@ class _Search(Products):
                     return (
                         f"it is not clear whether an axis of {first.size} counts samples or heads"
                     )
-                parts[n] = Part.SAMPLE if kind == Kind.DATA else Part.HEAD
                 best = first if first.kind >= second.kind else second
+                split = bool(self.came_from(best.origin) & features)
+                parts[n] = Part.SAMPLE if kind == Kind.DATA and not split else Part.HEAD
                 if parts[n] == Part.SAMPLE and _first_axis(best.origin) == 0:
                     order[n] = n - len(product.factors)
             elif side == key_side:
@@ -394,6 +470,18 @@ class _Search(Products):
             scans=steps_of(product.scans, queries[1]),
         )
 
+    def came_from(self, origin: Any) -> frozenset[tuple[int, int]]:
+        """The inputs and their axes that an axis came from; of a parameter, all axes are one.
+
+        Heads and features are axes of one parameter, or split from one axis of data.
+        """
+        if not isinstance(origin, tuple) or not origin:
+            return frozenset()
+        if origin[0] == "input":
+            number, axis = origin[1:]
+            return frozenset([(number, axis if self.inputs[number].data else -1)])
+        return frozenset().union(*(self.came_from(part) for part in origin))
+
     def name(self, values: Sequence[Value], names: str) -> str:
         """The common path of the parameters that made these, or else the program's own names."""
         paths = [self.inputs[v.leaf].path for v in values if v.leaf is not None]
@@ -406,8 +494,8 @@ class _Search(Products):
                 lambda pair: pair[0] == pair[1], zip(common, path, strict=False)
             )
             common = [name for name, _ in same]
-        if len(set(paths)) == 1:  # one parameter for both: leave out its own name and its layer's
-            common = common[:-2]
+        if len(set(paths)) == 1:  # one parameter for both: its module, or the one around its layer
+            common = common[:-2] if common[-1] in _OF_LAYERS else common[:-1]
         return "/".join(common)
 
 

@@ -58,8 +58,8 @@ class Mask:
 
     Attributes:
       ref: the value in the program, of the logits' shape.
-      kind: "keep" or "block" for a predicate, "bias" for what is added to the logits, "factor" for
-        what their exponentials are multiplied by.
+      kind: "keep" or "block" for a predicate, "bias" for what is added to the logits, "subtracted"
+        for what is taken off them, "factor" for what their exponentials are multiplied by.
       axes: of the logits.
       constant: for every axis, whether the mask does not change along it.
       other: what stands in the place of a logit that a predicate blocks; None if that is known to
@@ -188,6 +188,8 @@ class Site:
         allowed = _without_copies(values[mask.ref], mask.constant)
         if mask.kind == "bias":
             allowed = allowed > BLOCKED
+        elif mask.kind == "subtracted":
+            allowed = allowed < -BLOCKED
         elif mask.kind == "factor":
             allowed = allowed != 0
         elif mask.kind == "block":

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from align_jax.finder import axes as ax
@@ -32,12 +33,15 @@ class Score:
       stage: "logits", "largest" (over keys), "weights" (their exponentials), or "sum" (of those).
       normalized: of weights, whether they were divided by something.
       weighted: whether the weights were multiplied with values, so that a sum over keys reads out.
+      also: other products of whose weights these are the sum or difference, each with its numbers
+        for the factors of this one's.
     """
 
     product: int
     stage: str = "logits"
     normalized: bool = False
     weighted: bool = False
+    also: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Value:
       number: its value, where that is known.
       score: if it is made of logits, of which.
       outer: if it is the product of two arrays, entry by entry, those.
+      lost: products of which it is made in a way that is not followed, and whether by way of an
+        exponential.
+      counter: whether it is a whole number that an enclosing scan counts with.
     """
 
     axes: Axes
@@ -68,6 +75,8 @@ class Value:
     number: float | None = None
     score: Score | None = None
     outer: tuple[tuple[Ref, "Value"], tuple[Ref, "Value"]] | None = None
+    lost: frozenset[tuple[int, bool]] = frozenset()
+    counter: bool = False
 
     @property
     def raw(self) -> bool:
@@ -95,7 +104,9 @@ class Product:
     names: str
     masks: list[Mask]
     scans: tuple["Scan", ...]
-    keys: frozenset[int] | None = None
+    keys: frozenset[int] = frozenset()
+    key_side: str = ""
+    lost: bool = False
     problem: str = ""
 
     def add(self, mask: Mask) -> None:
@@ -107,8 +118,18 @@ class Product:
 def plain(value: Value) -> Value:
     """Without what holds in the place alone where it was made."""
     return dataclasses.replace(
-        value, axes=without_roles(value.axes), score=None, outer=None, number=value.number
+        value, axes=without_roles(value.axes), score=None, outer=None, lost=lost_in([value])
     )
+
+
+def lost_in(values: Sequence[Value]) -> frozenset[tuple[int, bool]]:
+    """The products whose logits or weights are among these, or are lost already."""
+    scored = {
+        (value.score.product, value.score.stage == "weights")
+        for value in values
+        if value.score is not None and value.score.stage in ("logits", "weights")
+    }
+    return frozenset(scored).union(*(value.lost for value in values))
 
 
 def without_roles(axes: Axes) -> Axes:
@@ -165,6 +186,8 @@ def either(old: Value, new: Value) -> Value:
         computed=old.computed or new.computed,
         leaf=old.leaf if old.leaf is not None else new.leaf,
         mask=old.mask or new.mask,
+        lost=old.lost | new.lost,
+        counter=old.counter and new.counter,
         along=old.along | new.along,
         scale=old.scale if old.scale == new.scale else 1.0,
         number=old.number if old.number == new.number else None,
@@ -203,11 +226,17 @@ def scale_of(name: str, operands: Sequence[Value]) -> float:
             return left.scale * (right.number if name == "mul" else 1 / right.number)
         if left.number and name == "mul":
             return right.scale * left.number
-        return 1.0
+        # A table, such as that of rotary positions, is no scale.
+        if not right.data and right.scale == 1.0:
+            return left.scale
+        return right.scale if name == "mul" and not left.data and left.scale == 1.0 else 1.0
+    scales = {value.scale for value in operands}
+    if name in ("add", "sub", "concatenate") and len(scales) == 1:
+        return scales.pop()
     structural = (
         "convert_element_type", "reshape", "transpose", "squeeze", "expand_dims", "copy", "slice",
         "broadcast_in_dim", "stop_gradient", "sharding_constraint", "name", "rev", "copy_p",
-        "optimization_barrier", "reduce_precision",
+        "optimization_barrier", "reduce_precision", "neg",
     )  # fmt: skip
     return operands[0].scale if name in structural and operands else 1.0
 
@@ -220,12 +249,14 @@ def as_number(value: Any) -> float | None:
         return None
 
 
-def dtype_of(aval: Any) -> Any:
-    """An array's type, as NumPy knows it; that of a random key is none of numbers."""
-    try:
-        return np.dtype(aval.dtype)
-    except TypeError:
-        return np.dtype(bool)
+def is_inexact(aval: Any) -> bool:
+    """Whether an array is of floating-point numbers, those of eight and sixteen bits among them."""
+    return bool(jnp.issubdtype(getattr(aval, "dtype", np.dtype(bool)), jnp.inexact))
+
+
+def is_boolean(aval: Any) -> bool:
+    """Whether an array is of truth values."""
+    return getattr(aval, "dtype", None) == np.dtype(bool)
 
 
 def steps_of(scans: Sequence[Scan], queries: Value) -> tuple[tuple[int, Steps], ...]:
