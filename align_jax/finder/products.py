@@ -228,6 +228,9 @@ class Products(AxisRules):
         """What an equation makes of logits; None where they are lost."""
         scored = [(i, v.score) for i, v in enumerate(operands) if v.score is not None]
         place, score = scored[0]
+        if name == "concatenate":  # with a sink beside the keys, or what was split before
+            same = {(s.product, s.stage) for _, s in scored}
+            return score if len(same) == 1 else None
         if len(operands) > 1 and ax.spread(operands[place].axes, ax.shape(value.axes)):
             spread = [
                 dataclasses.replace(v, axes=ax.spread(v.axes, ax.shape(value.axes)) or v.axes)
@@ -266,7 +269,7 @@ class Products(AxisRules):
         if not main:
             return scored[0][1]
         place, score = main[0]
-        if name in ("concatenate", "dynamic_update_slice", "scatter", "scatter-add"):
+        if name == "dynamic_update_slice" or name.startswith("scatter"):
             return None
         if len({s.product for _, s in main}) > 1:
             return self.of_several(name, operands, main)

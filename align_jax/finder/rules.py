@@ -82,6 +82,8 @@ class AxisRules:
         """The axes of the result; None where nothing is known of them."""
         first = operands[0].axes if operands else ()
         params = eqn.params
+        if not shape and not any(v.axes for v in operands):
+            return ()
         if name in _KEEP_AXES and ax.shape(first) == shape:
             return tuple(self.fresh(ax.size(axis)) if is_copy(axis) else axis for axis in first)
         if name == "transpose":
@@ -167,7 +169,7 @@ class AxisRules:
         parts = [axes[dimension] for axes in alternatives]
         believed = max(ax.kind(part) for part in parts)
         origin = ("joined", tuple(tuple(f.identity for f in p) or p for p in parts))
-        roles = [f.role for part in parts for f in part if f.role]
+        roles = list({f.role for part in parts for f in part if f.role})
         joined: ax.Axis = (
             Factor(
                 sum(ax.size(part) for part in parts),

@@ -460,6 +460,195 @@ def two_attentions(p, x, memory):
     return outputs, [*first, *second]
 
 
+@attention
+def sink(p, x, _):
+    q, k, v = projections(p, x)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k)
+    logits = jnp.where(VALID[:, None, None], logits, -1e9)
+    extra = jnp.broadcast_to(p["query"]["kernel"][:1, :, :1, None], (B, H, N, 1))
+    weights = jax.nn.softmax(jnp.concatenate([logits, extra], axis=-1))[..., :-1]
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v), [Clouds(q, k, VALID, VALID)]
+
+
+@attention
+def split_between(p, x, _):
+    q, k, v = projections(p, x)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k)
+    first, *rest = jnp.split(jax.nn.softmax(logits), 3, axis=1)
+    weights = jnp.concatenate([first, *rest], axis=1)
+    outputs = jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+    return outputs, [Clouds(q, k)]
+
+
+@attention
+def difference_of_two(p, x, memory):
+    q, k, v = projections(p, x)
+    other = project(p, "query", x * 2), project(p, "value", x)
+    first, second = (jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", *qk)) for qk in ((q, k), other))
+    outputs = jnp.einsum("bhnm,bmhd->bnhd", first - 0.5 * second, v)
+    return outputs, [Clouds(q, k), Clouds(*other)]
+
+
+@attention
+def one_key(p, x, _):
+    q, k, v = project(p, "query", x), project(p, "key", x[:, :1]), project(p, "value", x[:, :1])
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def one_token(p, x, _):
+    q, k, v = projections(p, x[:, :1])
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def learnt_queries_among_themselves(p, x, _):
+    tokens = jnp.broadcast_to(p["out"]["kernel"].reshape(E, E)[:4], (B, 4, E))
+    q, k, v = projections(p, tokens)
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def learnt_queries_in_groups(p, x, _):
+    latents = p["out"]["kernel"].reshape(E, E)[:5]
+    q = project(p, "query", latents)[:, None]
+    k, v = project(p, "key", x)[:, :, :1], project(p, "value", x)[:, :, :1]
+    weights = jax.nn.softmax(jnp.einsum("nkgd,bmkd->bkgnm", q, k))
+    outputs = jnp.einsum("bkgnm,bmkd->bnkgd", weights, v)
+    query = jnp.broadcast_to(q[:, 0], (B, 5, H, D))
+    return outputs, [Clouds(query, jnp.repeat(k, H, axis=2))]
+
+
+@attention
+def shifted_right(p, x, _):
+    ids = (jnp.abs(x[:, :, 0]) * 5).astype(jnp.int32) % E
+    ids = jnp.zeros_like(ids).at[:, 1:].set(ids[:, :-1])
+    q, k, v = projections(p, p["query"]["kernel"].reshape(E, E)[ids])
+    weights = jax.nn.softmax(jnp.where(VALID[:, None, None], jnp.einsum("bnhd,bmhd->bhnm", q, k),
+                                       -1e9))  # fmt: skip
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v), [Clouds(q, k, VALID, VALID)]
+
+
+@attention
+def channels_first(p, x, _):
+    image = x.reshape(B, E, 2, N // 2)
+    kernel = p["out"]["kernel"].reshape(E, E, 1, 1)
+    features = jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME")
+    q, k, v = projections(p, features.transpose(0, 2, 3, 1).reshape(B, N, E))
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def series_in_groups(p, x, _):
+    tokens = x[:, :, 0][..., None] * p["out"]["kernel"].reshape(E, E)[0]
+    q = project(p, "query", tokens)[:, :, None]
+    k, v = project(p, "key", tokens)[:, :, :1], project(p, "value", tokens)[:, :, :1]
+    weights = jax.nn.softmax(jnp.einsum("bnkgd,bmkd->bkgnm", q, k))
+    outputs = jnp.einsum("bkgnm,bmkd->bnkgd", weights, v)
+    return outputs, [Clouds(q[:, :, 0], jnp.repeat(k, H, axis=2))]
+
+
+@attention
+def samples_repeated(p, x, _):
+    q, k, v = projections(p, jnp.repeat(x, 2, axis=0))
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def channels_as_samples(p, x, _):
+    patches = jnp.moveaxis(x, 2, 1).reshape(B * E, 3, N // 3)
+    tokens = patches @ p["out"]["kernel"].reshape(E, E)[: N // 3]
+    q, k, v = projections(p, tokens)
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def half_precision(p, x, _):
+    p, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (p, x))
+
+    def layer(x, kernels):
+        q, k, v = projections(kernels, x)
+        return x, (attend(q, k, v), q, k)
+
+    stacked = jax.tree.map(lambda a: a[None], p)
+    _, (outputs, q, k) = jax.lax.scan(layer, x, stacked)
+    return outputs.astype(jnp.float32), [Clouds(*(a[0].astype(jnp.float32) for a in (q, k)))]
+
+
+@attention
+def mask_subtracted(p, x, _):
+    q, k, v = projections(p, x)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k)
+    logits = logits - (1.0 - jnp.asarray(VALID, x.dtype)[:, None, None]) * 1e9
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), v), [Clouds(q, k, VALID, VALID)]
+
+
+@attention
+def mask_of_data_after_the_softmax(p, x, _):
+    q, k, v = projections(p, x)
+    valid = jnp.where(x[:, :, 0] * 0 == 0, VALID, False).astype(x.dtype)
+    weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k)) * valid[:, None, None]
+    weights /= weights.sum(-1, keepdims=True)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v), [Clouds(q, k, VALID, VALID)]
+
+
+@attention
+def mask_of_a_smaller_one(p, x, _):
+    q, k, v = projections(p, x)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k)
+    logits = jnp.minimum(logits, jnp.where(VALID, jnp.inf, -1e9)[:, None, None])
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), v), [Clouds(q, k, VALID, VALID)]
+
+
+FIRST = np.broadcast_to(np.arange(N) < 4, (B, N))
+
+
+@attention
+def mask_written(p, x, _):
+    q, k, v = projections(p, x)
+    mask = jnp.zeros(N, bool).at[:4].set(True)
+    return attend(q, k, v, mask[None, None, None]), [Clouds(q, k, FIRST, FIRST)]
+
+
+@attention
+def mask_padded(p, x, _):
+    q, k, v = projections(p, x)
+    mask = jnp.pad(jnp.ones(4, bool), (0, 2))
+    return attend(q, k, v, mask[None, None, None]), [Clouds(q, k, FIRST, FIRST)]
+
+
+@attention
+def mask_counted(p, x, _):
+    q, k, v = projections(p, x)
+    mask = jnp.cumsum(jnp.ones(N)) <= 4
+    return attend(q, k, v, mask[None, None, None]), [Clouds(q, k, FIRST, FIRST)]
+
+
+@attention
+def mask_in_relative_logits(p, x, _):
+    q, k, v = projections(p, x)
+    table = jnp.tile(p["key"]["kernel"][:N, 0], (N, 1, 1))
+    relative = jnp.einsum("bnhd,nmd->bhnm", q, table)
+    relative = relative + jnp.where(VALID[:, None, None], 0.0, -1e9)
+    weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) + relative)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v), [Clouds(q, k, VALID, VALID)]
+
+
+@attention
+def scaled_before_rotation(p, x, _):
+    q, k, v = projections(p, x)
+    outputs = attend(rotated(q * 0.25), rotated(k), v)
+    return outputs, [Clouds(rotated(q), rotated(k))]
+
+
+@attention
+def keys_in_reverse(p, x, _):
+    q, k, v = (project(p, name, a) for name, a in
+               (("query", x), ("key", x[:, ::-1]), ("value", x[:, ::-1])))  # fmt: skip
+    mask = VALID[:, ::-1]
+    return attend(q, k, v, mask[:, None, None]), [Clouds(q, k, ALL, mask)]
+
+
 @other
 def router(p, x, _):
     gates = jax.nn.softmax(x @ p["query"]["kernel"][:, 0])
@@ -502,6 +691,93 @@ def pooling(p, x, _):
 def linear_attention(p, x, _):
     q, k, v = (jax.nn.elu(a) + 1 for a in projections(p, x))
     return jnp.einsum("bnhd,bhde->bnhe", q, jnp.einsum("bmhd,bmhe->bhde", k, v))
+
+
+@other
+def softplus(p, x, _):
+    q, k, v = projections(p, x)
+    return jax.nn.log_softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k)).sum() + v.sum()
+
+
+@other
+def pooling_with_normalised_weights(p, x, _):
+    direction = p["query"]["kernel"][:, 0, :1]
+    direction = direction * 2.0 / jnp.linalg.norm(direction)
+    return (jax.nn.softmax(x @ direction, axis=1) * x).sum(1)
+
+
+@other
+def router_with_adapters(p, x, _):
+    kernel = p["query"]["kernel"].reshape(E, E)
+    gates = jax.nn.softmax(x @ (kernel + kernel[:, :2] @ kernel[:2]))
+    return jnp.einsum("bne,bnf,eg->bng", gates, x, kernel)
+
+
+@refused("sum of several products")
+def two_products_added(p, x, _):
+    q, k, v = projections(p, x)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k) + jnp.einsum("bnhd,bmhd->bhnm", rotated(q), v)
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), v)
+
+
+@refused("cannot be followed")
+def joint_softmax(p, x, _):
+    q, k, v = projections(p, x)
+    logits = [jnp.einsum("bnhd,bmhd->bhnm", q, a) for a in (k, v * x[..., :1, None])]
+    weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1))
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, jnp.concatenate([v, v], axis=1))
+
+
+@refused("cannot be followed")
+def largest_logits(p, x, _):
+    q, k, v = projections(p, x)
+    logits, places = jax.lax.top_k(jnp.einsum("bnhd,bmhd->bhnm", q, k), 2)
+    values = jnp.einsum("bhnk,bkhd->bnhd", jax.nn.softmax(logits), v[:, :2])
+    return values + places.sum()
+
+
+@refused("cannot be followed")
+def logits_into_a_condition(p, x, _):
+    q, k, v = projections(p, x)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k)
+    logits = jax.lax.cond(x.sum() > 0, lambda a: 2 * a, lambda a: a, logits)
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), v)
+
+
+@refused("a parameter as it is")
+def random_features(p, x, _):
+    q, k, v = projections(p, x)
+    features = jnp.exp(jnp.einsum("bnhd,hdm->bhnm", k, p["out"]["kernel"][..., :5]))
+    memory = jnp.einsum("bhnm,bnhd->bhmd", features, v)
+    return jnp.einsum("bnhd,hdm,bhme->bnhe", q, p["out"]["kernel"][..., :5], memory)
+
+
+@refused("chunks")
+def queries_in_slices(p, x, _):
+    q, k, v = projections(p, x)
+    return jnp.concatenate([attend(q[:, i : i + 2], k, v) for i in (0, 2, 4)], axis=1)
+
+
+@refused("chunks")
+def queries_in_a_counted_loop(p, x, _):
+    q, k, v = projections(p, x)
+
+    def step(i, outputs):
+        chunk = jax.lax.dynamic_slice_in_dim(q, i * 2, 2, axis=1)
+        return outputs + attend(chunk, k, v).sum()
+
+    return jax.lax.fori_loop(0, 3, step, 0.0)
+
+
+@refused("picked by the number")
+def layers_by_number(p, x, _):
+    stacked = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), p)
+
+    def step(i, x):
+        q, k, v = projections(jax.tree.map(lambda a: a[i], stacked), x)
+        return x + jnp.einsum("bnhd,hde->bne", attend(q, k, v), p["out"]["kernel"])
+
+    return jax.lax.fori_loop(0, 2, step, x)
 
 
 @refused("chunks")
