@@ -46,7 +46,8 @@ def aligned_function(
     if not callable(function):
         raise TypeError(f"aligned_function() takes a function, got {type(function).__name__}.")
     numbers = (parameters,) if isinstance(parameters, int) else tuple(parameters)
-    return AlignedFunction(function, config, numbers, allow_missing)
+    missing = tapping.names_of_missing(allow_missing)
+    return AlignedFunction(function, config, numbers, missing)
 
 
 @dataclasses.dataclass(frozen=True)

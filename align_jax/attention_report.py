@@ -125,7 +125,7 @@ def _traced(
         from align_jax.convert_nnx import AlignedNNX, traced_call
 
         model = model.model if isinstance(model, AlignedNNX) else model
-        return traced_call(model, arguments, keywords)[0]
+        return traced_call(model, "__call__", arguments, keywords)[0]
     if not callable(model):
         raise TypeError(
             f"attention_report() takes a module or a function, got {type(model).__name__}."

@@ -285,12 +285,29 @@ def _collections(variables: Any) -> Mapping[str, Any]:
     if hasattr(variables, "sown"):
         variables = {"sown": variables.sown}
     if not isinstance(variables, Mapping):
-        return {}
+        return _collections_within(variables)
     sown = variables.get("sown")
     if sown is None:
         return variables
     value = sown.get_value() if hasattr(sown, "get_value") else sown.value
     return value if isinstance(value, Mapping) else {}
+
+
+def _collections_within(node: Any) -> dict[str, Any]:
+    """The collections of the converted NNX models that another NNX model holds."""
+    from flax import nnx
+
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, (list, tuple, *((nnx.List,) if hasattr(nnx, "List") else ()))):
+        children = enumerate(node)
+    elif isinstance(node, nnx.Module):
+        children = vars(node).items()
+    found: dict[str, Any] = {}
+    for name, child in children:
+        if not isinstance(child, Mapping):
+            for collection, tree in _collections(child).items():
+                found.setdefault(collection, {})[str(name)] = tree
+    return found
 
 
 def _is_owned(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 from flax.core import Scope
-from flax.core.scope import subtract_filters
+from flax.core.scope import DenyList, subtract_filters
 
 from align_jax import tapping
 from align_jax.alignment import CLOUDS, NAME
@@ -72,8 +72,8 @@ def aligned(
             raise TypeError(
                 "aligned() of a Linen model takes no arguments of a call: init() gets them."
             )
-        missing = allow_missing if isinstance(allow_missing, bool) else tuple(allow_missing)
-        return AlignedModel(_Original(model), config, missing)
+        _check_ownership(model)
+        return AlignedModel(_Original(model), config, tapping.names_of_missing(allow_missing))
     from flax import nnx
 
     if isinstance(model, nnx.Module):
@@ -147,8 +147,11 @@ class AlignedModel(nn.Module):
         assert scope is not None
         collections = [name for name in (NAME, CLOUDS) if self.is_mutable_collection(name)]
         if self.is_initializing():
+            # Networks may be there from an earlier call of this module.
+            before = _has_networks(self.variables.get("params", {}))
             outputs = getattr(self._bound(scope), method)(*args, **kwargs)
-            self._init_networks(method, args, kwargs)
+            if not before:
+                self._init_networks(method, args, kwargs)
             return outputs
         if not collections:
             return getattr(self._bound(scope), method)(*args, **kwargs)
@@ -192,6 +195,12 @@ class AlignedModel(nn.Module):
         if not self.is_initializing():
             mutable = subtract_filters(scope.mutable, (NAME, CLOUDS))
 
+        if self.is_initializing() and "cache" in variables:
+            # What decodes step by step from now on has seen whole sequences at init.
+            rngs = {name: rng.as_jax_rng() for name, rng in scope.rngs.items()}
+            traced = traced_init(self.original.model, rngs, method, args, kwargs)
+            return traced, (variables, arrays)
+
         def function(variables: Any, arrays: Sequence[Any]) -> Any:
             args, kwargs = put_back(arrays)
             inside = Scope(variables, scope.rngs, mutable=mutable, path=scope.path)
@@ -231,6 +240,8 @@ def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any])
 
     arrays, put_back = tapping.split_arrays(args, kwargs)
     variables = _unfrozen(jax.eval_shape(init, *arrays))
+    if "cache" in variables:
+        return traced_init(model, rngs, "__call__", args, kwargs)
     variables["params"] = strip_alignment(variables.get("params", {}))
 
     def function(variables: Any, *arrays: Any) -> Any:
@@ -238,6 +249,43 @@ def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any])
         return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=True)
 
     return tapping.trace(function, (variables, *arrays), (1, *(None for _ in arrays)))
+
+
+def traced_init(
+    model: nn.Module, keys: Any, method: str, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tapping.Traced:
+    """The program of a module's initialisation, with its parameters as given."""
+    arrays, put_back = tapping.split_arrays(args, kwargs)
+
+    def variables_of(*arrays: Any) -> Any:
+        args, kwargs = put_back(arrays)
+        return model.init(keys, *args, **kwargs, method=method)["params"]
+
+    params = _unfrozen(jax.eval_shape(variables_of, *arrays))
+
+    def function(params: Any, *arrays: Any) -> Any:
+        args, kwargs = put_back(arrays)
+        flags = {"initializing": True}
+        scope = Scope({"params": params}, keys, mutable=DenyList("params"), flags=flags)
+        return getattr(model.clone(parent=scope, _deep_clone=True), method)(*args, **kwargs)
+
+    return tapping.trace(function, (params, *arrays), (0, *(None for _ in arrays)))
+
+
+def _check_ownership(model: nn.Module) -> None:
+    """Raises for a module that holds another one's: the copy of it would not be tied to it."""
+    for name, value in vars(model).items():
+        for leaf in jax.tree.leaves(value, is_leaf=lambda x: isinstance(x, nn.Module)):
+            if name != "parent" and isinstance(leaf, nn.Module) and _is_owned(leaf):
+                raise ValueError(
+                    f"{type(model).__name__}.{name} belongs to {type(leaf.parent).__name__}, so "
+                    "its parameters would no longer be shared. Convert the outermost model, and "
+                    "choose its attentions by AlignmentConfig.layers."
+                )
+
+
+def _is_owned(module: nn.Module) -> bool:
+    return isinstance(module.parent, nn.Module) and module.name is not None
 
 
 def _unfrozen(tree: Any) -> Any:

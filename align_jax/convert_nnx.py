@@ -1,9 +1,11 @@
 """Alignment for an NNX model that was written without it."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from align_jax import tapping
@@ -55,7 +57,9 @@ class AlignedNNX(nnx.Module):
     It is called as the model is, under `nnx.jit`, `nnx.grad` and with `nnx.Optimizer`. The model
     itself is its attribute `model`, trains with it, and remains the plain model. After a call in
     training, `alignment_loss` and `alignment_table` read what was sown off the converted model.
-    After `eval()` it calls the model, and sows nothing.
+    After `eval()` it calls the model and measures nothing: what it sowed is NaN, as before the
+    first call. Read it after each call: the next one replaces it. A method of the model is called
+    by its name on the converted one.
 
     Attributes:
       model: the original.
@@ -85,15 +89,18 @@ class AlignedNNX(nnx.Module):
     ) -> None:
         self.model = model
         self.config = config
-        missing = allow_missing if isinstance(allow_missing, bool) else tuple(allow_missing)
-        self.allow_missing = missing
+        self.allow_missing = tapping.names_of_missing(allow_missing)
         self.deterministic = False
         self.rngs = nnx.Rngs(**{NAME: seed}) if config.tokens else None
-        traced, _, _ = traced_call(model, arguments, keywords)
+        traced, traced_arguments, _ = traced_call(model, "__call__", arguments, keywords)
         self._check(traced)
         networks = tapping.init_networks(traced, config, jax.random.key(seed))
         self.networks = _as_data(jax.tree.map(AlignmentParam, networks))
-        self.sown = AlignmentSown({})
+        # Of the shapes that a call has, so that a loop may carry the model from the start.
+        call = traced, config, traced_arguments, networks, (NAME,)
+        key = None if self.rngs is None else jax.random.key(seed)
+        shapes = jax.eval_shape(lambda: tapping.run(*call, key)[1])
+        self.sown = AlignmentSown(jax.tree.map(_not_yet, shapes))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model, with its own arguments.
@@ -101,9 +108,21 @@ class AlignedNNX(nnx.Module):
         Raises:
           ValueError: if the model contains no attention, or one that cannot be aligned.
         """
+        return self._called("__call__", args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        model = self.__dict__.get("model")
+        if name.startswith("_") or not inspect.isfunction(getattr(type(model), name, None)):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+        return lambda *args, **kwargs: self._called(name, args, kwargs)
+
+    def _called(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self.deterministic:
-            return self.model(*args, **kwargs)
-        outputs, sown = self.measure(*args, **kwargs)
+            outputs = getattr(self.model, method)(*args, **kwargs)
+            # What an earlier call sowed says nothing of this one.
+            sown = jax.tree.map(_not_yet, _get(self.sown)) if hasattr(self, "sown") else {}
+        else:
+            outputs, sown = self._measured(method, args, kwargs, (NAME,))
         if hasattr(self, "sown"):
             _set(self.sown, sown)
         else:  # it was popped
@@ -123,8 +142,17 @@ class AlignedNNX(nnx.Module):
         Returns:
           The outputs, and the collections, for `alignment_table`, `alignment_clouds` and so on.
         """
+        return self._measured("__call__", args, kwargs, collections)
+
+    def _measured(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        collections: Sequence[str],
+    ) -> tuple[Any, dict[str, Any]]:
         names = tapping.wanted(collections)
-        traced, arguments, (before, after) = traced_call(self.model, args, kwargs)
+        traced, arguments, (before, after) = traced_call(self.model, method, args, kwargs)
         self._check(traced)
         rng = self.rngs[NAME]() if self.rngs is not None else None
         networks = jax.tree.map(
@@ -143,7 +171,7 @@ class AlignedNNX(nnx.Module):
 
 
 def traced_call(
-    model: nnx.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: nnx.Module, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tapping.Traced, tuple[Any, ...], tuple[Any, Any]]:
     """The program of a call, its arguments, and the model's graph before and after it."""
     graph, state = nnx.split(model)
@@ -153,7 +181,7 @@ def traced_call(
     def function(state: Any, arrays: Sequence[Any]) -> Any:
         args, kwargs = put_back(arrays)
         copied = nnx.merge(graph, state)
-        outputs = copied(*args, **kwargs)
+        outputs = getattr(copied, method)(*args, **kwargs)
         new_graph, new_state = nnx.split(copied)
         after[:] = [new_graph]
         return outputs, new_state
@@ -170,8 +198,16 @@ def _adopt(model: nnx.Module, changed: nnx.Module) -> None:
             _adopt(mine, value)
         elif isinstance(value, nnx.Variable) and isinstance(mine, nnx.Variable):
             _set(mine, _get(value))
-        elif isinstance(value, nnx.Variable):
+        elif isinstance(value, nnx.Variable | bool | int | float | str):
             setattr(model, name, value)
+
+
+def _not_yet(shape: Any) -> jax.Array:
+    """Stands for what was not sown: not a number, of valid samples, so that no loss hides it."""
+    if shape.dtype == bool:
+        return jnp.ones(shape.shape, bool)
+    return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0,
+                    shape.dtype)  # fmt: skip
 
 
 def _as_data(tree: Any) -> Any:

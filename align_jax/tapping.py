@@ -54,6 +54,7 @@ def trace(
 
     def flat(*arguments: Any) -> list[Array]:
         leaves, tree = jax.tree.flatten(function(*arguments))
+        _check_leaves(leaves, "returns")
         arrays = [leaf for leaf in leaves if _is_array(leaf)]
         fixed = [None if _is_array(leaf) else leaf for leaf in leaves]
         structure[:] = [tree, fixed, [_is_array(leaf) for leaf in leaves]]
@@ -81,6 +82,7 @@ def split_arrays(
 ) -> tuple[list[Any], Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]]:
     """The arrays among the arguments of a call, and a function that puts others in their place."""
     leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
+    _check_leaves(leaves, "is given")
     own = [_is_array(leaf) for leaf in leaves]
 
     def put_back(arrays: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -125,6 +127,12 @@ def check(
             f"{lines}\nTo leave them out, name the others in AlignmentConfig.layers, or these in "
             "allow_missing=(...); allow_missing=True leaves out whatever cannot be aligned. "
             "`attention_report` lists all."
+        )
+    names = [site.name for site in traced.found.sites]
+    if names and not any(_selected(config, name) for name in names):
+        raise ValueError(
+            f"AlignmentConfig.layers {config.layers} matches none of the attentions of {what}: "
+            f"{', '.join(dict.fromkeys(names))}."
         )
     if not traced.found.sites:
         raise ValueError(
@@ -260,6 +268,18 @@ def _selected(config: AlignmentConfig, name: str) -> bool:
     return config.selects(tuple(name.split("/")))
 
 
+def names_of_missing(allow_missing: bool | Sequence[str]) -> bool | tuple[str, ...]:
+    """Checks what may be left out."""
+    if isinstance(allow_missing, bool):
+        return allow_missing
+    if isinstance(allow_missing, str):
+        raise ValueError(
+            f"allow_missing must be True, False or a tuple of patterns, got the string "
+            f"{allow_missing!r}."
+        )
+    return tuple(allow_missing)
+
+
 def _allowed(allow_missing: bool | Sequence[str], name: str) -> bool:
     if isinstance(allow_missing, bool):
         return allow_missing
@@ -312,6 +332,16 @@ def _get(tree: Mapping[str, Any], place: Path) -> Any:
             return {}
         tree = tree[name]
     return tree
+
+
+def _check_leaves(leaves: Sequence[Any], verb: str) -> None:
+    """Raises for an object that hides arrays from JAX."""
+    for leaf in leaves:
+        if any(isinstance(value, jax.Array) for value in getattr(leaf, "__dict__", {}).values()):
+            raise TypeError(
+                f"The model {verb} a {type(leaf).__name__}, whose arrays JAX cannot see. Make it a "
+                "pytree, as with flax.struct.dataclass or jax.tree_util.register_dataclass."
+            )
 
 
 def _is_array(leaf: Any) -> bool:

@@ -251,8 +251,9 @@ class _Search(Products):
             picks = eqn.params["dimension_numbers"].start_index_map
         else:
             picks = [i for i, value in enumerate(indices) if value.counter]
+        kind = Kind.DATA if operands[0].data or operands[0].leaf is None else Kind.PARAMETER
         return frozenset(
-            (factor.kind, *factor.identity)
+            (kind, *factor.identity)
             for i in picks
             for axis in [operands[0].axes[i]]
             if ax.size(axis) != sizes[i]
@@ -438,23 +439,29 @@ class _Search(Products):
                 sizes = [factor.size for factor in asked.values()]
                 return f"it is not clear which of the queries' axes {sizes} counts tokens"
         tokens = tokens or set(asked)
-        for n, (side, first, second) in product.factors.items():
+        met = {f.identity for side, f, _ in product.factors.values() if side == key_side}
+        for n in sorted(tokens):  # keys that all samples share have no axis for them
+            first = _first_axis(asked[n].origin) == 0
+            if first and len(tokens) > 1 and asked[n].identity not in met:
+                tokens.discard(n)
+                parts[n] = Part.SAMPLE
+        for n, (side, one, other) in product.factors.items():
             order[n] = n
-            kind = max(first.kind, second.kind)
+            best = one if one.kind >= other.kind else other
             if side == SHARED:
-                if kind == Kind.UNKNOWN:
-                    return (
-                        f"it is not clear whether an axis of {first.size} counts samples or heads"
-                    )
-                best = first if first.kind >= second.kind else second
+                if best.kind == Kind.UNKNOWN:
+                    return f"it is not clear if an axis of {best.size} counts samples or heads"
                 split = bool(self.came_from(best.origin) & features)
-                parts[n] = Part.SAMPLE if kind == Kind.DATA and not split else Part.HEAD
-                if parts[n] == Part.SAMPLE and _first_axis(best.origin) == 0:
-                    order[n] = n - len(product.factors)
+                copies = one.origin is None and other.origin is None
+                counts = best.kind == Kind.DATA and not split
+                parts[n] = Part.SAMPLE if counts or copies else Part.HEAD
             elif side == key_side:
-                parts[n] = Part.KEY if n in product.keys else Part.GROUP
-            else:
+                shared = one.kind == Kind.DATA
+                parts[n] = Part.KEY if n in product.keys else Part.SAMPLE if shared else Part.GROUP
+            elif n not in parts:
                 parts[n] = Part.QUERY if n in tokens else Part.GROUP
+            if parts[n] == Part.SAMPLE and _first_axis(best.origin) == 0:
+                order[n] = n - len(product.factors)
         own = tuple(asked[n].identity for n in sorted(tokens))
         others = tuple(product.factors[n][1].identity for n in sorted(product.keys))
         known = all(identity[0] is not None for identity in (*own, *others))

@@ -112,7 +112,8 @@ class Site:
         """How many samples, heads, queries, keys and features there are."""
         query, key = self._part_sizes(self.query), self._part_sizes(self.key)
         heads = query[Part.HEAD] * query[Part.GROUP] * key[Part.GROUP]
-        return query | {Part.HEAD: heads, Part.KEY: key[Part.KEY]}
+        samples = max(query[Part.SAMPLE], key[Part.SAMPLE])
+        return query | {Part.HEAD: heads, Part.KEY: key[Part.KEY], Part.SAMPLE: samples}
 
     def arranged(
         self, values: Mapping[Ref, Array]
@@ -129,7 +130,8 @@ class Site:
         """
         query = self._laid_out(self.query, Part.QUERY, values)
         key = self._laid_out(self.key, Part.KEY, values)
-        samples, queries, heads, own, features = query.shape
+        samples = max(query.shape[0], key.shape[0])
+        _, queries, heads, own, features = query.shape
         keys, others = key.shape[1], key.shape[3]
         # Heads that share keys each have queries of their own, and the same keys.
         query = jnp.broadcast_to(
