@@ -30,6 +30,13 @@ def aligned_function(
       parameters: which arguments hold parameters, state or random keys, and no data.
       allow_missing: see `aligned`.
 
+    Returns:
+      An object with `init`, which makes the parameters of the alignment networks, and `apply`,
+      which calls the function.
+
+    Raises:
+      TypeError: if `function` is none.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> def attend(params, x):

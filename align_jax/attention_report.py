@@ -101,6 +101,12 @@ def attention_report(
       parameters: of a function, the numbers of the arguments that hold no data.
       **keywords: of a call of a module.
 
+    Returns:
+      What was found, skipped and opaque; `print` shows it as a table.
+
+    Raises:
+      TypeError: if `model` is no module and no function.
+
     Example:
       >>> import jax.numpy as jnp
       >>> print(attention_report(nn.SelfAttention(num_heads=2), jnp.ones((3, 5, 8))))

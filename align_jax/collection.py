@@ -298,7 +298,8 @@ def _collections_within(node: Any) -> dict[str, Any]:
     from flax import nnx
 
     children: Iterable[tuple[Any, Any]] = ()
-    if isinstance(node, (list, tuple, *((nnx.List,) if hasattr(nnx, "List") else ()))):
+    lists = (list, tuple, nnx.List) if hasattr(nnx, "List") else (list, tuple)
+    if isinstance(node, lists):
         children = enumerate(node)
     elif isinstance(node, nnx.Module):
         children = vars(node).items()
