@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from train import cli
+from train import cli, process
 from train.run import loop
 
 CONFIG = cli.define_config_flag()
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    cli.run_command(main, process.RESUMABLE)

@@ -7,20 +7,17 @@ import os
 import pathlib
 import re
 import runpy
-import signal
-import sys
 from collections.abc import Callable, Sequence
+from logging import ERROR, LogRecord
 from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from train import process
 from train.devices import hosts
 from train.registry import ConfigError, nearest
-from train.run.folder import CheckpointError
-from train.run.interruption import Interrupted
-from train.run.trainer import TrainingDiverged
 
 # A flag that a function below defines is that of the command which calls it: --help shows it there.
 flags.disclaim_key_flags()
@@ -60,35 +57,38 @@ def _checkpoint_flag() -> flags.FlagHolder[str | None]:
     return flags.DEFINE_string("checkpoint", None, "The folder of a run.")
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Parses the flags and runs a command; what the user can mend ends in one line.
+def run_command(main: Callable[[], None], interrupted: str = process.INTERRUPTED) -> NoReturn:
+    """Parses the flags, runs a command and ends the process, as `train.process.run` says.
 
     Args:
         main: the command; flags are parsed when it is called.
+        interrupted: what to say after Ctrl-C.
     """
 
-    def guarded(argv: Sequence[str]) -> None:
+    def with_flags(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}; options start with --, see --help.")
-        logging.set_verbosity(logging.WARNING)  # Orbax and TensorBoard report each file at INFO
-        use_compilation_cache()
-        try:
-            main()
-        except (ConfigError, CheckpointError, TrainingDiverged) as error:
-            _fail(str(error))
-        except Interrupted as error:
-            print(error, file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
-                raise
-            _fail(
-                f"another process ended or cannot be reached ({' '.join(str(error).split())[:200]})"
-                f". Start all of them again with the same command: the run goes on from its last "
-                f"checkpoint."
+            raise ConfigError(
+                f"unexpected argument {argv[1]!r}; options start with --, see --help."
             )
+        keep_logs_short()
+        use_compilation_cache()
+        main()
 
-    app.run(guarded, flags_parser=_parse_flags)
+    process.run(lambda: app.run(with_flags, flags_parser=_parse_flags), interrupted)
+
+
+def keep_logs_short() -> None:
+    """Keeps from the terminal what libraries log and the commands do not need, or say themselves.
+
+    Orbax reports each file as information; and a checkpoint that could not be written as several
+    errors with their traces, after which it raises what becomes the command's one line.
+    """
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_is_news)
+
+
+def _is_news(record: LogRecord) -> bool:
+    return record.levelno < ERROR or "orbax" not in record.pathname
 
 
 def define_process_flags() -> Callable[[], None]:
@@ -164,9 +164,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
-        _fail(str(error).strip().splitlines()[-1])  # above it: the trace of an error in the file
+        # Above the last line: the trace of an error in the file.
+        raise ConfigError(str(error).strip().splitlines()[-1]) from error
     except (KeyError, AttributeError) as error:
-        _fail(_unknown_key(argv, error))
+        raise ConfigError(_unknown_key(argv, error)) from error
 
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str:
@@ -196,13 +197,6 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
         if isinstance(config[key], ConfigDict):
             found += _keys(config[key], f"{prefix}{key}.")
     return found
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(2)  # an orderly exit would wait for the other processes
-    sys.exit(2)
 
 
 def default_workdir(config: ConfigDict) -> pathlib.Path:

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from align_jax.pretrained import PretrainedError, save
-from train import cli
+from train import cli, process
 from train.data.base import Batch
 from train.data.json_text import loads
 from train.data.squad_files import Question
@@ -176,10 +177,17 @@ def export(data: PredictSource, state: TrainState, folder: pathlib.Path) -> None
     # A choice has one logit for each text, and so no classes.
     choice = isinstance(state.task, MultipleChoice)
     names = None if choice else data.label_names or None
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{os.getpid()}"  # what could not be written whole is not left behind
     try:
-        save(folder, state.model, state.params, data.text_tokenizer, label_names=names)
-    except (PretrainedError, ImportError, OSError) as error:
+        with process.naming(folder):
+            save(part, state.model, state.params, data.text_tokenizer, label_names=names)
+            for file in part.iterdir():
+                os.replace(file, folder / file.name)
+    except (PretrainedError, ImportError) as error:
         raise ConfigError(f"--export: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def main() -> None:
@@ -191,9 +199,7 @@ def main() -> None:
         export(data, state, pathlib.Path(EXPORT.value))
         print(f"Exported to {EXPORT.value}", file=sys.stderr)
     if INPUT.value == "-":
-        if sys.stdin is None:
-            raise ConfigError("--input: standard input is closed; name a file.")
-        _write(data, state, sys.stdin.buffer, "standard input")
+        _write(data, state, sys.stdin and sys.stdin.buffer, "standard input")
     elif INPUT.value:
         try:
             file = open(INPUT.value, "rb")  # noqa: SIM115
@@ -212,22 +218,28 @@ def decoded(lines: Iterable[bytes], where: str) -> Iterator[str]:
 
     Raises:
         ConfigError: a line is not UTF-8; names it.
+        OSError: it cannot be read; names it.
     """
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{where}, line {number} is not UTF-8: {error}.") from error
+    with process.naming(where):
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{where}, line {number} is not UTF-8: {error}.") from error
 
 
-def _write(data: PredictSource, state: TrainState, lines: Iterable[bytes], where: str) -> None:
+def _write(
+    data: PredictSource, state: TrainState, lines: Iterable[bytes] | None, where: str
+) -> None:
+    if lines is None:
+        raise ConfigError(f"--input: {where} is closed; give it the texts, or name a file.")
     every = isinstance(state.task, SpanExtraction | QuestionAnswering)
     texts = read_texts(decoded(lines, where), data.fields, where, every=every)
     try:
         for answer in predict(data, state, texts, BATCH_SIZE.value):
             print(json.dumps(answer), flush=True)
     except BrokenPipeError:  # whoever reads has seen enough, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        process.abandon_output()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from train.process import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """The config asks for something that does not exist or does not fit; says what and why."""
 
 

@@ -26,7 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from align_jax.config import PLAIN
-from train import cli
+from train import cli, process
 from train.benchmarks.step_time import StepTime, measure_step_times, read_step_times
 from train.comparison import table
 from train.comparison.statistics import findings
@@ -41,7 +41,7 @@ from train.run.folder import (
     RESULT,
     STEP_TIMES,
     TABLE,
-    claim_folder,
+    claimed,
     read_json,
     to_json,
     write_json,
@@ -87,6 +87,7 @@ def sweep(
         ConfigError: there are no methods or seeds, one is named twice, there is no such method, or
             no split is evaluated at the end.
         CheckpointError: the folder is not ours or holds another experiment's sweep.
+        InUse: another process works on it.
         OutOfTime: the deadline has passed before all was done.
     """
     for flag, given in (("methods", methods), ("seeds", seeds)):
@@ -97,9 +98,16 @@ def sweep(
         raise ConfigError("config.eval.final is empty; name the split whose metrics to compare.")
     for method in methods:
         build_alignment(variant(config, method, 0))  # refuses what there is not, before any run
-    claim_folder(workdir, variant(config, PLAIN, 0))
-    if command:
-        write_text(workdir / COMMAND, command + "\n")
+    with claimed(workdir, variant(config, PLAIN, 0)):
+        if command:
+            write_text(workdir / COMMAND, command + "\n")
+        return _sweep(config, methods, seeds, workdir, console, deadline)
+
+
+def _sweep(
+    config: ConfigDict, methods: Sequence[str], seeds: Sequence[int], workdir: pathlib.Path,
+    console: rich.console.Console, deadline: float | None,
+) -> dict[str, table.Row]:  # fmt: skip
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for seed in seeds:
         for method in methods:
@@ -137,7 +145,8 @@ def _draw(
         for method in methods
     }
     if config.eval.mmd_examples > 0:
-        draw_comparison(drawn, workdir / "picture.png")
+        with process.naming(workdir / "picture.png"):
+            draw_comparison(drawn, workdir / "picture.png")
         console.print(f"Picture: {workdir / 'picture.png'}")
     else:
         console.print("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
@@ -145,7 +154,9 @@ def _draw(
         ("Reliability", draw_reliability, "reliability.png"),
         ("Attention", draw_attention, "attention.png"),
     ):
-        if draw(drawn, workdir / file):
+        with process.naming(workdir / file):
+            found = draw(drawn, workdir / file)
+        if found:
             console.print(f"{name}: {workdir / file}")
 
 
@@ -239,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    cli.run_command(main, process.RESUMABLE)

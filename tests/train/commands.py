@@ -27,8 +27,9 @@ def run_quietly(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def command(
-    *arguments: str, module: str = "train", standard_input: str = "", forked: bool = False
-) -> subprocess.CompletedProcess[str]:
+    *arguments: str, module: str = "train", standard_input: str = "", forked: bool = False,
+    output: str = "",
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """`python -m MODULE ARGUMENTS` in a process of its own.
 
     Args:
@@ -37,10 +38,11 @@ def command(
         standard_input: what it reads there.
         forked: whether the process may be one that has made its imports already, see
             `tests.train.command_server`; for tests of what a command does after them.
+        output: of a forked one, where it writes to; by default to what is returned.
     """
     environment = os.environ | {"XLA_FLAGS": QUICK_FLAGS, "ALIGN_JAX_CACHE": ""}
     if forked:
-        return _forked(arguments, module, standard_input, environment)
+        return _forked(arguments, module, standard_input, environment, output)
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT, input=standard_input, capture_output=True, text=True, timeout=300, check=False,
@@ -49,8 +51,9 @@ def command(
 
 
 def _forked(
-    arguments: tuple[str, ...], module: str, standard_input: str, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
+    arguments: tuple[str, ...], module: str, standard_input: str, environment: dict[str, str],
+    output_file: str,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     server = _server()
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder) / name for name in ("stdin", "stdout", "stderr")]
@@ -58,7 +61,7 @@ def _forked(
             file.write_text(content)
         request = {
             "module": module, "arguments": arguments, "environment": environment,
-            "files": list(map(str, files)),
+            "files": [str(files[0]), output_file or str(files[1]), str(files[2])],
         }  # fmt: skip
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()

@@ -7,10 +7,6 @@ import json
 import pytest
 
 from tests.train.commands import command
-from train import cli
-from train.registry import ConfigError
-from train.run.folder import CheckpointError
-from train.run.trainer import TrainingDiverged
 
 CONFIG = "--config=train/configs/digits.py"
 SMALL = [
@@ -53,22 +49,6 @@ def test_a_command_that_cannot_work_says_why(arguments: list[str], message: str)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert message in done.stderr
-
-
-@pytest.mark.parametrize(
-    "error", [ConfigError("why"), CheckpointError("why"), TrainingDiverged("why")]
-)
-def test_what_the_user_can_mend_ends_in_one_line(monkeypatch, capsys, error: Exception) -> None:
-    monkeypatch.setattr(cli.app, "run", lambda guarded, **_: guarded(["train"]))
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-
-    def main() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as stop:
-        cli.run_command(main)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: why\n"
 
 
 @pytest.mark.parametrize("module", ["train", "train.sweep", "train.benchmarks.text_step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 
@@ -15,7 +16,7 @@ from tests.train.tiny_glue import tiny_config as tiny_glue_config
 from tests.train.tiny_squad import CONTEXT, write_squad
 from tests.train.tiny_squad import tiny_config as tiny_squad_config
 from train.experiment.experiment import build_experiment
-from train.predict import _labelled, export, predict, read_texts
+from train.predict import _labelled, _write, export, predict, read_texts
 from train.predictor import restore_predictor
 from train.registry import ConfigError
 from train.run.folder import CheckpointError
@@ -189,6 +190,39 @@ def test_the_command_answers_line_by_line_and_exports(mrpc_run, mrpc, tmp_path) 
     assert [json.loads(line)["label"] for line in piped.stdout.splitlines()] == [
         answer["label"] for answer in answers
     ]
+
+
+@pytest.mark.fault(
+    "An export that cannot be written whole",
+    "An error with the reason; nothing of it is left behind",
+)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space"),
+        Exception("I/O error: No space (os error 28)"),
+        OSError("model.safetensors cannot be written: No space (os error 28)"),
+    ],
+)
+def test_an_export_without_room_leaves_nothing_behind(mrpc, tmp_path, monkeypatch, error) -> None:
+    def fails(folder, *_, **__) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.predict.save", fails)
+        with pytest.raises(OSError, match=f"No space.*: '{tmp_path}'"):
+            export(*mrpc, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    export(*mrpc, tmp_path)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_closed_standard_input_is_said(mrpc) -> None:
+    with pytest.raises(ConfigError, match="--input: standard input is closed"):
+        _write(*mrpc, None, "standard input")
 
 
 @pytest.mark.parametrize(

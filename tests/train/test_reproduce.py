@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import pathlib
@@ -21,6 +22,8 @@ from train.reproduce import entries
 from train.reproduce.entries import ATTACK_PYTHON, Attacks, Sweep
 from train.reproduce.experiments import ENTRIES, SWEEPS
 from train.run import loop, trainer
+from train.run.folder import NotWritten
+from train.run.lock import locked
 from train.run.log import read_records
 from train.run.trainer import Trainer, TrainingDiverged
 
@@ -146,6 +149,27 @@ def test_a_failure_is_told_and_the_next_entry_runs(tmp_path, tiny, monkeypatch) 
     printed = run([tiny, other], tmp_path / "work")
     assert begun == ["tiny", "other"]
     assert "tiny failed: the loss is nan" in printed
+
+
+@pytest.mark.parametrize(
+    "error", [NotWritten("no room"), OSError(errno.ENOSPC, "No space left on device")]
+)
+def test_a_full_disk_ends_it_since_the_next_entry_would_meet_it_too(
+    tmp_path, tiny, monkeypatch, error
+) -> None:
+    def fails(*_, **__) -> None:
+        raise error
+
+    monkeypatch.setattr(entries, "sweep", fails)
+    with pytest.raises(type(error)):
+        run([tiny], tmp_path / "work")
+
+
+def test_a_second_start_in_the_folder_is_refused(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "keep_logs_short", lambda: None)
+    with locked(tmp_path):
+        assert command.main([f"--workdir={tmp_path}", "--budget=0", "--only=cora"]) == 2
+    assert f"error: {tmp_path} is in use by another process" in capsys.readouterr().err
 
 
 ATTACKER = """#!{python}

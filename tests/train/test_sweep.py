@@ -13,7 +13,8 @@ from tests.train.report.studies import write_run
 from train import sweep
 from train.registry import ConfigError
 from train.run import loop
-from train.run.folder import CheckpointError
+from train.run.folder import CheckpointError, claim_folder
+from train.run.lock import InUse, locked
 
 
 def run(config, methods, seeds, workdir) -> str:
@@ -61,9 +62,16 @@ def test_a_result_of_another_config_is_not_taken(tmp_path, tiny_config) -> None:
 
 
 def test_another_experiments_folder_is_refused(tmp_path, tiny_config) -> None:
-    sweep.claim_folder(tmp_path, sweep.variant(tiny_config(), "none", 0))
+    claim_folder(tmp_path, sweep.variant(tiny_config(), "none", 0))
     with pytest.raises(CheckpointError, match="model.hidden_size was 16, now 32"):
         run(tiny_config(model__hidden_size=32), ["none"], [0], tmp_path)
+
+
+def test_a_second_sweep_in_the_folder_is_refused(tmp_path, tiny_config, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "run", lambda *_, **__: pytest.fail("ran"))
+    with locked(tmp_path), pytest.raises(InUse, match=f"{tmp_path} is in use by another process"):
+        run(tiny_config(), ["none"], [0], tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_foreign_folder_is_refused(tmp_path, tiny_config) -> None:

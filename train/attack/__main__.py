@@ -37,6 +37,7 @@ from train.attack.records import AttackFile, run_attacks, targets_of
 from train.attack.victim import Victim, restore_victim
 from train.registry import ConfigError, nearest
 from train.run.folder import read_config
+from train.run.lock import LOCK, locked
 
 CHECKPOINT = cli.define_checkpoint_flag()
 RECIPE = flags.DEFINE_string("recipe", None, f"How to attack: {', '.join(RECIPES)}.")
@@ -87,19 +88,27 @@ def attack_run(folder: pathlib.Path, recipe: str, console: rich.console.Console)
     attack = make_attack(recipe, victim, SEED.value)
     split = SPLIT.value or read_config(folder)["eval"]["mmd_split"]
     path = pathlib.Path(OUTPUT.value or folder / f"attack-{recipe}.json")
-    file = AttackFile(path, header(folder, victim, recipe, split, SEED.value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent, f".{path.name}{LOCK}"):
+        file = AttackFile(path, header(folder, victim, recipe, split, SEED.value))
+        _attack_all(victim, attack, file, split, f"{recipe} on {folder}", console)
+    console.print(summary.sentence(file.header, file.examples), highlight=False, soft_wrap=True)
+    console.print(f"Examples: {path}", highlight=False, soft_wrap=True)
 
+
+def _attack_all(
+    victim: Victim, attack: Any, file: AttackFile, split: str, title: str,
+    console: rich.console.Console,
+) -> None:  # fmt: skip
     examples = victim.data.read(split)
     order = np.random.default_rng(SEED.value).permutation(len(examples)).tolist()
     targets = targets_of(examples, order)
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:
         total = EXAMPLES.value or len(targets)
-        task = progress.add_task(f"{recipe} on {folder}", total=total)
+        task = progress.add_task(title, total=total)
         for _ in itertools.chain([None], run_attacks(targets, attack, file, EXAMPLES.value)):
             done = file.attacks if EXAMPLES.value else len(file.examples)
             progress.update(task, completed=done)
-    console.print(summary.sentence(file.header, file.examples), highlight=False, soft_wrap=True)
-    console.print(f"Examples: {path}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -115,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    cli.run_command(main, "Interrupted. The same command goes on after the last example.")

@@ -26,6 +26,7 @@ from pathlib import Path
 import jax
 
 from align_jax.config import METHODS
+from train import process
 from train.benchmarks import alignment_cost, cost_report
 
 LONG_TOKENS = (16_384, 32_768)
@@ -37,6 +38,8 @@ def main() -> None:
     if "ot" in options.methods and importlib.util.find_spec("ott") is None:
         print("ott-jax is not installed; leaving ot out.", file=sys.stderr)
         options.methods.remove("ot")
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)  # known now, not after all is measured
     device = jax.local_devices()[0].device_kind
     clock, named = time.perf_counter, "wall time"
     if options.cpu_time:
@@ -52,7 +55,8 @@ def main() -> None:
         long.append(alignment_cost.measure_long(tokens, turns=3, clock=clock))
         print(cost_report.long_row(long[-1]), flush=True)
     if options.output:
-        cost_report.write(options.output, device, costs, long, named)
+        with process.naming(options.output):
+            cost_report.write(options.output, device, costs, long, named)
 
 
 def _options() -> argparse.Namespace:
@@ -94,4 +98,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    process.run(main)

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from align_jax.models.gat import GAT, GATConfig
+from train import process
 from train.benchmarks.turns import timed_in_turns
 from train.data.planetoid import Graph, Planetoid
 
@@ -151,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process.run(main)

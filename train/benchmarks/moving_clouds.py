@@ -49,6 +49,7 @@ from flax import linen as nn
 from align_jax import Alignment, AlignmentConfig, alignment_loss
 from align_jax.config import METHODS, PLAIN
 from align_jax.yardstick import CloudDistance, cloud_distances
+from train import process
 from train.run.hardware import hardware
 from train.run.runaway import LEAST_OBJECTIVE
 from train.step.optimizer import OptimizerConfig, make_optimizer
@@ -521,4 +522,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    process.run(main)

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from align_jax.config import METHODS
+from train import process
 from train.benchmarks import alignment_cost
 
 # The first pattern that is found in an operation's origin says which part it belongs to.
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process.run(main)

@@ -18,6 +18,7 @@ import numpy as np
 
 from align_jax import AlignmentConfig
 from align_jax.alignment import Alignment
+from train import process
 
 SHAPE = (4, 512, 4, 32)  # B N H D
 
@@ -73,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process.run(main)

@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 
-from train import cli
+from train import cli, process
 from train.report.page import PAGE, TEXT, write_report
-from train.run.folder import CheckpointError
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> process.Status:
     """Runs the command; returns its exit status."""
     options = _options(arguments)
+    return process.status_of(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> None:
+    cli.keep_logs_short()
     cli.use_compilation_cache()
-    try:
+    with process.naming(options.output):
         write_report(
             options.folders, options.output, examples=options.examples,
             say=lambda title: print(f"{title} ...", flush=True),
         )  # fmt: skip
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     print(f"Report: {options.output / PAGE}\nTables: {options.output / TEXT}")
-    return 0
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -58,4 +57,4 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.run(main)

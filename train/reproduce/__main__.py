@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import pathlib
-import signal
-import sys
 import time
 from collections.abc import Sequence
 
@@ -25,15 +23,16 @@ import jax
 import rich.console
 import rich.table
 
-from train import cli
+from train import cli, process
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
 from train.reproduce.entries import Entry, Progress
 from train.reproduce.experiments import ENTRIES
-from train.run.folder import CONFIG, CheckpointError
+from train.run.folder import CONFIG, CheckpointError, NotWritten
 from train.run.hardware import hardware
-from train.run.interruption import Interrupted, OutOfTime
+from train.run.interruption import OutOfTime
+from train.run.lock import locked
 from train.run.trainer import TrainingDiverged
 
 
@@ -75,6 +74,8 @@ def reproduce(
             )
             break
         except (TrainingDiverged, CheckpointError, ValueError, OSError) as error:
+            if isinstance(error, NotWritten) or process.hinders_all(error):
+                raise  # the next one could not be written either
             notes.append(f"{entry.name} failed: {error}")
         jax.clear_caches()  # the programs of one experiment are of no use to the next
     for note in notes:
@@ -132,23 +133,19 @@ def _report(
     console.print(f"Report: {output / PAGE}\nTables: {output / TEXT}")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> process.Status:
     """Runs the command; returns its exit status."""
     options = _options(arguments)
+    return process.status_of(lambda: _reproduce(options), process.RESUMABLE)
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    cli.keep_logs_short()
     cli.use_compilation_cache()
-    try:
-        entries = _chosen(options.only)
+    entries = _chosen(options.only)
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    with locked(options.workdir):
         reproduce(entries, options.workdir, rich.console.Console(), options.budget)
-    except (ConfigError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
 
 
 def _chosen(names: Sequence[str]) -> list[Entry]:
@@ -185,4 +182,4 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.run(main, process.RESUMABLE)

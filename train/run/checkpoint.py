@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from train.devices import hosts
 from train.run.early_stopping import Criterion
-from train.run.folder import CheckpointError
+from train.run.folder import CheckpointError, NotWritten
 from train.step.state import TrainState
 
 
@@ -87,19 +88,21 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self.wait()
-        except CheckpointError:
-            if kind is None:  # else what ended the run is the news
-                raise
-        finally:
-            self._manager.close()
+        problems = []
+        for end in (self._manager.wait_until_finished, self._manager.close):
+            try:
+                with self._explained():
+                    end()
+            except Exception as error:  # the second may tell once more of what the first one told
+                problems.append(error)
+        if problems and kind is None:  # else what ended the run is the news
+            raise problems[0]
 
     def wait(self) -> None:
         """Returns when everything saved so far is on the disk.
 
         Raises:
-            CheckpointError: it could not be written.
+            NotWritten: one could not be written.
         """
         with self._explained():
             self._manager.wait_until_finished()
@@ -127,6 +130,11 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        if not self.folder.exists():  # Orbax would make it anew, without what else a run holds
+            raise NotWritten(
+                f"{self.folder} was deleted or moved while the run wrote to it. Leave the folder "
+                f"of a run where it is, and start the same command again."
+            )
         arrays = {"state": _arrays(state)}
         if progress.best_params is not None:
             arrays["best_params"] = serialization.to_state_dict(progress.best_params)
@@ -239,10 +247,10 @@ class Checkpoints:
             kept = [
                 step for step in self._manager.all_steps() if (self.folder / str(step)).exists()
             ]
-            reason = " ".join(str(error).split())[:400]
-            raise CheckpointError(
-                f"A checkpoint could not be written to {self.folder}: {reason}. Those of the steps "
-                f"{sorted(kept)} are intact. Make room on the disk, or check that it can be "
+            intact = f"Those of the steps {sorted(kept)} are intact" if kept else "It was the first"
+            raise NotWritten(
+                f"A checkpoint could not be written to {self.folder}: {_reason(error)}. {intact}. "
+                f"Make room on the disk, or check that it can be "
                 f"written to, and start the same command again."
             ) from error
 
@@ -263,6 +271,13 @@ def bit_sums(tree: Any) -> dict[str, int]:
     flat = traverse_util.flatten_dict(tree, sep="/")
     sums = jax.device_get(_bit_sums({name: x for name, x in flat.items() if np.size(x)}))
     return {name: int(value) for name, value in sums.items()}
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, in its words, or else the whole text in one line."""
+    text = " ".join(str(error).split())
+    number = re.search(r"(?:os_error_code='|\[Errno )(\d+)", text)
+    return os.strerror(int(number[1])) if number else text[:400]
 
 
 @jax.jit

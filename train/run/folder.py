@@ -7,14 +7,18 @@ It holds `config.json` (written first: it marks the folder as ours), `metrics.js
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import traverse_util
 from ml_collections import ConfigDict
+
+from train.process import UserError, naming
+from train.run.lock import LOCK, locked
 
 CONFIG = "config.json"
 RESULT = "result.json"
@@ -25,8 +29,27 @@ TABLE = "table.json"  # of a sweep that is done
 FREE_SECTIONS = ("train", "eval", "name")  # may change between a run's start and its resumption
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A folder or checkpoint cannot be used; says which, why, and what to do."""
+
+
+class NotWritten(CheckpointError):
+    """A checkpoint could not be written; says why, and which ones are intact."""
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
+    """Makes a folder ours, as `claim_folder` does, and keeps other processes out while it is open.
+
+    Raises:
+        CheckpointError: as of `claim_folder`.
+        InUse: another process has it.
+    """
+    _check_ours(workdir)  # before anything is written
+    workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir):
+        claim_folder(workdir, config)
+        yield
 
 
 def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -36,20 +59,25 @@ def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
         CheckpointError: the folder holds other things, or a run whose config differs in what
             determines the model or its training; names the differing keys.
     """
+    _check_ours(workdir)
+    if not (workdir / CONFIG).exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, to_json(config))
+    check_same_experiment(workdir, config)
+
+
+def _check_ours(workdir: pathlib.Path) -> None:
     marker = workdir / CONFIG
     if not marker.exists():
         if workdir.exists() and not workdir.is_dir():
             raise CheckpointError(f"{workdir} is a file; --workdir must name a folder.")
-        # A run that was killed as it wrote the marker leaves its temporary file.
+        # A run that was killed as it wrote the marker leaves its temporary file, and its lock.
         entries = workdir.iterdir() if workdir.exists() else ()
-        if any(not entry.name.startswith(f".{CONFIG}.") for entry in entries):
+        if any(x.name != LOCK and not x.name.startswith(f".{CONFIG}.") for x in entries):
             raise CheckpointError(
                 f"{workdir} is not empty and was not made by this program (no {CONFIG} in it); "
                 f"nothing was written. Choose a new or empty folder with --workdir."
             )
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(marker, to_json(config))
-    check_same_experiment(workdir, config)
 
 
 def check_same_experiment(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -126,5 +154,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file in one go: a reader sees the whole file, the one before, or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

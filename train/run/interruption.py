@@ -9,9 +9,14 @@ from types import FrameType, TracebackType
 import jax
 from jax.experimental import multihost_utils
 
+from train.process import UserError
 
-class Interrupted(RuntimeError):
+
+class Interrupted(UserError, RuntimeError):
     """A run was told to stop, saved its state and ended before its last step."""
+
+    status = 128 + signal.SIGTERM
+    label = ""  # it is no error
 
 
 class OutOfTime(Interrupted):

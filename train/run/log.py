@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,9 @@ import rich.console
 import rich.progress
 import rich.table
 
-from train.run.folder import METRICS, write_text
+from train.process import naming
+from train.run.events import EventFile
+from train.run.folder import METRICS, CheckpointError, write_text
 
 NOT_CURVES = ("reliability",)  # a whole diagram, no number over the steps
 SHOWN_EVALUATIONS = 24
@@ -52,7 +53,7 @@ class RunLog:
             (r for r in reversed(kept) if r["split"] == "train"), {}
         )
         self._file = self._path.open("a")
-        self._tensorboard = _event_writer(workdir, start)
+        self._events = EventFile(workdir / "tensorboard", start)
         self._console = console
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn(title),
@@ -71,10 +72,15 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-        self._tensorboard.close()
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        problems = []
+        for close in (self._progress.stop, self._events.close, self._file.close):
+            try:
+                close()
+            except OSError as error:
+                problems.append(error)
+        if problems and kind is None:  # else what ended the run is the news
+            raise problems[0]
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
@@ -87,16 +93,27 @@ class RunLog:
             step: number of steps taken.
             split: "train", or the name of an evaluated split.
             values: numbers, or nested dicts of numbers and arrays.
+
+        Raises:
+            CheckpointError: the run's folder is not there any more.
+            OSError: the files cannot be written.
         """
+        if not self._path.exists():  # an open file can be written to all the same, for nobody
+            raise CheckpointError(
+                f"{self._path} was deleted or moved while the run wrote to it. Leave the folder of "
+                f"a run where it is, and start the same command again."
+            )
         record = {"step": step, "split": split} | _plain(values)
         # A run that was killed after its last evaluation evaluates again, with the same result.
         kept = self._kept.get((step, split), {})
         if any(name not in kept or kept[name] != value for name, value in record.items()):
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            with naming(self._path):
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
         curves = {name: value for name, value in values.items() if name not in NOT_CURVES}
         for name, value in _scalars(curves, split):
-            self._tensorboard.add_scalar(name, value, step)
+            self._events.scalar(name, value, step)
+        self._events.flush()
         if split == "train":
             self.last_train = record
             loss = values.get("loss", np.nan)  # of no step, if all were skipped
@@ -115,7 +132,7 @@ class RunLog:
         kind = text.partition(":")[0]  # what follows are numbers, which change
         if kind not in self._noticed:
             self._noticed.add(kind)
-            self._tensorboard.add_text("notice", text, step)
+            self._events.text("notice", text, step)
             self._console.print(f"Step {step}: {text}", markup=False, highlight=False)
 
     def print_evaluations(self, title: str) -> None:
@@ -182,24 +199,6 @@ def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
-
-
-def _event_writer(workdir: pathlib.Path, start: int) -> Any:
-    """Writes TensorBoard's events.
-
-    tensorboardX imports PyTorch where it is installed, for the name of a type: seconds of every
-    run. It does without where there is none.
-    """
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails
-    try:
-        import tensorboardX
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    folder = str(workdir / "tensorboard")
-    return tensorboardX.SummaryWriter(folder, purge_step=start + 1 if start else 0)
 
 
 def _drop_after(path: pathlib.Path, step: int) -> list[dict[str, Any]]:

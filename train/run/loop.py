@@ -5,6 +5,7 @@ Nothing here knows a task, a model or a data source; an experiment is a config.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -23,12 +24,13 @@ from train.run.folder import (
     RESULT,
     CheckpointError,
     check_same_experiment,
-    claim_folder,
+    claimed,
     read_config,
     to_json,
     write_json,
 )
 from train.run.interruption import Interrupted, Interruption
+from train.run.lock import check_not_locked
 from train.run.log import RunLog, SilentLog
 from train.run.trainer import Trainer
 from train.step.state import TrainState
@@ -64,6 +66,7 @@ def run(
     Raises:
         ConfigError: the config names or combines things that do not exist or fit.
         CheckpointError: the folder is not ours, or holds another experiment's run.
+        InUse: another process trains in the folder.
         TrainingDiverged: the loss is not finite.
         Interrupted: SIGTERM came; the state is saved, and the same call goes on from there.
         OutOfTime: likewise, because the deadline has passed.
@@ -73,32 +76,32 @@ def run(
         0.97
     """
     workdir = pathlib.Path(workdir)
+    check_not_locked(workdir)  # at once; the data and the model may take minutes
     console = console or rich.console.Console()
     experiment = build_experiment(config)
     initial = experiment.initial_state()
     experiment = dataclasses.replace(experiment, pretrained={})  # these are in the state now
-    if hosts.is_first():
-        claim_folder(workdir, config)
-    hosts.wait_for_all("folder")
-    check_same_experiment(workdir, config)
-    monitor = Criterion.parse(config.train.monitor)
-    with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
-        if config.train.init_from and checkpoints.latest_step is None:
-            initial = start_from(initial, pathlib.Path(config.train.init_from), console)
-        trainer = Trainer.start(experiment, initial, checkpoints, devices)
-        del initial  # a second copy of everything, if the run goes on from a checkpoint
-        make_log = RunLog if hosts.is_first() else SilentLog
-        with (
-            make_log(workdir, config.train.steps, trainer.step, console, _title(config)) as log,
-            Interruption() as interruption,
-        ):
-            trainer.train(log, interruption, deadline)
-            result = trainer.finish(log)
+    with claimed(workdir, config) if hosts.is_first() else contextlib.nullcontext():
+        hosts.wait_for_all("folder")
+        check_same_experiment(workdir, config)
+        monitor = Criterion.parse(config.train.monitor)
+        with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
+            if config.train.init_from and checkpoints.latest_step is None:
+                initial = start_from(initial, pathlib.Path(config.train.init_from), console)
+            trainer = Trainer.start(experiment, initial, checkpoints, devices)
+            del initial  # a second copy of everything, if the run goes on from a checkpoint
+            make_log = RunLog if hosts.is_first() else SilentLog
+            with (
+                make_log(workdir, config.train.steps, trainer.step, console, _title(config)) as log,
+                Interruption() as interruption,
+            ):
+                trainer.train(log, interruption, deadline)
+                result = trainer.finish(log)
+        if hosts.is_first():
+            write_json(workdir / RESULT, result | {"config": to_json(config)})
+        hosts.wait_for_all("result")
     if summary:
         log.print_evaluations(f"{_title(config)} in {workdir}")
-    if hosts.is_first():
-        write_json(workdir / RESULT, result | {"config": to_json(config)})
-    hosts.wait_for_all("result")
     if interruption.asked:  # while the last evaluations were made; whoever called has more to do
         raise Interrupted("Told to stop (SIGTERM); this run is complete.")
     return result

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from train.devices import hosts
 from train.devices.parallel import Parallel, parallel_of
 from train.experiment.experiment import Experiment
+from train.process import UserError
 from train.registry import ConfigError
 from train.run.checkpoint import Checkpoints, Progress
 from train.run.early_stopping import Criterion, EarlyStopping
@@ -38,7 +39,7 @@ from train.step.state import TrainState
 from train.tasks import metrics
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """The loss became nan or infinite; says where and what to try."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import resource
 import shutil
 
@@ -17,6 +18,7 @@ from train.run.checkpoint import Checkpoints, Progress, bit_sums
 from train.run.early_stopping import Criterion
 from train.run.folder import (
     CheckpointError,
+    NotWritten,
 )
 
 ACCURACY = Criterion.parse("validation/accuracy:max")
@@ -184,6 +186,54 @@ def test_a_full_disk_is_said_and_the_old_checkpoint_stays(tmp_path, state) -> No
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
         assert int(checkpoints.restore(state)[0].step) == 1
+
+
+def save_and_fail(workdir: pathlib.Path, state, monkeypatch) -> None:
+    def close() -> None:
+        raise ValueError("RESOURCE_EXHAUSTED: of closing")
+
+    with Checkpoints(workdir, keep=2, monitor=ACCURACY) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", close)
+        monkeypatch.setattr(checkpoints._manager, "close", close)
+        if state is not None:
+            raise KeyboardInterrupt
+
+
+def test_what_ended_the_run_is_not_buried_by_the_end_of_a_save(
+    tmp_path, state, monkeypatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        save_and_fail(tmp_path, state, monkeypatch)
+    with pytest.raises(NotWritten, match=r"RESOURCE_EXHAUSTED: of closing. It was the first\."):
+        save_and_fail(tmp_path, None, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("RESOURCE_EXHAUSTED: Failed to write 9 bytes [os_error_code='28']", "No space left on"),
+        ("[Errno 30] Read-only file system: 'x'", "Read-only file system. It"),
+        ("of\nanother  kind", "of another kind. It"),
+    ],
+)
+def test_why_a_checkpoint_was_not_written_is_said_in_short(
+    tmp_path, state, monkeypatch, text, said
+) -> None:
+    def save(*_: object, **__: object) -> None:
+        raise ValueError(text)
+
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", save)
+        with pytest.raises(NotWritten, match=re.escape(f"{tmp_path}/checkpoints: {said}")):
+            checkpoints.save(at(state, 1), Progress())
+
+
+def test_a_deleted_folder_is_not_made_anew(tmp_path, state) -> None:
+    with Checkpoints(tmp_path / "run", keep=2, monitor=ACCURACY) as checkpoints:
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(NotWritten, match="was deleted or moved while the run wrote to it"):
+            checkpoints.save(at(state, 1), Progress())
+    assert not (tmp_path / "run").exists()
 
 
 def test_bit_sums_see_every_bit_and_every_place() -> None:

@@ -25,6 +25,7 @@ from train.run import loop
 from train.run.evaluation import _pass
 from train.run.folder import CheckpointError
 from train.run.interruption import Interrupted, OutOfTime
+from train.run.lock import InUse, locked
 from train.run.log import read_records
 from train.run.trainer import Trainer, TrainingDiverged
 
@@ -174,6 +175,24 @@ def test_fewer_steps_than_already_taken_are_refused(finished, tiny_config) -> No
     config = tiny_config("ct", train__steps=4)
     with pytest.raises(CheckpointError, match="step 6, but train.steps is 4"):
         run(config, finished[1])
+
+
+def test_a_second_run_in_the_folder_is_refused_before_it_builds_anything(
+    finished, tmp_path, monkeypatch
+) -> None:
+    config, workdir = finished[0], tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch, locked(workdir):
+        patch.setattr(loop, "build_experiment", lambda _: pytest.fail("built"))
+        with pytest.raises(InUse, match="in use by another process"):
+            run(config, workdir)
+    with monkeypatch.context() as patch:  # the other one has begun in between
+        patch.setattr(loop, "check_not_locked", lambda _: None)
+        with locked(workdir), pytest.raises(InUse, match="in use by another process"):
+            run(config, workdir)
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_resuming_with_another_model_is_refused(finished, tiny_config) -> None:
