@@ -18,7 +18,10 @@ from train.run import loop
 CONFIG = cli.define_config_flag()
 JOIN_PROCESSES = cli.define_process_flags()
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's folder; by default runs/<name>/<method>-seed<seed>."
+    "workdir",
+    None,
+    "The run's folder; by default runs/<name>/<method>-seed<seed>. It may lie in a "
+    "bucket, gs://BUCKET/FOLDER (with the package gcsfs).",
 )
 
 

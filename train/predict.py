@@ -33,6 +33,7 @@ from train.data.base import Batch
 from train.data.json_text import loads
 from train.data.squad_files import Question
 from train.data.text import ordered_text_batches
+from train.places import place_of
 from train.predictor import PredictSource, batch_outputs, restore_predictor
 from train.registry import ConfigError
 from train.step.state import TrainState
@@ -194,19 +195,23 @@ def main() -> None:
     """Runs the command."""
     if not CHECKPOINT.value or not (INPUT.value or EXPORT.value):
         raise ConfigError("give --checkpoint=RUN_DIR, and --input=FILE.jsonl|- or --export=FOLDER.")
-    data, state = restore_predictor(pathlib.Path(CHECKPOINT.value), STEP.value)
-    if EXPORT.value:
-        export(data, state, pathlib.Path(EXPORT.value))
+    # Both are looked at before anything takes time.
+    target = place_of(EXPORT.value, "--export") if EXPORT.value else None
+    source = INPUT.value if INPUT.value in (None, "-") else place_of(INPUT.value, "--input")
+    folder = place_of(CHECKPOINT.value, "--checkpoint", bucket=True)
+    data, state = restore_predictor(folder, STEP.value)
+    if target:
+        export(data, state, target)
         print(f"Exported to {EXPORT.value}", file=sys.stderr)
-    if INPUT.value == "-":
+    if source == "-":
         _write(data, state, sys.stdin and sys.stdin.buffer, "standard input")
-    elif INPUT.value:
+    elif source:
         try:
-            file = open(INPUT.value, "rb")  # noqa: SIM115
+            file = open(source, "rb")  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"--input: {error}") from error
         with file:
-            _write(data, state, file, INPUT.value)
+            _write(data, state, file, str(source))
 
 
 def decoded(lines: Iterable[bytes], where: str) -> Iterator[str]:

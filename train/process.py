@@ -194,7 +194,7 @@ def reserve_streams() -> None:
 
 
 def install_hooks() -> None:
-    """Lets Ctrl-C end a command in a line before it has come to `run`, too, and wherever it hits."""
+    """Lets Ctrl-C end a command in a line before it has come to `run`, and wherever it hits."""
     sys.excepthook = _uncaught
     sys.unraisablehook = _unraisable
 

@@ -31,6 +31,7 @@ from train.benchmarks.step_time import StepTime, measure_step_times, read_step_t
 from train.comparison import table
 from train.comparison.statistics import findings
 from train.experiment.experiment import build_alignment
+from train.places import place_of
 from train.registry import ConfigError
 from train.report.attention import draw_attention
 from train.report.picture import draw_comparison
@@ -240,7 +241,7 @@ def _step_times(
 def main() -> None:
     """Runs the command."""
     config = cli.require_config(CONFIG)
-    workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / f"{config.name}-sweep")
+    workdir = place_of(WORKDIR.value or f"runs/{config.name}-sweep", "--workdir")
     try:
         seeds = [int(seed) for seed in SEEDS.value]
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ def save(
             are left out otherwise, for inference does not need them.
 
     Raises:
-        PretrainedError: the parameters are not this model's, or the names are not one per class.
+        PretrainedError: the parameters are not this model's, the names are not one per class, or
+            the folder is a URL.
         OSError: a file cannot be written.
         ImportError: safetensors is not installed.
 
@@ -74,6 +76,7 @@ def save(
         ...     sorted(os.listdir(folder))
         ['config.json', 'model.safetensors']
     """
+    path = _local(folder)
     require("safetensors.numpy", "Writing a checkpoint")
     config = getattr(model, "config", None)
     if not isinstance(config, EncoderConfig):
@@ -91,7 +94,6 @@ def save(
     )
     tensors = to_tensors(reconfigured(model, config, alignment=None), config, plain)
 
-    path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     if isinstance(model, SequenceClassifier | MultipleChoice) and model.pooling == "mean":
         _write_mean_pooling(path, values)
@@ -104,6 +106,16 @@ def save(
             _write_tensors(path / ALIGNMENT, networks)
     if tokenizer is not None:
         tokenizer.save(path)
+
+
+def _local(folder: str | os.PathLike[str]) -> Path:
+    """A folder of this machine: a URL would make one that is called "gs:"."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)):
+        raise PretrainedError(
+            f"{os.fspath(folder)!r} is a URL; expected a folder of this machine. Save the model to "
+            "one, and copy it."
+        )
+    return Path(folder)
 
 
 def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, int]:

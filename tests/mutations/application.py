@@ -589,6 +589,25 @@ _RUNS: tuple[Mutation, ...] = (
         ("ctrl-c-is-a-success", "return _end(interrupted, 128 + signal.SIGINT)", "return 0"),
     ),
     *faults(
+        "train/places.py",
+        "tests/train/test_places.py",
+        (
+            "any-bucket-will-do-anywhere",
+            "if scheme != BUCKET or not bucket:",
+            "if scheme != BUCKET:",
+        ),
+        (
+            "a-url-in-a-config-is-a-folder",
+            "key not in allowed and _URL.fullmatch(value)",
+            "key in allowed and _URL.fullmatch(value)",
+        ),
+    ),
+    *faults(
+        "train/run/log.py",
+        "tests/train/test_places.py",
+        ("a-buckets-log-stays-here", "if self._local == self._workdir:", "if self._local:"),
+    ),
+    *faults(
         "train/run/lock.py",
         "tests/train/run/test_lock.py",
         ("a-lock-that-nobody-sees-is-taken", "if _is_at(file, path):", "if file:"),

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -257,6 +258,16 @@ def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path) -> 
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(OSError, match=r"model.safetensors"):
         pretrained.save(tmp_path, model, params)
+
+
+@pytest.mark.parametrize(
+    "folder", ["gs://bucket/model", Path("s3://bucket/model"), "abfs://c@a/x", "file:///tmp/model"]
+)
+def test_a_url_is_refused_by_name(folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pretrained.PretrainedError, match="is a URL; expected a folder of this"):
+        pretrained.save(folder, None, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_saved_says_why(tmp_path) -> None:

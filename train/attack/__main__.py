@@ -35,6 +35,7 @@ from train.attack import summary
 from train.attack.recipes import RECIPES, make_attack
 from train.attack.records import AttackFile, run_attacks, targets_of
 from train.attack.victim import Victim, restore_victim
+from train.places import place_of
 from train.registry import ConfigError, nearest
 from train.run.folder import read_config
 from train.run.lock import LOCK, locked
@@ -87,7 +88,7 @@ def attack_run(folder: pathlib.Path, recipe: str, console: rich.console.Console)
     victim = restore_victim(folder)
     attack = make_attack(recipe, victim, SEED.value)
     split = SPLIT.value or read_config(folder)["eval"]["mmd_split"]
-    path = pathlib.Path(OUTPUT.value or folder / f"attack-{recipe}.json")
+    path = place_of(OUTPUT.value or folder / f"attack-{recipe}.json", "--output")
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, f".{path.name}{LOCK}"):
         file = AttackFile(path, header(folder, victim, recipe, split, SEED.value))
@@ -115,12 +116,12 @@ def main() -> None:
     """Runs the command."""
     console = rich.console.Console()
     if SUMMARISE.value:
-        folders = [pathlib.Path(folder) for folder in SUMMARISE.value]
+        folders = [place_of(folder, "--summarise") for folder in SUMMARISE.value]
         summary.print_tables(summary.summarise(folders), console)
         return
     if not CHECKPOINT.value or not RECIPE.value:
         raise ConfigError("give --checkpoint=RUN_DIR and --recipe=NAME, or --summarise=DIR,DIR.")
-    attack_run(pathlib.Path(CHECKPOINT.value), RECIPE.value, console)
+    attack_run(place_of(CHECKPOINT.value, "--checkpoint"), RECIPE.value, console)
 
 
 if __name__ == "__main__":

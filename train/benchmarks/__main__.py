@@ -28,6 +28,7 @@ import jax
 from align_jax.config import METHODS
 from train import process
 from train.benchmarks import alignment_cost, cost_report
+from train.places import place_of
 
 LONG_TOKENS = (16_384, 32_768)
 
@@ -39,6 +40,7 @@ def main() -> None:
         print("ott-jax is not installed; leaving ot out.", file=sys.stderr)
         options.methods.remove("ot")
     if options.output:
+        options.output = place_of(options.output, "--output")
         options.output.mkdir(parents=True, exist_ok=True)  # known now, not after all is measured
     device = jax.local_devices()[0].device_kind
     clock, named = time.perf_counter, "wall time"

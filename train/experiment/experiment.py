@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from align_jax import AlignmentConfig
 from train.data import DATA
 from train.data.base import DataSource
+from train.places import check_no_url
 from train.registry import ConfigError, look_up, nearest
 from train.step.optimizer import OptimizerConfig, make_optimizer
 from train.step.state import AlignmentTerm, TrainState, create_state
@@ -93,6 +94,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     """
     if config.seed < 0:
         raise ConfigError(f"config.seed is {config.seed}; expected 0 or more.")
+    check_no_url(config)
     alignment = build_alignment(config)
     data = _build(config, "data", DATA, seed=config.seed)
     task = _build(config, "task", TASKS)

@@ -15,6 +15,7 @@ import argparse
 import pathlib
 
 from train import cli, process
+from train.places import place_of
 from train.report.page import PAGE, TEXT, write_report
 
 
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> process.Status:
 
 
 def _report(options: argparse.Namespace) -> None:
+    options.folders = [place_of(folder, "RUN_DIR") for folder in options.folders]
+    options.output = place_of(options.output, "--output")
     cli.keep_logs_short()
     cli.use_compilation_cache()
     with process.naming(options.output):

@@ -24,6 +24,7 @@ import rich.console
 import rich.table
 
 from train import cli, process
+from train.places import place_of
 from train.registry import ConfigError, nearest
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
@@ -140,6 +141,7 @@ def main(arguments: list[str] | None = None) -> process.Status:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
+    options.workdir = place_of(options.workdir, "--workdir")
     cli.keep_logs_short()
     cli.use_compilation_cache()
     entries = _chosen(options.only)

@@ -24,6 +24,7 @@ from flax import serialization, traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from train.devices import hosts
+from train.places import is_remote
 from train.run.early_stopping import Criterion
 from train.run.folder import CheckpointError, NotWritten
 from train.step.state import TrainState
@@ -66,8 +67,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int, monitor: Criterion) -> None:
-        self.folder = workdir.resolve() / "checkpoints"
-        self.damaged = workdir.resolve() / "damaged"
+        workdir = workdir if is_remote(workdir) else workdir.resolve()
+        self.folder = workdir / "checkpoints"
+        self.damaged = workdir / "damaged"
         best = preservation_policy.BestN(
             get_metric_fn=monitor.rank,
             n=1,
@@ -130,7 +132,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        if not self.folder.exists():  # Orbax would make it anew, without what else a run holds
+        if (
+            not is_remote(self.folder) and not self.folder.exists()
+        ):  # Orbax would make it anew, without what else a run holds
             raise NotWritten(
                 f"{self.folder} was deleted or moved while the run wrote to it. Leave the folder "
                 f"of a run where it is, and start the same command again."
@@ -228,11 +232,12 @@ class Checkpoints:
         if not steps:
             return
         if hosts.is_first():
-            self.damaged.mkdir(exist_ok=True)
+            if not is_remote(self.damaged):
+                self.damaged.mkdir(exist_ok=True)
             for step in steps:
                 number = len(list(self.damaged.glob(f"{step}*")))
                 target = self.damaged / (f"{step}-{number}" if number else str(step))
-                os.replace(self.folder / str(step), target)
+                (self.folder / str(step)).rename(target)
         hosts.wait_for_all("set aside")
         self._manager.reload()
 

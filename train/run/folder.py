@@ -17,6 +17,7 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from train.places import is_remote, reaching
 from train.process import UserError, naming
 from train.run.lock import LOCK, locked
 
@@ -45,7 +46,13 @@ def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
         CheckpointError: as of `claim_folder`.
         InUse: another process has it.
     """
-    _check_ours(workdir)  # before anything is written
+    with reaching(workdir):
+        _check_ours(workdir)  # before anything is written
+    if is_remote(workdir):  # a bucket has neither folders nor locks
+        with reaching(workdir):
+            claim_folder(workdir, config)
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir):
         claim_folder(workdir, config)
@@ -61,7 +68,8 @@ def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
     """
     _check_ours(workdir)
     if not (workdir / CONFIG).exists():
-        workdir.mkdir(parents=True, exist_ok=True)
+        if not is_remote(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG, to_json(config))
     check_same_experiment(workdir, config)
 
@@ -153,6 +161,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file in one go: a reader sees the whole file, the one before, or none."""
+    if is_remote(path):  # as a bucket does by itself
+        with reaching(path):
+            path.write_text(text)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):

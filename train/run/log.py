@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +14,9 @@ import rich.console
 import rich.progress
 import rich.table
 
+from train.places import is_remote, reaching
 from train.process import naming
+from train.registry import ConfigError
 from train.run.events import EventFile
 from train.run.folder import METRICS, CheckpointError, write_text
 
@@ -46,14 +50,18 @@ class RunLog:
         console: rich.console.Console,
         title: str,
     ) -> None:
-        self._path = workdir / METRICS
-        kept = _drop_after(self._path, start)
+        self._workdir = self._local = workdir
+        kept = _drop_after(workdir / METRICS, start)
+        if is_remote(workdir):  # whose files cannot be written piece by piece
+            self._local = pathlib.Path(tempfile.mkdtemp(prefix="align_jax-"))
+            (self._local / METRICS).write_text((workdir / METRICS).read_text())
+        self._path = self._local / METRICS
         self._kept = {(r["step"], r["split"]): r for r in kept}
         self.last_train: dict[str, Any] = next(
             (r for r in reversed(kept) if r["split"] == "train"), {}
         )
         self._file = self._path.open("a")
-        self._events = EventFile(workdir / "tensorboard", start)
+        self._events = EventFile(self._local / "tensorboard", start)
         self._console = console
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn(title),
@@ -74,13 +82,30 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         problems = []
-        for close in (self._progress.stop, self._events.close, self._file.close):
+        for close in (self._progress.stop, self._events.close, self._file.close, self.keep):
             try:
                 close()
-            except OSError as error:
+            except (OSError, ConfigError) as error:
                 problems.append(error)
+        if self._local != self._workdir:
+            shutil.rmtree(self._local, ignore_errors=True)
         if problems and kind is None:  # else what ended the run is the news
             raise problems[0]
+
+    def keep(self) -> None:
+        """Copies to the run's bucket what lies on this machine so far; a disk has it already.
+
+        Raises:
+            ConfigError: the bucket cannot be reached.
+        """
+        if self._local == self._workdir:
+            return
+        for file in self._local.rglob("*"):
+            if file.is_file():
+                with reaching(self._workdir):
+                    target = self._workdir / file.relative_to(self._local).as_posix()
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes())
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
@@ -165,6 +190,9 @@ class SilentLog(RunLog):
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def keep(self) -> None:
+        """Nothing."""
 
     def advance(self, step: int) -> None:
         """Nothing."""

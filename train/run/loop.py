@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from train.devices import hosts
 from train.experiment.experiment import Experiment, build_experiment
+from train.places import is_remote, place_of
 from train.run.checkpoint import Checkpoints
 from train.run.early_stopping import Criterion
 from train.run.folder import (
@@ -49,7 +50,8 @@ def run(
 
     Args:
         config: see `train.configs`.
-        workdir: the run's folder; made if missing.
+        workdir: the run's folder; made if missing. Also file:///..., or gs://BUCKET/FOLDER in
+            Google Cloud Storage (with the package gcsfs), where nothing keeps a second run out.
         devices: where to run; all local devices by default.
         console: where to print; the terminal by default.
         summary: whether to print the table of evaluations at the end.
@@ -75,8 +77,9 @@ def run(
         >>> run(digits.get_config(), "runs/digits")["metrics"]["test"]["accuracy"]  # doctest: +SKIP
         0.97
     """
-    workdir = pathlib.Path(workdir)
-    check_not_locked(workdir)  # at once; the data and the model may take minutes
+    workdir = place_of(workdir, "--workdir", bucket=True)
+    if not is_remote(workdir):
+        check_not_locked(workdir)  # at once; the data and the model may take minutes
     console = console or rich.console.Console()
     experiment = build_experiment(config)
     initial = experiment.initial_state()
@@ -87,7 +90,8 @@ def run(
         monitor = Criterion.parse(config.train.monitor)
         with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
             if config.train.init_from and checkpoints.latest_step is None:
-                initial = start_from(initial, pathlib.Path(config.train.init_from), console)
+                other = place_of(config.train.init_from, "config.train.init_from", bucket=True)
+                initial = start_from(initial, other, console)
             trainer = Trainer.start(experiment, initial, checkpoints, devices)
             del initial  # a second copy of everything, if the run goes on from a checkpoint
             make_log = RunLog if hosts.is_first() else SilentLog
@@ -121,10 +125,11 @@ def restore_run(
     Raises:
         CheckpointError: the folder is no run's, or has no such checkpoint.
     """
-    check_same_experiment(pathlib.Path(workdir), config)
+    workdir = place_of(workdir, "the run's folder", bucket=True)
+    check_same_experiment(workdir, config)
     experiment = build_experiment(config)
     monitor = Criterion.parse(config.train.monitor)
-    with Checkpoints(pathlib.Path(workdir), config.train.keep_checkpoints, monitor) as checkpoints:
+    with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
         state, progress = checkpoints.restore(experiment.initial_state(), step)
     if step is None and config.train.restore_best and progress.best_params is not None:
         state = state.replace(params=progress.best_params)

@@ -167,6 +167,7 @@ class Trainer:
             if stop:
                 self._record(log)
             if stop or self._due(config.train.checkpoint_every):
+                log.keep()  # what a checkpoint has behind it is not lost
                 self._save()
             if stop:
                 self.checkpoints.wait()
@@ -180,6 +181,7 @@ class Trainer:
                     f"command goes on from there."
                 )
         self._record(log)
+        log.keep()
         self._save()
 
     def finish(self, log: RunLog) -> dict[str, Any]:
