@@ -221,6 +221,8 @@ def _end(text: str, status: int) -> int:
     """Says how it ended, and lets Python flush without another error what it may still hold."""
     if not _flush():
         abandon_output()
+    if isinstance(sys.stdout, _Output):  # of a command within one: it is said only once
+        sys.stdout.problem = None
     _say(text)
     return status
 
@@ -233,7 +235,7 @@ def _say(text: str) -> None:
 def abandon_output() -> None:
     """Sends what is still to be written to standard output nowhere, which is no error then."""
     if isinstance(sys.stdout, _Output):
-        sys.stdout.problem = None
+        sys.stdout.problem, sys.stdout.abandoned = None, True
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -253,19 +255,22 @@ class _Output:
 
     Attributes:
         problem: why it could not be written.
+        abandoned: whether what is written goes nowhere.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.problem: OSError | None = None
+        self.abandoned = False
 
     def write(self, text: str) -> int:
         with self._keeping():
-            return self._stream.write(text)
+            return len(text) if self.abandoned else self._stream.write(text)
 
     def flush(self) -> None:
         with self._keeping():
-            self._stream.flush()
+            if not self.abandoned:
+                self._stream.flush()
 
     @contextlib.contextmanager
     def _keeping(self) -> Iterator[None]:

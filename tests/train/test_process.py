@@ -156,7 +156,10 @@ def test_output_that_cannot_be_written_is_said(monkeypatch, capsys, number, flus
     monkeypatch.setattr(sys, "stdout", Broken(number))
     assert status_of(lambda: print("results", flush=flushed)) == 2
     said = f"error: standard output: {os.strerror(number)}. Send it to a file"
-    assert capsys.readouterr().err.startswith(said)
+    errors = capsys.readouterr().err
+    assert errors.startswith(said)
+    assert status_of(lambda: status_of(lambda: print("results", flush=flushed))) == 2
+    assert capsys.readouterr().err == errors
 
 
 def test_a_broken_pipe_that_rich_swallows_is_said(monkeypatch, capsys) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
 import re
@@ -58,6 +59,10 @@ class Checkpoints:
         workdir: the run's folder.
         keep: how many of the newest checkpoints to keep.
         monitor: the metric whose best checkpoint is kept as well.
+        read_only: nothing is saved, and the folder is left as it is.
+
+    Raises:
+        CheckpointError: there is nothing to read.
 
     Example:
         >>> best = Criterion.parse("test/accuracy:max")
@@ -66,10 +71,14 @@ class Checkpoints:
         ...     state, progress = c.restore(state)
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int, monitor: Criterion) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, keep: int, monitor: Criterion, *, read_only: bool = False
+    ) -> None:
         workdir = workdir if is_remote(workdir) else workdir.resolve()
         self.folder = workdir / "checkpoints"
         self.damaged = workdir / "damaged"
+        if read_only and not self.folder.exists():
+            raise CheckpointError(f"{self.folder} holds no checkpoint; it does not exist.")
         best = preservation_policy.BestN(
             get_metric_fn=monitor.rank,
             n=1,
@@ -79,6 +88,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
             enable_async_checkpointing=True,
+            read_only=read_only,
         )
         handlers = {
             "arrays": ocp.StandardCheckpointHandler(),
@@ -199,7 +209,7 @@ class Checkpoints:
         try:
             saved = dict(self._manager.item_metadata(step)["arrays"])
         except Exception as error:  # whatever Orbax and its formats raise on broken files
-            raise DamagedCheckpoint(folder, error) from error
+            raise _unread(folder, error) from error
         target = {"state": _arrays(state)}
         if "best_params" in saved:
             target["best_params"] = serialization.to_state_dict(state.params)
@@ -216,7 +226,7 @@ class Checkpoints:
             )
             expected = items.progress["bit_sums"]
         except Exception as error:
-            raise DamagedCheckpoint(folder, error) from error
+            raise _unread(folder, error) from error
         found = bit_sums(items.arrays)
         wrong = [name for name, number in found.items() if expected.get(name) != number]
         if wrong:
@@ -278,11 +288,28 @@ def bit_sums(tree: Any) -> dict[str, int]:
     return {name: int(value) for name, value in sums.items()}
 
 
+def _unread(folder: pathlib.Path, error: Exception) -> CheckpointError:
+    """Whether a checkpoint is damaged, or whole but out of reach for now."""
+    passing = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+    if isinstance(error, MemoryError) or _number(error) in passing:
+        reason = "not enough memory" if isinstance(error, MemoryError) else _reason(error)
+        return CheckpointError(
+            f"The checkpoint {folder} cannot be read: {reason}. It was left as it is; mend that, "
+            f"and start the same command again."
+        )
+    return DamagedCheckpoint(folder, error)
+
+
 def _reason(error: Exception) -> str:
     """What the operating system said, in its words, or else the whole text in one line."""
-    text = " ".join(str(error).split())
-    number = re.search(r"(?:os_error_code='|\[Errno )(\d+)", text)
-    return os.strerror(int(number[1])) if number else text[:400]
+    number = _number(error)
+    return os.strerror(number) if number else " ".join(str(error).split())[:400]
+
+
+def _number(error: Exception) -> int:
+    """The operating system's number of an error, which TensorStore has in its text; 0 for none."""
+    found = re.search(r"(?:os_error_code='|\[Errno )(\d+)", str(error))
+    return int(found[1]) if found else 0
 
 
 @jax.jit

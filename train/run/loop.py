@@ -129,7 +129,8 @@ def restore_run(
     check_same_experiment(workdir, config)
     experiment = build_experiment(config)
     monitor = Criterion.parse(config.train.monitor)
-    with Checkpoints(workdir, config.train.keep_checkpoints, monitor) as checkpoints:
+    keep = config.train.keep_checkpoints
+    with Checkpoints(workdir, keep, monitor, read_only=True) as checkpoints:
         state, progress = checkpoints.restore(experiment.initial_state(), step)
     if step is None and config.train.restore_best and progress.best_params is not None:
         state = state.replace(params=progress.best_params)

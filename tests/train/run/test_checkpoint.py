@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import re
@@ -130,6 +131,47 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         checkpoints.save(at(state, 2), Progress())
     with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
         assert int(checkpoints.restore(state)[0].step) == 2
+
+
+@pytest.mark.fault(
+    "A checkpoint cannot be read for now (permissions, a network's disk, open files, memory)",
+    "An error that says so; it is not taken for damaged, nor moved",
+)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (ValueError("DATA_LOSS: read [os_error_code='5']"), "Input/output error"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_a_checkpoint_out_of_reach_is_not_set_aside(
+    tmp_path, state, monkeypatch, error, said
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        checkpoints.save(at(state, 1), Progress())
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoints._manager, "restore", fails)
+        with pytest.raises(CheckpointError, match=f"cannot be read: {said}. It was left as it is"):
+            checkpoints.restore(state, repair=True)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_reading_makes_no_folder(tmp_path, state) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        Checkpoints(tmp_path, keep=2, monitor=ACCURACY, read_only=True)
+    assert list(tmp_path.iterdir()) == []
+    with Checkpoints(tmp_path, keep=2, monitor=ACCURACY) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(at(state, step), Progress())
+    files = sorted(tmp_path.rglob("*"))
+    with Checkpoints(tmp_path, keep=1, monitor=ACCURACY, read_only=True) as checkpoints:
+        assert int(checkpoints.restore(state)[0].step) == 3
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 @pytest.mark.fault(
