@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -146,6 +147,13 @@ class Broken(io.StringIO):
         raise OSError(self._number, os.strerror(self._number))
 
 
+class Unwritable(io.StringIO):
+    """A stream that says so at once, as an unbuffered one does."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.fault(
     "Standard output is full, closed, or its reader has ended",
     "One line that says so, status 2",
@@ -160,6 +168,18 @@ def test_output_that_cannot_be_written_is_said(monkeypatch, capsys, number, flus
     assert errors.startswith(said)
     assert status_of(lambda: status_of(lambda: print("results", flush=flushed))) == 2
     assert capsys.readouterr().err == errors
+
+
+def test_lost_output_is_said_where_the_program_goes_on(monkeypatch, capsys) -> None:
+    """As argparse does with its help."""
+
+    def main() -> None:
+        with contextlib.suppress(OSError):
+            print("help")
+
+    monkeypatch.setattr(sys, "stdout", Unwritable())
+    assert status_of(main) == 2
+    assert capsys.readouterr().err.startswith("error: standard output: No space left on device.")
 
 
 def test_a_broken_pipe_that_rich_swallows_is_said(monkeypatch, capsys) -> None:
