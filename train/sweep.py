@@ -29,6 +29,7 @@ from align_jax.config import PLAIN
 from train import cli, process
 from train.benchmarks.step_time import StepTime, measure_step_times, read_step_times
 from train.comparison import table
+from train.comparison.markdown import literal
 from train.comparison.statistics import findings
 from train.experiment.experiment import build_alignment
 from train.places import place_of
@@ -123,7 +124,8 @@ def _sweep(
     title = f"{config.name}: seeds {list(seeds)}, {' and '.join(hardware)}"
     said = left_out + findings(table.by_seed(results, split, metrics))
     sentences = "".join(f"- {sentence}\n" for sentence in said)
-    write_text(workdir / "table.md", f"{title}\n\n{table.to_markdown(rows)}\n{sentences}")
+    shown = "".join(f"- {literal(sentence)}\n" for sentence in said)
+    write_text(workdir / "table.md", f"{literal(title)}\n\n{table.to_markdown(rows)}\n{shown}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
     write_json(workdir / TABLE, content)
     console.print(table.to_rich(rows, title))

@@ -28,7 +28,11 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     tmp_path, tiny_config, monkeypatch
 ) -> None:
     config = tiny_config("none", train__steps=2, eval__every=2)
+    config.name = "[digits](x) <b>"
     printed = run(config, ["none", "ct"], [0, 1], tmp_path)
+    written = (tmp_path / "table.md").read_text()
+    assert written.startswith(r"\[digits\](x) \<b\>: seeds \[0, 1\]")  # no link, no tag
+    assert "[digits](x) <b>: seeds [0, 1]" in printed
     assert "test accuracy" in printed
     assert "over plain" in printed
 
