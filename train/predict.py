@@ -197,14 +197,15 @@ def main() -> None:
         raise ConfigError("give --checkpoint=RUN_DIR, and --input=FILE.jsonl|- or --export=FOLDER.")
     # Both are looked at before anything takes time.
     target = place_of(EXPORT.value, "--export") if EXPORT.value else None
-    source = INPUT.value if INPUT.value in (None, "-") else place_of(INPUT.value, "--input")
+    source = INPUT.value if INPUT.value in (None, "", "-") else place_of(INPUT.value, "--input")
     folder = place_of(CHECKPOINT.value, "--checkpoint", bucket=True)
     data, state = restore_predictor(folder, STEP.value)
     if target:
         export(data, state, target)
         print(f"Exported to {EXPORT.value}", file=sys.stderr)
     if source == "-":
-        _write(data, state, sys.stdin and sys.stdin.buffer, "standard input")
+        stdin = None if sys.stdin is None else sys.stdin.buffer
+        _write(data, state, stdin, "standard input")
     elif source:
         try:
             file = open(source, "rb")  # noqa: SIM115

@@ -786,6 +786,20 @@ _RESULTS: tuple[Mutation, ...] = (
         ("a-question-needs-no-context", "(all if every else any)(", "any("),
     ),
     *faults(
+        "train/sweep.py",
+        "tests/train/test_sweep.py",
+        ("a-tables-title-may-be-a-link", "{literal(title)}", "{title}"),
+    ),
+    *faults(
+        "train/run/folder.py",
+        "tests/train/run/test_loop.py",
+        (
+            "an-edited-config-is-a-raw-error",
+            "except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as",
+            "except KeyboardInterrupt as",
+        ),
+    ),
+    *faults(
         "train/predictor.py",
         "tests/train/test_predict.py",
         (

@@ -35,9 +35,10 @@ from train.attack import summary
 from train.attack.recipes import RECIPES, make_attack
 from train.attack.records import AttackFile, run_attacks, targets_of
 from train.attack.victim import Victim, restore_victim
+from train.data.labelled import Examples
 from train.places import place_of
 from train.registry import ConfigError, nearest
-from train.run.folder import read_config
+from train.run.folder import CONFIG, making_sense_of, read_config
 from train.run.lock import LOCK, locked
 
 CHECKPOINT = cli.define_checkpoint_flag()
@@ -80,6 +81,7 @@ def attack_run(folder: pathlib.Path, recipe: str, console: rich.console.Console)
 
     Raises:
         ConfigError: the run cannot be attacked, or something is missing.
+        CheckpointError: the folder is no run's, or nothing can be made of its config.
     """
     if recipe not in RECIPES:
         raise ConfigError(
@@ -87,21 +89,23 @@ def attack_run(folder: pathlib.Path, recipe: str, console: rich.console.Console)
         )
     victim = restore_victim(folder)
     attack = make_attack(recipe, victim, SEED.value)
-    split = SPLIT.value or read_config(folder)["eval"]["mmd_split"]
+    with making_sense_of(folder / CONFIG):
+        split = SPLIT.value or read_config(folder)["eval"]["mmd_split"]
+        content = header(folder, victim, recipe, split, SEED.value)
+        examples = victim.data.read(split)
     path = place_of(OUTPUT.value or folder / f"attack-{recipe}.json", "--output")
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, f".{path.name}{LOCK}"):
-        file = AttackFile(path, header(folder, victim, recipe, split, SEED.value))
-        _attack_all(victim, attack, file, split, f"{recipe} on {folder}", console)
+        file = AttackFile(path, content)
+        _attack_all(examples, attack, file, f"{recipe} on {folder}", console)
     console.print(summary.sentence(file.header, file.examples), highlight=False, soft_wrap=True)
     console.print(f"Examples: {path}", highlight=False, soft_wrap=True)
 
 
 def _attack_all(
-    victim: Victim, attack: Any, file: AttackFile, split: str, title: str,
+    examples: Examples, attack: Any, file: AttackFile, title: str,
     console: rich.console.Console,
 ) -> None:  # fmt: skip
-    examples = victim.data.read(split)
     order = np.random.default_rng(SEED.value).permutation(len(examples)).tolist()
     targets = targets_of(examples, order)
     with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:

@@ -118,6 +118,30 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     return read_json(marker)
 
 
+@contextlib.contextmanager
+def making_sense_of(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever comes of a file of JSON that was edited, and holds anything, into one error.
+
+    Raises:
+        CheckpointError: names the file; what is an error for the user already stays as it is.
+
+    Example:
+        >>> with making_sense_of(pathlib.Path("runs/a/config.json")):
+        ...     {"eval": 3}["eval"]["final"]
+        Traceback (most recent call last):
+        train.run.folder.CheckpointError: runs/a/config.json does not hold what a run writes: ...
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{path} does not hold what a run writes: {type(error).__name__}: {error}. Undo what "
+            f"was changed in it."
+        ) from error
+
+
 def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """'section.key: saved -> given' for each key that determines the model or its training."""
     flat = [

@@ -22,10 +22,12 @@ from train.places import is_remote, place_of
 from train.run.checkpoint import Checkpoints
 from train.run.early_stopping import Criterion
 from train.run.folder import (
+    CONFIG,
     RESULT,
     CheckpointError,
     check_same_experiment,
     claimed,
+    making_sense_of,
     read_config,
     to_json,
     write_json,
@@ -112,20 +114,33 @@ def run(
 
 
 def restore_run(
-    workdir: str | pathlib.Path, config: ConfigDict, step: int | None = None
+    workdir: str | pathlib.Path,
+    config: ConfigDict | None = None,
+    step: int | None = None,
 ) -> tuple[Experiment, TrainState]:
     """The experiment and the state of a run's folder.
 
     Args:
         workdir: the folder.
-        config: the run's.
+        config: the run's; by default what its folder says.
         step: of the checkpoint; by default the last one, with the best parameters if the config
             says so.
 
     Raises:
-        CheckpointError: the folder is no run's, or has no such checkpoint.
+        CheckpointError: the folder is no run's, it has no such checkpoint, or nothing can be made
+            of its config, which was edited.
+        ConfigError: a part refuses what the config says.
     """
     workdir = place_of(workdir, "the run's folder", bucket=True)
+    with making_sense_of(workdir / CONFIG):
+        if config is None:
+            config = ConfigDict(read_config(workdir))
+        return _restored(workdir, config, step)
+
+
+def _restored(
+    workdir: pathlib.Path, config: ConfigDict, step: int | None
+) -> tuple[Experiment, TrainState]:
     check_same_experiment(workdir, config)
     experiment = build_experiment(config)
     monitor = Criterion.parse(config.train.monitor)
@@ -150,7 +165,7 @@ def start_from(
     Raises:
         CheckpointError: the folder is no run's, or nothing in it fits.
     """
-    _, other = restore_run(workdir, ConfigDict(read_config(workdir)))
+    _, other = restore_run(workdir)
     own, found = (traverse_util.flatten_dict(x.params, sep="/") for x in (state, other))
     taken = {n: x for n, x in found.items() if n in own and own[n].shape == x.shape}
     if not taken:

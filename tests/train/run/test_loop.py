@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+from ml_collections import ConfigDict
 
 from tests.train.tiny_glue import fake_glue, tiny_checkpoint
 from tests.train.tiny_glue import tiny_config as tiny_config_of_texts
@@ -23,7 +24,7 @@ from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 from train.run import loop
 from train.run.evaluation import _pass
-from train.run.folder import CheckpointError
+from train.run.folder import CheckpointError, to_json
 from train.run.interruption import Interrupted, OutOfTime
 from train.run.lock import InUse, locked
 from train.run.log import read_records
@@ -403,6 +404,21 @@ def test_parameters_of_another_shape_are_no_start(tiny_config) -> None:
     given = {"classifier": {"bias": np.zeros(3)}}
     with pytest.raises(ConfigError, match=r"classifier/bias .*\(3,\); the model's has \(10,\)"):
         dataclasses.replace(experiment, pretrained=given).initial_state()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data", None), ("model", 3), ("train", "x"), ("alignment", []), ("seed", "x"),
+     ("train", {"keep_checkpoints": 1})],
+)  # fmt: skip
+@pytest.mark.parametrize("given", [False, True])
+def test_a_runs_config_that_was_edited_is_named(tmp_path, tiny_config, key, value, given) -> None:
+    values = {**to_json(tiny_config("none")), key: value}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        loop.restore_run(tmp_path, ConfigDict(values) if given else None)
+    assert "config" in str(caught.value)
+    assert "checkpoint" not in str(caught.value).removeprefix(str(tmp_path))
 
 
 def test_a_folder_that_is_no_runs_is_not_made_one_by_reading_it(tmp_path, tiny_config) -> None:
