@@ -12,6 +12,10 @@ from train.attack import __main__ as command
 from train.run.folder import CheckpointError, to_json
 
 
+@pytest.mark.fault(
+    "A run's JSON that was edited and is still JSON",
+    "The report, predicting, attacks and what starts from it say which file and what is wrong",
+)
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -161,7 +161,7 @@ def test_an_address_is_no_link(name) -> None:
 
 @pytest.mark.fault(
     "A run's JSON that was edited and is still JSON",
-    "The report, and predicting, say which files and what is wrong",
+    "The report, predicting, attacks and what starts from it say which file and what is wrong",
 )
 @pytest.mark.parametrize(
     ("file", "changes"),

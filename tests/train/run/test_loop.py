@@ -406,6 +406,10 @@ def test_parameters_of_another_shape_are_no_start(tiny_config) -> None:
         dataclasses.replace(experiment, pretrained=given).initial_state()
 
 
+@pytest.mark.fault(
+    "A run's JSON that was edited and is still JSON",
+    "The report, predicting, attacks and what starts from it say which file and what is wrong",
+)
 @pytest.mark.parametrize(
     ("key", "value"),
     [("data", None), ("model", 3), ("train", "x"), ("alignment", []), ("seed", "x"),
