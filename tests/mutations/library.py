@@ -359,10 +359,9 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "a-missed-attention-is-no-error-in-training",
-            "traced, arguments = self._traced(method, args, kwargs)
-        tapping.check(",
-            "traced, arguments = self._traced(method, args, kwargs)
-        (lambda *_: None)(",
+            "args, kwargs)\n        tapping.check(traced, self.config, self.allow_missing, self._name())"
+            "\n        rng = None",
+            "args, kwargs)\n        rng = None",
         ),
     ),
     *faults(
