@@ -1,4 +1,8 @@
-"""One backward pass for a game: gradients that are negated, and ones that are weighed anew."""
+"""One backward pass for a game: gradients that are negated, and ones that are weighed anew.
+
+What comes of them is the derivative of no function. A second derivative is that of these gradients,
+as differences of them are. Forward mode (`jax.jvp`) knows of no game, and JAX refuses it.
+"""
 
 from typing import Any
 
@@ -66,7 +70,8 @@ def weighed_gradient(x: Float[Array, "*shape D"]) -> tuple[Array, Float[Array, "
 
 
 def _weighed_forward(x: Array) -> tuple[tuple[Array, Array], None]:
-    return weighed_gradient(x), None
+    # Not by `weighed_gradient` itself, whose rule a second derivative would then apply once more.
+    return (x, jnp.zeros(x.shape[:-1], jnp.float32)), None
 
 
 def _weighed_backward(_: None, cotangents: Any) -> tuple[Array]:

@@ -22,6 +22,9 @@ _NOTHING = 1e-33
 # Below this norm the gradient of a direction is damped; see `unit_vectors`.
 _DAMPING_RADIUS = 1e-2
 
+# Of the squared norms that a squared distance is the difference of: below, it is their rounding.
+_ROUNDING = 1e-6
+
 # GPUs and TPUs multiply float32 matrices with fewer bits unless told otherwise, and distances and
 # transport plans are differences of nearly equal numbers.
 PRECISION = jax.lax.Precision.HIGHEST
@@ -72,7 +75,7 @@ def zero_padding(x: Array, mask: Bool[Array, "B N"] | None) -> Array:
 def _direction_and_norm(x: Array) -> tuple[Array, Array]:
     # Dividing by the largest entry first keeps the squares of huge and of tiny vectors in range.
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    nonzero = largest > jnp.finfo(x.dtype).tiny
+    nonzero = ~(largest <= jnp.finfo(x.dtype).tiny)  # True of NaN, which must not become 0
     scale = jnp.where(nonzero, largest, 1.0)
     scaled = jnp.where(nonzero, x / scale, 0.0)
     length = jnp.sqrt(jnp.where(nonzero, jnp.sum(scaled * scaled, axis=-1, keepdims=True), 1.0))
@@ -117,15 +120,24 @@ def _unit_vectors_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 def prepare(x: Array, mask: Bool[Array, "B N"] | None) -> tuple[Array, Bool[Array, "B N"]]:
     """What every divergence does first: float32, padding zeroed, range saturated, mask explicit.
 
+    Finite entries beyond `SATURATION` (1e9) become it. Those that are NaN or infinite become NaN,
+    and so does any gradient that reaches them: what spoils a computation must show where it is.
+
     Args:
       x: `[B, N, ...]`, any float dtype; padding may hold anything.
       mask: bool `[B, N]` or None.
 
     Returns:
       `(x, mask)`: float32 `[B, N, ...]` and bool `[B, N]`.
+
+    Example:
+      >>> x = jnp.array([[1.0, 1e30, jnp.inf, jnp.nan]])
+      >>> prepare(x, jnp.array([[True, True, True, False]]))[0].tolist()
+      [[1.0, 1000000000.0, nan, 0.0]]
     """
-    x = jnp.clip(zero_padding(x.astype(jnp.float32), mask), -SATURATION, SATURATION)
-    return x, explicit_mask(x, mask)
+    x = zero_padding(x.astype(jnp.float32), mask)
+    # A multiple of 0 is 0, or NaN; so is its gradient, where the clipping has none.
+    return jnp.clip(x, -SATURATION, SATURATION) + 0.0 * x, explicit_mask(x, mask)
 
 
 def explicit_mask(x: Array, mask: Bool[Array, "B N"] | None) -> Bool[Array, "B N"]:
@@ -133,8 +145,27 @@ def explicit_mask(x: Array, mask: Bool[Array, "B N"] | None) -> Bool[Array, "B N
     return jnp.ones(x.shape[:2], bool) if mask is None else mask
 
 
+def product(x: Float[Array, "*L N K"], y: Float[Array, "*L K M"]) -> Float[Array, "*L N M"]:
+    """`x y` for the last two axes, with all of float32's digits.
+
+    Example:
+      >>> product(jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [4.0]])).tolist()
+      [[11.0]]
+    """
+    return jnp.matmul(x, y, precision=PRECISION)
+
+
+def products(x: Float[Array, "B N H F"], y: Float[Array, "B M H F"]) -> Float[Array, "B H N M"]:
+    """The inner products of the tokens of two clouds, within each head."""
+    return jnp.einsum("bnhf,bmhf->bhnm", x, y, precision=PRECISION)
+
+
 def pairwise_cost(
-    query: Float[Array, "B N H F"], key: Float[Array, "B M H F"], cost: str
+    query: Float[Array, "B N H F"],
+    key: Float[Array, "B M H F"],
+    cost: str,
+    query_mask: Bool[Array, "B N"],
+    key_mask: Bool[Array, "B M"],
 ) -> Float[Array, "B H N M"]:
     """The cost of moving each query to each key: `1 - cosine`, or the squared distance.
 
@@ -142,31 +173,43 @@ def pairwise_cost(
       query: `[B, N, H, F]` float32.
       key: `[B, M, H, F]` float32.
       cost: "cosine" or "squared_euclidean".
+      query_mask: the queries that take part.
+      key_mask: the keys that do.
 
     Returns:
-      `[B, H, N, M]`, in `[0, 2]` for the cosine (1 against a zero vector), non-negative otherwise.
+      `[B, H, N, M]`, in `[0, 2]` for the cosine (1 against a zero vector), non-negative otherwise;
+      of no meaning for padding.
     """
-    query, key = cost_vectors(query, key, cost)
+    query, key = cost_vectors(query, key, cost, query_mask, key_mask)
     if cost == "cosine":
-        return 1.0 - jnp.einsum("bnhf,bmhf->bhnm", query, key, precision=PRECISION)
+        return 1.0 - products(query, key)
     return squared_distance(query, key)
 
 
-def cost_vectors(query: Array, key: Array, cost: str) -> tuple[Array, Array]:
+def cost_vectors(
+    query: Array, key: Array, cost: str, query_mask: Array, key_mask: Array
+) -> tuple[Array, Array]:
     """What the cost is measured between: directions for the cosine, else the centred clouds."""
     if cost == "cosine":
         return unit_vectors(query), unit_vectors(key)
-    return centred(query, key)
+    return centred(query, key, query_mask, key_mask)
 
 
 def squared_distance(
     x: Float[Array, "B N H F"], y: Float[Array, "B M H F"]
 ) -> Float[Array, "B H N M"]:
-    """Squared Euclidean distances between the tokens of two clouds, within each head."""
-    squares = jnp.einsum("bnhf,bnhf->bhn", x, x, precision=PRECISION)[..., :, None]
-    squares += jnp.einsum("bmhf,bmhf->bhm", y, y, precision=PRECISION)[..., None, :]
-    products = jnp.einsum("bnhf,bmhf->bhnm", x, y, precision=PRECISION)
-    return clamp_at_zero(squares - 2.0 * products)
+    """Squared Euclidean distances between the tokens of two clouds, within each head.
+
+    As differences of numbers of the size of the squared norms, for which reason clouds are
+    `centred` first. A distance that is only these numbers' rounding is 0, with its gradient: so
+    that a point coincides with itself, however far from the origin it lies.
+    """
+    squares = jnp.moveaxis(jnp.sum(x * x, axis=-1), 1, 2)[..., :, None]
+    squares += jnp.moveaxis(jnp.sum(y * y, axis=-1), 1, 2)[..., None, :]
+    distance = squares - 2.0 * products(x, y)
+    # True of no NaN, which stays.
+    rounding = jax.lax.stop_gradient(jnp.where(distance <= _ROUNDING * squares, distance, 0.0))
+    return distance - rounding
 
 
 def clamp_at_zero(x: Array) -> Array:
@@ -178,14 +221,29 @@ def clamp_at_zero(x: Array) -> Array:
     return x + jax.lax.stop_gradient(jnp.maximum(x, 0.0) - x)
 
 
-def centred(query: Array, key: Array) -> tuple[Array, Array]:
+def centred(
+    query: Float[Array, "B N H D"],
+    key: Float[Array, "B M H D"],
+    query_mask: Bool[Array, "B N"],
+    key_mask: Bool[Array, "B M"],
+) -> tuple[Array, Array]:
     """Moves both clouds by one vector, so that distances between them round as little as possible.
 
     Distances do not notice a common shift, but `|x|^2 + |y|^2 - 2xy` loses digits when the clouds
-    lie far from the origin.
+    lie far from the origin. The shift is the mean of the narrower cloud (that of the queries if
+    they are alike), of the tokens that take part: near pairs then lie near the origin. Padding,
+    which is 0, stays so.
     """
-    shift = jax.lax.stop_gradient(jnp.mean(query, axis=1, keepdims=True))
-    return query - shift, key - shift
+    clouds = (query, query_mask), (key, key_mask)
+    means, spreads = [], []
+    for x, mask in clouds:
+        weights = token_weights(mask)[..., None, None]
+        means.append(jnp.sum(x * weights, axis=1, keepdims=True))
+        squares = (x - means[-1]) ** 2 * weights
+        spreads.append(jnp.sum(squares, axis=(1, 3), keepdims=True))
+    # A cloud without tokens has no place and no spread; what it is compared with does not matter.
+    shift = jax.lax.stop_gradient(jnp.where(spreads[1] < spreads[0], means[1], means[0]))
+    return zero_padding(query - shift, query_mask), zero_padding(key - shift, key_mask)
 
 
 def at_unit_scale(

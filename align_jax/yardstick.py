@@ -153,10 +153,19 @@ def scale_free_mmd(
     (query, query_valid), (key, key_valid) = (
         numerics.prepare(x[None], mask) for x, mask in zip((query, key), masks, strict=True)
     )
-    query, key = numerics.centred(query, key)
-    both = jnp.concatenate([query, key], axis=1)
+    queries, keys = (query, query_valid), (key, key_valid)
+
+    def squared_distances(x: tuple[Array, Array], y: tuple[Array, Array]) -> Array:
+        return numerics.squared_distance(*numerics.centred(x[0], y[0], x[1], y[1]))[0]
+
+    between = squared_distances(queries, keys)
+    squared = jnp.block(  # [H, N + M, N + M]
+        [
+            [squared_distances(queries, queries), between],
+            [jnp.swapaxes(between, 1, 2), squared_distances(keys, keys)],
+        ]
+    )
     valid = jnp.concatenate([query_valid, key_valid], axis=1)[0]
-    squared = numerics.squared_distance(both, both)[0]  # [H, N + M, N + M]
 
     pairs = valid[:, None] & valid & ~jnp.eye(len(valid), dtype=bool)
     median = jnp.nanmedian(jnp.where(pairs, squared, jnp.nan), axis=(1, 2), keepdims=True)
@@ -169,10 +178,10 @@ def scale_free_mmd(
     def mean_kernel(rows: slice, columns: slice) -> Array:
         return numerics.masked_mean(kernel[:, rows, columns], pairs[rows, columns], axis=(1, 2))
 
-    queries, keys = slice(None, count), slice(count, None)
+    rows, columns = slice(None, count), slice(count, None)
     # A query and a key may be of one token: they are compared all the same.
     distance = (
-        mean_kernel(queries, queries) + mean_kernel(keys, keys) - 2.0 * mean_kernel(queries, keys)
+        mean_kernel(rows, rows) + mean_kernel(columns, columns) - 2.0 * mean_kernel(rows, columns)
     )
     enough = (query_valid.sum() > 1) & (key_valid.sum() > 1)
     return jnp.where(enough, distance, 0.0)

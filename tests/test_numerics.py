@@ -55,8 +55,10 @@ def test_clamping_at_zero_leaves_the_gradient():
 
 def test_distances_far_from_the_origin_keep_their_digits():
     clouds = np.random.default_rng(0).integers(-8, 8, size=(2, 1, 5, 2, 3)).astype(np.float32)
+    masks = [np.ones((1, 5), bool)] * 2
     near, far = (
-        numerics.pairwise_cost(*(clouds / 8 + shift), "squared_euclidean") for shift in (0, 4096)
+        numerics.pairwise_cost(*(clouds / 8 + shift), "squared_euclidean", *masks)
+        for shift in (0, 4096)
     )
     np.testing.assert_allclose(far, near, rtol=1e-5, atol=1e-5)
 

@@ -104,15 +104,16 @@ def mean_over_pairs(
       Of pairs of a query and a key, of two queries, and of two keys; a point is a pair with itself.
     """
     batch, _, heads, _ = query.shape
-    queries, keys = (
-        (per_head(x), jnp.repeat(numerics.token_weights(mask), heads, axis=0))
-        for x, mask in ((query, query_mask), (key, key_mask))
-    )
     mean = _over_all_pairs if implementation == "dense" else _over_blocks
 
-    def per_sample(x: Cloud, y: Cloud) -> Float[Array, "B H"]:
-        return mean(function, x, y).reshape(batch, heads)
+    def per_sample(*masked: tuple[Array, Array]) -> Float[Array, "B H"]:
+        # Each on its own: two keys may be near each other, and both far from all queries.
+        (x, y), masks = zip(*masked, strict=True)
+        weights = (jnp.repeat(numerics.token_weights(mask), heads, axis=0) for mask in masks)
+        clouds = zip(map(per_head, numerics.centred(x, y, *masks)), weights, strict=True)
+        return mean(function, *clouds).reshape(batch, heads)
 
+    queries, keys = (query, query_mask), (key, key_mask)
     return per_sample(queries, keys), per_sample(queries, queries), per_sample(keys, keys)
 
 

@@ -5,7 +5,6 @@ Three implementations of one number. "dense" builds the `[N, M]` matrices and is
 few tokens. "fused" (`transport_kernel.py`) does the same in Pallas kernels for GPU and TPU.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -51,7 +50,9 @@ def conditional_transport(
         number of tokens; the backward pass makes each block again), "fused" (the same in Pallas
         kernels for GPU and TPU; interpreted on a CPU, to test it, and slow there), or "auto":
         "dense" on a CPU for up to 32 tokens, "blockwise" otherwise. "auto" never picks "fused",
-        whose speed has not been measured on any GPU or TPU.
+        whose speed has not been measured on any GPU or TPU. Derivatives in forward mode
+        (`jax.jvp`) are for "dense" alone, JAX refuses them for the others; a derivative of the
+        gradient is right for "dense" and "blockwise", and refused for "fused".
 
     Returns:
       One value per sample and head, in units of the cost (in `[0, 2]` for the cosine); 0 for a
@@ -78,7 +79,9 @@ def conditional_transport(
     key_features, key_valid = numerics.prepare(key_features, key_mask)
     query_navigation, _ = numerics.prepare(query_navigation, query_mask)
     key_navigation, _ = numerics.prepare(key_navigation, key_mask)
-    query_features, key_features = numerics.cost_vectors(query_features, key_features, cost)
+    query_features, key_features = numerics.cost_vectors(
+        query_features, key_features, cost, query_valid, key_valid
+    )
 
     clouds = (query_features, key_features, query_navigation, key_navigation)
     if implementation == "auto":
@@ -139,10 +142,9 @@ def _dense(
     cost: str,
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
     """Mean cost of the query-to-key and of the key-to-query plan, all pairs at once."""
-    products = functools.partial(jnp.einsum, "bnhf,bmhf->bhnm", precision=numerics.PRECISION)
-    scores = products(query_navigation, key_navigation)
+    scores = numerics.products(query_navigation, key_navigation)
     if cost == "cosine":
-        costs = 1.0 - products(query_features, key_features)
+        costs = 1.0 - numerics.products(query_features, key_features)
     else:
         costs = numerics.squared_distance(query_features, key_features)
     to_keys = jax.nn.softmax(jnp.where(key_mask[:, None, None, :], scores, MASKED), axis=-1)

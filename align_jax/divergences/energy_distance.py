@@ -7,9 +7,9 @@ from jaxtyping import Array, Bool, Float
 from align_jax import numerics
 from align_jax.divergences import blocks
 
-# Of clouds whose spread is 1: closer pairs count as one point. The root's slope has no end at 0,
-# and that far down a squared distance is rounding.
-_COINCIDENT = 1e-6
+# Closer pairs count as one point, for the root's slope has no end at 0. The squared distance of
+# clouds whose spread is 1; far above this, what is rounding is 0 already.
+_COINCIDENT = 1e-20
 
 
 def energy_distance(
@@ -25,8 +25,8 @@ def energy_distance(
     `H = (2 E|q - k| - E|q - q'| - E|k - k'|) / (2 E|q - k|)` with Euclidean distances, means over
     all pairs, each point with itself included. It is 0 for equal clouds and only for them, 1 for
     two single points apart, and depends neither on scale nor on position. It needs no bandwidth, no
-    networks and no solver. No gradient runs through the denominator: training lets the clouds come
-    together and has nothing to gain from moving both.
+    networks and no solver. No derivative, of whatever order and mode, runs through the denominator:
+    training lets the clouds come together and has nothing to gain from moving both.
 
     Args:
       query: the queries.
@@ -69,5 +69,5 @@ def energy_distance(
 
 
 def _root(squared_distance: Array) -> Array:
-    apart = squared_distance > _COINCIDENT
+    apart = ~(squared_distance <= _COINCIDENT)  # True of NaN, which must not become 0
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, squared_distance, 1.0)), 0.0)

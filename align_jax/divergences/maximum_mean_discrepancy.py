@@ -30,7 +30,7 @@ def maximum_mean_discrepancy(
       bandwidth: the kernel's standard deviation, in the units of the queries; above 0. None takes
         that of each sample's and head's own queries and keys, so that the value does not depend on
         their scale: half of their mean squared distance, any two of them, is its square. No
-        gradient runs through it.
+        derivative, of whatever order and mode, runs through it.
       implementation: "blockwise" (memory linear in the number of tokens; the backward pass makes
         each block again) or "dense", its oracle.
 
@@ -56,11 +56,10 @@ def maximum_mean_discrepancy(
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)
     both = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
-    # Either shift is one for all three kernels, or identical clouds would round differently.
     if bandwidth is None:
         query, key = numerics.at_unit_spread(query, key, query_mask, key_mask)
     else:
-        query, key = (x / bandwidth for x in numerics.centred(query, key))
+        query, key = query / bandwidth, key / bandwidth
     between, queries, keys = blocks.mean_over_pairs(
         _kernel, query, key, query_mask, key_mask, implementation
     )

@@ -93,7 +93,20 @@ mean_costs.defvjp(_forward, _backward)
 def _by_device(function: Callable[..., Any], *arguments: Any) -> Any:
     """The choice falls when the program is lowered: for the device that will run it."""
     branches = {name: functools.partial(function, target) for name, target in TARGETS.items()}
-    return jax.lax.platform_dependent(*arguments, default=branches.pop("gpu"), **branches)
+
+    @jax.custom_jvp
+    def launch(*arguments: Any) -> Any:
+        return jax.lax.platform_dependent(*arguments, default=branches["gpu"], **others)
+
+    @launch.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise ValueError(
+            "implementation='fused' has a first derivative alone, since nothing differentiates its "
+            "kernels. For a second one use 'blockwise' or 'dense'."
+        )
+
+    others = {name: branch for name, branch in branches.items() if name != "gpu"}
+    return launch(*arguments)
 
 
 class _Plan(NamedTuple):

@@ -32,6 +32,11 @@ LARGEST_SHARED_SCORE = 60.0
 MASKED = -1e30
 
 
+# XLA for CPUs cannot emit the smallest products of batches of matrices once it has turned them
+# round, as it does where a transposition follows: it ends the process.
+_LEAST_PRODUCT = 8
+
+
 class _Plans(NamedTuple):
     """What one direction keeps of its plan: all that the backward pass needs."""
 
@@ -122,11 +127,6 @@ def _backward(residuals: Any, cotangents: tuple[Array, Array]) -> tuple[Array, .
 mean_costs.defvjp(_forward, _backward)
 
 
-def _product(x: Array, y: Array) -> Array:
-    """`x y` for the last two axes."""
-    return jnp.matmul(x, y, precision=numerics.PRECISION)
-
-
 def _transposed(x: Array) -> Array:
     return jnp.swapaxes(x, -1, -2)
 
@@ -136,12 +136,14 @@ def _column_sums(weights: Float[Array, "L N M"], rows: Float[Array, "L N K"]) ->
 
     On a CPU the narrow matrix from the left takes a third of the time of the wide one transposed.
     """
+    if min(weights.shape[-2:]) < _LEAST_PRODUCT:
+        return jnp.sum(rows[..., :, None] * weights[..., None, :], axis=-3)
     # Without the barrier XLA would turn the product round again for a transposition that follows.
-    return jax.lax.optimization_barrier(_product(_transposed(rows), weights))
+    return jax.lax.optimization_barrier(numerics.product(_transposed(rows), weights))
 
 
 def _scores(query_navigation: Array, key_navigation: Array) -> Array:
-    return _product(query_navigation, _transposed(key_navigation))
+    return numerics.product(query_navigation, _transposed(key_navigation))
 
 
 def _counted(query: Array, key: Array) -> tuple[Bool[Array, "L N 1"], Bool[Array, "L 1 M"]]:
@@ -195,7 +197,7 @@ def _shared_plans(
         def body(sums: Array, rows: tuple[Array, Array]) -> tuple[Array, _Plans]:
             query, query_navigation = rows
             weights = jnp.exp(_scores(query_navigation, key_navigation))
-            of_rows = _product(weights, key)
+            of_rows = numerics.product(weights, key)
             sums = sums + _column_sums(weights, query)
             return sums, _normalised(of_rows, of_rows[..., -2:-1])
 
@@ -224,7 +226,7 @@ def _separate_plans(
             weights = jnp.exp(column_scores - new_peak[..., None, :])
             sums = sums * jnp.exp(peak - new_peak)[..., None, :]
             sums += _column_sums(weights, query)
-            return (new_peak, sums), _Plans(row_log, _product(plan, key))
+            return (new_peak, sums), _Plans(row_log, numerics.product(plan, key))
 
         def finish(columns: tuple[Array, Array]) -> _Plans:
             peak, sums = columns
@@ -257,12 +259,12 @@ def _shared_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Array,
             query, scaled_query, query_navigation, *of_rows = rows
             row_scale, row_mean = (x[..., None] for x in of_rows)
             weights = jnp.exp(_scores(query_navigation, key_navigation))
-            of_query = _product(weights, scaled_key)
+            of_query = numerics.product(weights, scaled_key)
             of_key = sums[0] + _column_sums(weights, scaled_query)
-            costs = _product(query, _transposed(key))
+            costs = numerics.product(query, _transposed(key))
             of_scores = costs * (row_scale + column_scale) - (row_mean + column_mean)
             of_scores *= weights
-            of_query_navigation = _product(of_scores, key_navigation)
+            of_query_navigation = numerics.product(of_scores, key_navigation)
             of_key_navigation = sums[1] + _column_sums(of_scores, query_navigation)
             return (of_key, of_key_navigation), (of_query, of_query_navigation)
 
@@ -291,7 +293,7 @@ def _separate_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Arra
             query, query_navigation, *of_rows = rows
             row_log, row_weight, row_mean = (x[..., None] for x in of_rows)
             scores = _scores(query_navigation, key_navigation)
-            costs = _product(query, _transposed(key))
+            costs = numerics.product(query, _transposed(key))
             valid_queries, valid_keys = _counted(query, key)
             row_plan = jnp.exp(jnp.where(valid_keys, scores, MASKED) - row_log) * row_weight
             column_plan = jnp.exp(jnp.where(valid_queries, scores, MASKED) - column_log)
@@ -299,8 +301,11 @@ def _separate_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Arra
             of_scores = row_plan * (costs - row_mean) + column_plan * (costs - column_mean)
             of_key = sums[0] + _column_sums(row_plan, query)
             of_key_navigation = sums[1] + _column_sums(of_scores, query_navigation)
-            of_query = _product(column_plan, key)
-            return (of_key, of_key_navigation), (of_query, _product(of_scores, key_navigation))
+            of_query = numerics.product(column_plan, key)
+            return (of_key, of_key_navigation), (
+                of_query,
+                numerics.product(of_scores, key_navigation),
+            )
 
         return _column_start(key, key_navigation), body, _columns_as_tokens
 

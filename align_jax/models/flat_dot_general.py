@@ -44,7 +44,7 @@ def flat_dot_general(
     Products of bfloat16 with sums in float32 are what XLA on a CPU leaves to the processor's matrix
     unit, if there is one. Here that is done for inputs of bfloat16, and for others if `precision`,
     or else JAX's setting `jax_default_matmul_precision`, is "BF16_BF16_F32", which XLA itself
-    takes for float32 on a CPU. These products have no forward-mode derivative.
+    takes for float32 on a CPU. These products have no derivative in forward mode: JAX refuses it.
 
     Args:
         lhs: [..., *contracted], the inputs.

@@ -85,7 +85,7 @@ _DIVERGENCES: tuple[Mutation, ...] = (
     *faults(
         "align_jax/divergences/maximum_mean_discrepancy.py",
         DIVERGENCES,
-        ("mmd-bandwidth-halved", "(x / bandwidth for", "(2.0 * x / bandwidth for"),
+        ("mmd-bandwidth-halved", "query / bandwidth, key", "2.0 * query / bandwidth, 2.0 * key"),
         ("mmd-kernel-without-the-half", "jnp.exp(-0.5 * squared", "jnp.exp(-squared"),
     ),
     *faults(
@@ -108,8 +108,8 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         DIVERGENCES,
         (
             "ot-gradient-takes-the-plan-as-fixed",
-            "gradient = plan * (1.0 - (costs - x[:, None] - y[None, :]) / epsilon)",
-            "gradient = plan",
+            "return plan, (plan * (x[..., :, None] + y[..., None, :]) - weighted) / epsilon",
+            "return plan, 0.0 * weighted",
         ),
     ),
     *faults(
@@ -117,6 +117,49 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         PARTICULARS,
         ("sinkhorn-always-says-that-it-converged", "residual <= threshold", "residual >= 0.0"),
         ("ot-without-newton-steps", "_NEWTON_STEPS = 6", "_NEWTON_STEPS = 0"),
+    ),
+    *faults(
+        "align_jax/divergences/optimal_transport.py",
+        "tests/divergences/test_second_order.py",
+        (
+            "ot-plan-stays-in-a-second-derivative",
+            "    plan = _moving(costs, plan, epsilon)\n    if",
+            "    if",
+        ),
+    ),
+    *faults(
+        "align_jax/gradient_reversal.py",
+        "tests/divergences/test_second_order.py",
+        (
+            "weighed-gradient-weighs-its-own-derivative",
+            "return (x, jnp.zeros(x.shape[:-1], jnp.float32)), None",
+            "return weighed_gradient(x), None",
+        ),
+    ),
+    *faults(
+        "align_jax/divergences/transport_readout.py",
+        "tests/divergences/test_small_clouds.py",
+        ("smallest-products-end-the-process", "_LEAST_PRODUCT = 8", "_LEAST_PRODUCT = 1"),
+    ),
+    *faults(
+        "align_jax/numerics.py",
+        "tests/divergences/test_far_clouds.py",
+        (
+            "padding-moves-the-centre",
+            "        weights = token_weights(mask)[..., None, None]\n        means",
+            "        weights = token_weights(jnp.ones_like(mask))[..., None, None]\n        means",
+        ),
+        (
+            "rounding-counts-as-distance",
+            "distance <= _ROUNDING * squares, distance, 0.0",
+            "distance <= 0.0, distance, 0.0",
+        ),
+        (
+            "nan-has-a-direction-of-zero",
+            "nonzero = ~(largest <= jnp.finfo(x.dtype).tiny)",
+            "nonzero = largest > jnp.finfo(x.dtype).tiny",
+        ),
+        ("infinity-saturates", " + 0.0 * x, explicit_mask(x, mask)", ", explicit_mask(x, mask)"),
     ),
     *faults(
         "align_jax/numerics.py",
@@ -142,7 +185,11 @@ _DIVERGENCES: tuple[Mutation, ...] = (
             "0.5 * jnp.concatenate([token_weights(query_mask), token_weights(key_mask)], axis=1)",
             "token_weights(jnp.concatenate([query_mask, key_mask], axis=1))",
         ),
-        ("clouds-are-not-centred", "return query - shift, key - shift", "return query, key"),
+        (
+            "clouds-are-not-centred",
+            "jnp.where(spreads[1] < spreads[0], means[1], means[0])",
+            "jnp.zeros_like(means[0])",
+        ),
         (
             "masked-mean-divides-by-all",
             "count = jnp.sum(mask, axis=axis)",
