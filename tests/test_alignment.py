@@ -1,15 +1,18 @@
 """The alignment module: what it sows, when, and in which direction each parameter is pushed."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from align_jax import (
     Alignment,
     AlignmentConfig,
+    MultiHeadDotProductAttention,
     alignment_clouds,
     alignment_loss,
     alignment_sums,
@@ -442,6 +445,59 @@ def test_a_missing_collection_is_an_error():
         cloud_mmd({})
     with pytest.raises(ValueError, match="No 'alignment_clouds' collection"):
         alignment_clouds({})
+
+
+class Repeated(nn.Module):
+    """An attention that is called twice, under a transformation or none."""
+
+    lift: Callable = staticmethod(lambda cls: cls)
+
+    @nn.compact
+    def __call__(self, x):
+        cls = self.lift(MultiHeadDotProductAttention)
+        attention = cls(num_heads=2, alignment=AlignmentConfig("mmd"))
+        return attention(attention(x))
+
+
+class Scanned(nn.Module):
+    """Two layers of one scan, each an attention that is computed again backwards."""
+
+    @nn.compact
+    def __call__(self, x):
+        class Layer(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return Repeated(nn.remat)(x), None
+
+        axes = {"params": 0, "alignment": 0, "alignment_clouds": 0}
+        scan = nn.scan(Layer, variable_axes=axes, split_rngs={"params": True}, length=2)
+        return scan()(x, None)[0]
+
+
+@pytest.mark.fault(
+    "The collection that the last step sowed is passed back in", "Refused, with what to do"
+)
+@pytest.mark.parametrize("collection", ["alignment", "alignment_clouds"])
+@pytest.mark.parametrize(
+    ("model", "calls"), [(Repeated(), 2), (Repeated(nn.remat), 2), (Scanned(), 4)]
+)
+def test_what_was_sown_before_is_never_counted(model, calls, collection):
+    """Sowing appends. What a shared layer sowed in the same call it finds there rightly."""
+    x = np.ones((2, 3, 4), np.float32)
+    variables = model.init(jax.random.key(0), x)
+
+    def apply(variables):
+        return model.apply(variables, x, mutable=[collection])[1]
+
+    shapes = jax.eval_shape(apply, variables)
+    read = alignment_table if collection == "alignment" else alignment_clouds
+    sown = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    assert len(read(sown)) == calls
+    fed_back = {**variables, **sown}
+    with pytest.raises(ValueError, match=f"an earlier call.*updates.pop..{collection}"):
+        jax.eval_shape(apply, fed_back)
+    assert jax.eval_shape(model.apply, fed_back, x).shape == x.shape  # read by nobody
+    assert jax.eval_shape(apply, variables) == shapes
 
 
 def test_a_sample_mask_of_the_wrong_shape_is_an_error():

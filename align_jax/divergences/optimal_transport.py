@@ -265,7 +265,7 @@ def _moving_jvp(primals: Any, tangents: Any, *, epsilon: float) -> tuple[Array, 
     (costs, plan), (of_costs, _) = primals, tangents
     plan = _moving(costs, plan, epsilon)
     if type(of_costs) is ad.Zero:
-        return plan, ad.Zero.from_primal_value(plan)
+        return plan, jnp.zeros_like(plan)
     weighted = plan * of_costs
 
     def sums(potentials: tuple[Array, Array]) -> tuple[Array, Array]:

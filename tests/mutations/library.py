@@ -128,6 +128,15 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "align_jax/alignment.py",
+        "tests/test_alignment.py",
+        (
+            "a-lifted-scope-is-taken-for-that-of-apply",
+            "next((x for x in reversed(scopes) if not x.path), scopes[-1])",
+            "scopes[-1]",
+        ),
+    ),
+    *faults(
         "align_jax/gradient_reversal.py",
         "tests/divergences/test_second_order.py",
         (
