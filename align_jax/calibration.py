@@ -1,12 +1,21 @@
-"""How far a classifier's confidence can be trusted: pure functions."""
+"""How far a classifier's confidence can be trusted: pure functions.
+
+A label that is no class (-1 for "none", -100 for "ignore") and numbers that are no probabilities
+are refused, unless `where` leaves the example out. Under `jax.jit`, where nothing can be refused,
+such a label makes the result NaN, and probabilities are taken as they are. NaN in is NaN out.
+"""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from align_jax import numerics
 from align_jax.uncertainty import (
     certain_predictions,
+    check_probabilities,
+    check_where,
     equal_means_p_value,
     patch_accuracy_vs_uncertainty,
 )
@@ -70,18 +79,21 @@ def calibration_bins(
       Sums per bin.
 
     Raises:
-      ValueError: for shapes that do not fit together, or fewer than 1 bin.
+      ValueError: for shapes that do not fit together, fewer than 1 bin, labels that are no
+        classes, or numbers that are no probabilities.
+      TypeError: for labels that are no integers, or `where` that is not bool.
 
     Example:
       >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8]])
       >>> calibration_bins(p, jnp.array([0, 0])).count.tolist()[-3:]
       [1.0, 1.0, 0.0]
     """
-    _check_bins(probabilities, labels, bins)
+    _check_bins(probabilities, labels, bins, where)
     probabilities = probabilities.astype(jnp.float32)
-    confidence = jnp.max(probabilities, axis=-1)
+    largest = jnp.max(probabilities, axis=-1)
+    confidence = _known(largest, probabilities, labels)
     correct = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
-    index = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+    index = jnp.clip(jnp.ceil(largest * bins).astype(jnp.int32) - 1, 0, bins - 1)
     member = jnp.arange(bins)[:, None] == index[None, :]
     if where is not None:
         member &= where[None, :]
@@ -113,7 +125,9 @@ def expected_calibration_error(
       A scalar in `[0, 1]`; tables print it in percent.
 
     Raises:
-      ValueError: for shapes that do not fit together, or fewer than 1 bin.
+      ValueError: for shapes that do not fit together, fewer than 1 bin, labels that are no
+        classes, or numbers that are no probabilities.
+      TypeError: for labels that are no integers, or `where` that is not bool.
 
     Example:
       >>> float(expected_calibration_error(jnp.array([[1.0, 0.0]]), jnp.array([0])))
@@ -147,16 +161,19 @@ def adaptive_calibration_error(
       A scalar in `[0, 1]`; 0 if no example counts.
 
     Raises:
-      ValueError: for shapes that do not fit together, or fewer than 1 bin.
+      ValueError: for shapes that do not fit together, fewer than 1 bin, labels that are no
+        classes, or numbers that are no probabilities.
+      TypeError: for labels that are no integers, or `where` that is not bool.
 
     Example:
       >>> p = jnp.array([[0.6, 0.4], [0.7, 0.3]])
       >>> round(float(adaptive_calibration_error(p, jnp.array([0, 1]), bins=2)), 4)
       0.55
     """
-    _check_bins(probabilities, labels, bins)
+    _check_bins(probabilities, labels, bins, where)
     where = jnp.ones(labels.shape, bool) if where is None else where
     confidence = jnp.max(probabilities.astype(jnp.float32), axis=-1)
+    confidence = _known(confidence, probabilities, labels)
     correct = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
     rank = jnp.argsort(jnp.argsort(jnp.where(where, confidence, jnp.inf)))
     count = jnp.sum(where)
@@ -178,7 +195,7 @@ def negative_log_likelihood(
     """The mean negative log-probability of the true classes, in nats.
 
     Args:
-      logits: unnormalised log-probabilities.
+      logits: unnormalised log-probabilities; -inf for a class that an example cannot have.
       labels: the true classes.
       where: True for the examples that count; None for all.
 
@@ -186,16 +203,17 @@ def negative_log_likelihood(
       A scalar; nan if no example counts.
 
     Raises:
-      ValueError: for shapes that do not fit together.
+      ValueError: for shapes that do not fit together, or labels that are no classes.
+      TypeError: for labels that are no integers, or `where` that is not bool.
 
     Example:
       >>> round(float(negative_log_likelihood(jnp.zeros((1, 2)), jnp.array([0]))), 4)
       0.6931
     """
-    _check_pair("logits", logits, labels)
+    _check_pair("logits", logits, labels, where)
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    true = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
-    return -jnp.mean(true, where=where)
+    true = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1, mode="clip")[:, 0]
+    return -jnp.mean(_known(true, logits, labels), where=where)
 
 
 def brier_score(
@@ -215,16 +233,19 @@ def brier_score(
       A scalar in `[0, 2]`, summed over the classes; nan if no example counts.
 
     Raises:
-      ValueError: for shapes that do not fit together.
+      ValueError: for shapes that do not fit together, labels that are no classes, or numbers that
+        are no probabilities.
+      TypeError: for labels that are no integers, or `where` that is not bool.
 
     Example:
       >>> float(brier_score(jnp.array([[0.5, 0.5]]), jnp.array([1])))
       0.5
     """
-    _check_pair("probabilities", probabilities, labels)
+    _check_pair("probabilities", probabilities, labels, where)
+    check_probabilities(probabilities, where)
     truth = jax.nn.one_hot(labels, probabilities.shape[-1])
     squares = jnp.sum(jnp.square(probabilities.astype(jnp.float32) - truth), axis=-1)
-    return jnp.mean(squares, where=where)
+    return jnp.mean(_known(squares, probabilities, labels), where=where)
 
 
 def fit_temperature(
@@ -236,7 +257,8 @@ def fit_temperature(
     convex in the inverse temperature, so that bisection of its slope finds the one minimum.
 
     Args:
-      logits: of held-out examples, not those that are then reported on.
+      logits: of held-out examples, not those that are then reported on; -inf for a class that an
+        example cannot have.
       labels: their true classes.
       where: True for the examples that count; None for all.
 
@@ -245,7 +267,9 @@ def fit_temperature(
       than chance, 1 where all temperatures are alike, and nan where no example counts.
 
     Raises:
-      ValueError: for shapes that do not fit together.
+      ValueError: for shapes that do not fit together, labels that are no classes, or a label whose
+        logit is -inf, which no temperature makes possible.
+      TypeError: for labels that are no integers, or `where` that is not bool.
 
     Example:
       >>> logits = jnp.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
@@ -253,13 +277,18 @@ def fit_temperature(
       >>> round(float(jax.nn.softmax(logits / temperature)[0, 0]), 3)
       0.75
     """
-    _check_pair("logits", logits, labels)
+    _check_pair("logits", logits, labels, where)
     logits = logits.astype(jnp.float32)
-    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    true = jnp.take_along_axis(logits, labels[:, None], axis=-1, mode="clip")[:, 0]
+    true = _known(true, logits, labels)
+    _check_possible(true, where)
+    possible = logits > -jnp.inf
+    finite = jnp.where(possible | jnp.isnan(logits), logits, 0.0)
 
     def slope(inverse: Array) -> Array:
-        expected = jnp.sum(jax.nn.softmax(logits * inverse) * logits, axis=-1)
-        return jnp.mean(expected - true, where=where)
+        # A class of -inf has no part in the mean, where it would be 0 times infinity.
+        probabilities = jax.nn.softmax(finite * inverse, where=possible | jnp.isnan(logits))
+        return jnp.mean(jnp.sum(probabilities * finite, axis=-1) - true, where=where)
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -274,14 +303,38 @@ def fit_temperature(
     return jnp.where(jnp.isnan(at_one), jnp.nan, found)
 
 
-def _check_pair(name: str, predictions: Array, labels: Array) -> None:
+def _known(values: Array, predictions: Array, labels: Array) -> Array:
+    """One value per example; NaN where its label is no class, as a traced one may be."""
+    known = (labels >= 0) & (labels < predictions.shape[-1])
+    return jnp.where(known, values, jnp.nan)
+
+
+def _check_pair(name: str, predictions: Array, labels: Array, where: Array | None) -> None:
     if predictions.ndim != 2 or labels.shape != predictions.shape[:1]:
         raise ValueError(
             f"{name} must be [B, C] and labels [B], got {predictions.shape} and {labels.shape}."
         )
+    check_where(where, labels.shape)
+    numerics.check_indices(
+        "labels", labels, predictions.shape[-1], "classes", where,
+        advice="Examples without a label are left out by `where`: where=labels >= 0.",
+    )  # fmt: skip
 
 
-def _check_bins(probabilities: Array, labels: Array, bins: int) -> None:
-    _check_pair("probabilities", probabilities, labels)
-    if bins < 1:
+def _check_bins(probabilities: Array, labels: Array, bins: int, where: Array | None) -> None:
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}.")
+    _check_pair("probabilities", probabilities, labels, where)
+    check_probabilities(probabilities, where)
+
+
+def _check_possible(true: Array, where: Array | None) -> None:
+    numbers, counted = numerics.concrete(true), None if where is None else numerics.concrete(where)
+    if numbers is None or (where is not None and counted is None):
+        return
+    wrong = np.isneginf(numbers) & (True if counted is None else counted)
+    if wrong.any():
+        raise ValueError(
+            f"the label of example {wrong.argmax()} has the logit -inf, which no temperature makes "
+            f"possible. Leave it out by `where`, or correct the label or the mask of the classes."
+        )

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 # Entries beyond this saturate: products of two of them, summed over any realistic number of
@@ -307,6 +308,61 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.{hint}")
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """The numbers of an array, to be checked; None while a function is traced: there are none.
+
+    So a check costs a compiled step nothing, and refuses nothing in it either.
+
+    Example:
+      >>> concrete(jnp.array([1, 2])).tolist()
+      [1, 2]
+      >>> jax.jit(lambda x: x + (concrete(x) is None))(1).item()
+      2
+    """
+    if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+        return None
+    return np.asarray(x)
+
+
+def check_indices(
+    name: str, indices: Any, count: int, what: str, where: Any = None, advice: str = ""
+) -> None:
+    """Raises unless `indices` are whole numbers from 0 to `count - 1`.
+
+    Args:
+      name: what the caller calls them.
+      indices: an array; its numbers are checked unless it is traced.
+      count: how many there are to be chosen from.
+      what: what of, in the plural.
+      where: True for the ones that count; None for all.
+      advice: what to do, a sentence.
+
+    Raises:
+      TypeError: for anything but integers.
+      ValueError: for a number out of range, naming the first.
+
+    Example:
+      >>> check_indices("labels", jnp.array([0, 2]), 2, "classes")
+      Traceback (most recent call last):
+      ...
+      ValueError: labels hold 2 at [1], but there are 2 classes, 0 to 1.
+    """
+    if not jnp.issubdtype(jnp.result_type(indices), jnp.integer):
+        raise TypeError(f"{name} must be integers, got {jnp.result_type(indices)}.")
+    numbers, counted = concrete(indices), None if where is None else concrete(where)
+    if numbers is None or (where is not None and counted is None):
+        return
+    wrong = (numbers < 0) | (numbers >= count)
+    if counted is not None:
+        wrong &= counted
+    if wrong.any():
+        place = tuple(np.argwhere(wrong)[0].tolist())
+        raise ValueError(
+            f"{name} hold {numbers[place]} at {list(place)}, but there are {count} {what}, 0 to "
+            f"{count - 1}.{advice and ' ' + advice}"
+        )
 
 
 def check_fraction(name: str, value: float) -> None:

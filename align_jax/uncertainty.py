@@ -1,9 +1,17 @@
 """How sure a classifier is by its stochastic passes; offered as part of `align_jax.calibration`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import betainc
 from jaxtyping import Array, Bool, Float
+
+from align_jax import numerics
+
+# How far the probabilities of an example may add up to something else than 1: float16's rounding.
+_SUM_TOLERANCE = 0.02
 
 
 def equal_means_p_value(
@@ -19,7 +27,8 @@ def equal_means_p_value(
       second: likewise.
 
     Returns:
-      p-values in `[0, 1]`. Where neither sample varies at all, 1 for equal means and else 0.
+      p-values in `[0, 1]`. Where neither sample varies at all, 1 for equal means and else 0; NaN
+      where a draw is NaN or infinite.
 
     Raises:
       ValueError: the shapes differ, or there are fewer than 2 draws.
@@ -40,7 +49,7 @@ def equal_means_p_value(
     # Of the mean, each; unbiased.
     variances = jnp.stack([jnp.var(x, axis=0, ddof=1) / draws for x in (first, second)])
     total = jnp.sum(variances, axis=0)
-    varies = total > 0.0
+    varies = ~(total <= 0.0)  # True of NaN, which must not become a p-value
     safe = jnp.where(varies, total, 1.0)
     squares = jnp.sum(jnp.square(variances / safe), axis=0)
     freedom = (draws - 1) / jnp.where(varies, squares, 1.0)
@@ -66,10 +75,11 @@ def certain_predictions(
       significance: the p-value below which an answer is certain.
 
     Returns:
-      True where certain.
+      True where certain; under `jax.jit` False where a probability is NaN.
 
     Raises:
-      ValueError: fewer than 2 passes or classes.
+      ValueError: fewer than 2 passes or classes, numbers that are no probabilities (unless
+        traced), or a significance outside `[0, 1]`.
 
     Example:
       >>> passes = jnp.array([[[0.9, 0.1]], [[0.8, 0.2]]])
@@ -81,6 +91,8 @@ def certain_predictions(
             f"probabilities must be [S, B, C] with 2 passes and 2 classes at least, got "
             f"{probabilities.shape}."
         )
+    numerics.check_fraction("significance", significance)
+    check_probabilities(probabilities, finite=True)
     _, top = jax.lax.top_k(jnp.mean(probabilities, axis=0), 2)
     both = jnp.take_along_axis(probabilities, top[None], axis=2)
     return equal_means_p_value(both[..., 0], both[..., 1]) < significance
@@ -103,6 +115,7 @@ def patch_accuracy_vs_uncertainty(
 
     Raises:
       ValueError: the shapes differ.
+      TypeError: an array that is not bool.
 
     Example:
       >>> correct, certain = jnp.array([True, False, True]), jnp.array([True, False, False])
@@ -113,4 +126,53 @@ def patch_accuracy_vs_uncertainty(
         raise ValueError(
             f"correct and certain must be [B], got {correct.shape} and {certain.shape}."
         )
+    for name, x in (("correct", correct), ("certain", certain)):
+        if x.dtype != jnp.bool_:
+            raise TypeError(f"{name} must be bool, got {x.dtype}.")
+    check_where(where, correct.shape)
     return jnp.mean((correct == certain).astype(jnp.float32), where=where)
+
+
+def check_where(where: Any, shape: tuple[int, ...]) -> None:
+    """Raises unless `where` is None or a bool array of that shape.
+
+    Raises:
+      ValueError: another shape, which might broadcast.
+      TypeError: another dtype.
+    """
+    if where is None:
+        return
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"where must be bool (True = counts), got {where.dtype}.")
+    if where.shape != shape:
+        raise ValueError(f"where must have shape {shape}, got {where.shape}.")
+
+
+def check_probabilities(probabilities: Any, where: Any = None, *, finite: bool = False) -> None:
+    """Raises ValueError unless the last axis holds probabilities; traced arrays pass.
+
+    Args:
+      probabilities: `[..., C]`.
+      where: True for those that count; None for all.
+      finite: whether to refuse NaN as well.
+    """
+    numbers, counted = numerics.concrete(probabilities), None
+    if where is not None:
+        counted = numerics.concrete(where)
+        if counted is None:
+            return
+    if numbers is None:
+        return
+    numbers = numbers.astype(np.float32)
+    total = numbers.sum(axis=-1)
+    wrong = (numbers < 0).any(axis=-1) | (np.abs(total - 1.0) > _SUM_TOLERANCE)
+    if finite:
+        wrong |= np.isnan(total)
+    if counted is not None:
+        wrong &= counted
+    if wrong.any():
+        place = tuple(np.argwhere(wrong)[0].tolist())
+        raise ValueError(
+            f"probabilities hold {numbers[place].tolist()} at {list(place)}; expected numbers of "
+            f"at least 0 whose sum is 1. Apply jax.nn.softmax to logits first."
+        )

@@ -174,3 +174,82 @@ def test_bad_passes_are_named():
         calibration.certain_predictions(jnp.ones((5, 3, 1)))
     with pytest.raises(ValueError, match=r"must be \[B\]"):
         calibration.patch_accuracy_vs_uncertainty(jnp.ones(3, bool), jnp.ones(4, bool))
+
+
+def small(labels=(0, 1, 1)):
+    probabilities = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    return probabilities, jnp.array(labels)
+
+
+# Functions of probabilities, labels and `where`.
+MEASURES = {
+    "ece": calibration.expected_calibration_error,
+    "adaptive": calibration.adaptive_calibration_error,
+    "brier": calibration.brier_score,
+    "nll": lambda p, y, **where: calibration.negative_log_likelihood(jnp.log(p), y, **where),
+    "temperature": lambda p, y, **where: calibration.fit_temperature(jnp.log(p), y, **where),
+    "bins": lambda p, y, **where: calibration.calibration_bins(p, y, **where).confidence.sum(),
+}
+
+
+@pytest.mark.fault(
+    "Labels that are no class, numbers that are no probabilities, in any measure of calibration",
+    "Refused by name and place; NaN under `jit`; left out where `where` says so",
+)
+@pytest.mark.parametrize("name", MEASURES)
+def test_labels_that_are_no_class_are_never_measured(name):
+    measure = MEASURES[name]
+    where = jnp.array([True, True, False])
+    expected = measure(*(x[:2] for x in small()))
+    for bad in (-1, -100, 2):
+        probabilities, labels = small((0, 1, bad))
+        with pytest.raises(
+            ValueError, match=rf"labels hold {bad} at \[2\].* 2 classes, 0 to 1.*where"
+        ):
+            measure(probabilities, labels)
+        np.testing.assert_allclose(measure(probabilities, labels, where=where), expected, rtol=1e-5)
+    traced = jax.jit(measure)
+    assert np.isnan(traced(probabilities, labels))
+    np.testing.assert_allclose(traced(probabilities, labels, where=where), expected, rtol=1e-5)
+    assert np.isnan(measure(probabilities.at[0].set(jnp.nan), small()[1]))
+    with pytest.raises(TypeError, match="labels must be integers, got float32"):
+        measure(probabilities, labels.astype(jnp.float32))
+    with pytest.raises(TypeError, match="where must be bool"):
+        measure(probabilities, labels, where=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"where must have shape \(3,\), got \(1,\)"):
+        measure(probabilities, labels, where=jnp.ones(1, bool))
+
+
+@pytest.mark.parametrize("name", ["ece", "adaptive", "brier", "bins"])
+def test_logits_are_no_probabilities(name):
+    probabilities, labels = small()
+    for bad in ([2.0, -1.0], [0.9, 0.9], [0.1, 0.1], [jnp.inf, 0.0]):
+        with pytest.raises(ValueError, match=r"probabilities hold \[.*\] at \[1\].*softmax"):
+            MEASURES[name](probabilities.at[1].set(jnp.array(bad)), labels)
+
+
+def test_a_class_that_an_example_cannot_have_counts_for_nothing():
+    """-inf, as -1e9, which is as good as none."""
+    low = jnp.array([[2.0, 1.0, -1e9], [1.0, 2.0, 0.5], [1.0, 0.0, -1e9], [0.3, 0.2, 0.9]])
+    none = jnp.where(low < -1e8, -jnp.inf, low)
+    labels = jnp.array([0, 1, 1, 0])
+    for function in (calibration.fit_temperature, calibration.negative_log_likelihood):
+        np.testing.assert_allclose(function(none, labels), function(low, labels), rtol=1e-5)
+    with pytest.raises(ValueError, match="label of example 2 has the logit -inf"):
+        calibration.fit_temperature(none, jnp.array([0, 1, 2, 0]))
+    left_out = jnp.array([True, True, False, True])
+    assert np.isfinite(calibration.fit_temperature(none, jnp.array([0, 1, 2, 0]), where=left_out))
+
+
+def test_uncertainty_has_no_number_for_nan():
+    draws = jnp.array([[0.5, 0.5], [0.4, jnp.nan], [0.6, 0.4]])
+    p_value = calibration.equal_means_p_value(draws, 1.0 - draws)
+    assert np.isnan(p_value).tolist() == [False, True]
+    passes = jnp.array([[[0.9, 0.1]], [[jnp.nan, 0.2]]])
+    with pytest.raises(ValueError, match=r"probabilities hold \[nan.*\] at \[1, 0\]"):
+        calibration.certain_predictions(passes)
+    assert not jax.jit(calibration.certain_predictions)(passes).any()
+    with pytest.raises(ValueError, match="significance must lie in"):
+        calibration.certain_predictions(jnp.full((2, 1, 2), 0.5), significance=5)
+    with pytest.raises(TypeError, match="certain must be bool, got float32"):
+        calibration.patch_accuracy_vs_uncertainty(jnp.ones(3, bool), jnp.ones(3))

@@ -128,6 +128,16 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "align_jax/calibration.py",
+        "tests/test_calibration.py",
+        (
+            "a-traced-label-that-is-no-class-is-measured",
+            "return jnp.where(known, values, jnp.nan)",
+            "return jnp.where(known, values, values)",
+        ),
+        ("a-class-of-minus-inf-spoils-the-temperature", "logits > -jnp.inf", "logits >= -jnp.inf"),
+    ),
+    *faults(
         "align_jax/alignment.py",
         "tests/test_alignment.py",
         (
@@ -481,8 +491,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/test_calibration.py",
         (
             "ece-bins-closed-on-the-left",
-            "jnp.ceil(confidence * bins).astype(jnp.int32) - 1",
-            "jnp.floor(confidence * bins).astype(jnp.int32)",
+            "jnp.ceil(largest * bins).astype(jnp.int32) - 1",
+            "jnp.floor(largest * bins).astype(jnp.int32)",
         ),
         (
             "ece-is-a-mean-of-means",
