@@ -4,7 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from align_jax import numerics
 
 
 def segment_softmax(
@@ -25,6 +28,11 @@ def segment_softmax(
         num_segments: number of segments, a Python integer.
         indices_are_sorted: whether `segments` ascends; on some devices sums are then faster.
 
+    Raises:
+        ValueError: a segment that does not exist, or segments that do not ascend though they are
+            said to. Where they are traced nothing is checked: weights are then of no meaning.
+        TypeError: segments that are no integers.
+
     Returns:
         Weights [Z, H] that sum to 1 within each segment.
 
@@ -33,6 +41,7 @@ def segment_softmax(
         >>> weights[:, 0].tolist()
         [0.5, 0.5, 1.0]
     """
+    check_segments("segments", segments, num_segments, ascending=indices_are_sorted)
     options: dict[str, Any] = {
         "num_segments": num_segments,
         "indices_are_sorted": indices_are_sorted,
@@ -42,3 +51,17 @@ def segment_softmax(
     exponentials = jnp.exp(logits - peak[segments])
     totals = jax.ops.segment_sum(exponentials, segments, **options)
     return exponentials / totals[segments]
+
+
+def check_segments(name: str, segments: Any, num_segments: int, *, ascending: bool) -> None:
+    """Raises for a segment that does not exist, or for a wrong order, unless they are traced."""
+    numerics.check_indices(name, segments, num_segments, "nodes or segments")
+    numbers = numerics.concrete(segments)
+    if numbers is None or not ascending:
+        return
+    steps = np.flatnonzero(np.diff(numbers) < 0)
+    if steps.size:
+        raise ValueError(
+            f"{name} are not sorted: entry {steps[0] + 1} is {numbers[steps[0] + 1]}, after "
+            f"{numbers[steps[0]]}. Sort both lists: order = np.lexsort((senders, receivers))."
+        )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from align_jax import numerics
 from align_jax.divergences.conditional_transport import COSTS
-from align_jax.segments import segment_softmax
+from align_jax.segments import check_segments, segment_softmax
 
 
 def edge_conditional_transport(
@@ -38,7 +38,8 @@ def edge_conditional_transport(
         key_navigation: the navigator's outputs for the keys.
         senders: the node whose key an edge offers, [Z].
         receivers: the node whose query an edge serves, [Z], ascending: the sums over a node's
-            edges rely on it, and it is not checked.
+            edges rely on it. Where edges are traced, neither this is checked nor that their nodes
+            exist: the value is then of no meaning.
         rho: weight of the query-to-key direction, in [0, 1].
         cost: "cosine" (1 - cosine) or "squared_euclidean".
 
@@ -48,8 +49,8 @@ def edge_conditional_transport(
 
     Raises:
         ValueError: a wrong rank, an empty axis, shapes that do not fit together, an unknown cost,
-            or rho outside [0, 1].
-        TypeError: clouds that are not floating point.
+            rho outside [0, 1], an edge of a node that does not exist, or receivers out of order.
+        TypeError: clouds that are not floating point, edges that are no integers.
 
     Example:
         >>> same = jnp.ones((2, 1, 3))
@@ -74,6 +75,8 @@ def edge_conditional_transport(
             f"senders and receivers have shapes {senders.shape} and {receivers.shape}; expected "
             f"two lists of the same length with at least one edge."
         )
+    check_segments("senders", senders, len(query_features), ascending=False)
+    check_segments("receivers", receivers, len(query_features), ascending=True)
 
     query_features, key_features, query_navigation, key_navigation = (
         numerics.prepare(x, None)[0]

@@ -102,7 +102,7 @@ class BertEncoder(nn.Module):
 
         Args:
             input_ids: tokens, padded at the end.
-            attention_mask: non-zero for tokens, 0 for padding; None for no padding.
+            attention_mask: 1 for tokens, 0 for padding; None for no padding.
             token_type_ids: the segment of each token; None for all 0.
             deterministic: False in training: dropout is on and needs the "dropout" RNG.
 
@@ -110,7 +110,10 @@ class BertEncoder(nn.Module):
             The last hidden states, and the pooled first token (None without a pooler).
 
         Raises:
-            ValueError: shapes disagree, or a sequence is longer than the model's positions.
+            ValueError: shapes disagree, a sequence is longer than the model's positions, an id has
+                no embedding, or the mask is not of 0 and 1. Under `jax.jit` numbers cannot be
+                refused: an id without embedding makes the hidden states NaN.
+            TypeError: ids that are no integers.
         """
         config = self.config
         valid = check_inputs(config, input_ids, attention_mask, token_type_ids)

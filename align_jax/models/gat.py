@@ -31,7 +31,7 @@ from align_jax.models.edge_alignment import EdgeAlignment
 from align_jax.models.graph import SparseFeatures
 from align_jax.models.settings import check_counts, check_probabilities
 from align_jax.numerics import check_choice
-from align_jax.segments import segment_softmax
+from align_jax.segments import check_segments, segment_softmax
 
 SCORES = ("gat", "gatv2")
 ALIGNMENT_OVER = ("auto", "nodes", "edges")
@@ -230,8 +230,8 @@ class GAT(nn.Module):
     ) -> Float[Array, "N classes"]:
         """Classifies every node of a graph.
 
-        Indices cannot be checked under jit; call :func:`align_jax.models.graph.validate_graph` once
-        when the graph is loaded.
+        Indices cannot be checked under jit, where those out of range give numbers of no meaning:
+        call :func:`align_jax.models.graph.validate_graph` once when the graph is loaded.
 
         Args:
             features: node features, an array [N, F] or `SparseFeatures`.
@@ -244,7 +244,10 @@ class GAT(nn.Module):
             input, and per layer `attention_weights` [Z, H].
 
         Raises:
-            ValueError: features that are not [N, F], or lists of edges that do not fit together.
+            ValueError: features that are not [N, F], lists of edges that do not fit together, an
+                edge of a node that does not exist, receivers out of order, or sparse values
+                outside the matrix.
+            TypeError: edges that are no integers.
         """
         if len(features.shape) != 2:
             raise ValueError(f"GAT got features of shape {features.shape}; expected [N, F].")
@@ -253,6 +256,10 @@ class GAT(nn.Module):
                 f"GAT got senders of shape {senders.shape} and receivers of shape "
                 f"{receivers.shape}; expected two lists with one entry per edge."
             )
+        check_segments("senders", senders, features.shape[0], ascending=False)
+        check_segments("receivers", receivers, features.shape[0], ascending=True)
+        if isinstance(features, SparseFeatures):
+            features.check_places()
         config = self.config
         hidden = features
         for layer in range(config.num_layers - 1):

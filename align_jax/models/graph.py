@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from align_jax.numerics import concrete
+
 
 class SparseFeatures(flax.struct.PyTreeNode):
     """Node features `[N, F]` of which only the non-zero values are stored, row by row.
@@ -50,6 +52,30 @@ class SparseFeatures(flax.struct.PyTreeNode):
             columns=jnp.asarray(columns, jnp.int32),
             shape=features.shape,
         )
+
+    def check_places(self) -> None:
+        """Refuses places out of range or order, which would be read as others; not traced ones.
+
+        Raises:
+            ValueError: names the first.
+        """
+        places = {"rows": self.rows, "columns": self.columns}
+        for (name, traced), size in zip(places.items(), self.shape, strict=True):
+            if traced.shape != self.values.shape:
+                raise ValueError(
+                    f"features have {name} of shape {traced.shape} for values of shape "
+                    f"{self.values.shape}; expected one entry per value."
+                )
+            indices = concrete(traced)
+            if indices is None:
+                continue
+            outside = indices[(indices < 0) | (indices >= size)]
+            if outside.size:
+                raise ValueError(
+                    f"features have {name} that hold {int(outside[0])}; expected 0 to {size - 1}."
+                )
+            if name == "rows" and (np.diff(indices) < 0).any():
+                raise ValueError("features have rows out of order; sort the values by their rows.")
 
     def matmul(self, kernel: Float[Array, "F K"]) -> Float[Array, "N K"]:
         """The product with a dense matrix, as a sum over each node's stored values."""
@@ -108,7 +134,7 @@ def _validate_features(features: Any, num_features: int | None) -> int:
         )
     sparse = isinstance(features, SparseFeatures)
     if sparse:
-        _validate_places(features)
+        features.check_places()
     bad = np.argwhere(~np.isfinite(np.asarray(features.values if sparse else features)))
     if bad.size:
         first = bad[0]
@@ -118,24 +144,6 @@ def _validate_features(features: Any, num_features: int | None) -> int:
             f"{int(node)}, column {int(column)}. Replace or remove them."
         )
     return num_nodes
-
-
-def _validate_places(features: SparseFeatures) -> None:
-    """Where stored values lie: out of range or order, they would be read silently as others."""
-    places = {"rows": np.asarray(features.rows), "columns": np.asarray(features.columns)}
-    for (name, indices), size in zip(places.items(), features.shape, strict=True):
-        if indices.shape != features.values.shape:
-            raise ValueError(
-                f"features have {name} of shape {indices.shape} for values of shape "
-                f"{features.values.shape}; expected one entry per value."
-            )
-        outside = indices[(indices < 0) | (indices >= size)]
-        if outside.size:
-            raise ValueError(
-                f"features have {name} that hold {int(outside[0])}; expected 0 to {size - 1}."
-            )
-    if (np.diff(places["rows"]) < 0).any():
-        raise ValueError("features have rows out of order; sort the values by their rows.")
 
 
 def _validate_edges(senders: np.ndarray, receivers: np.ndarray, num_nodes: int) -> None:

@@ -21,9 +21,11 @@ from jaxtyping import Array, Bool, Float, Int
 from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import multi_head_attention
 from align_jax.models.dropout import Dropout
+from align_jax.models.embedding import Embed
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
+from align_jax.numerics import check_indices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +137,16 @@ class MCAN(nn.Module):
             Logits [B, answers], float32; each answer's is that of a sigmoid of its own.
 
         Raises:
-            ValueError: shapes do not fit together or to the configuration.
+            ValueError: shapes do not fit together or to the configuration, or a word has no
+                embedding. Under `jax.jit` that cannot be refused, and makes the logits NaN.
+            TypeError: word ids that are no integers.
         """
         config = self.config
         _check_inputs(config, question, image, question_mask, image_mask)
         words_valid = question != 0 if question_mask is None else question_mask
         regions_valid = jnp.ones(image.shape[:2], bool) if image_mask is None else image_mask
 
-        words: Any = nn.Embed(config.vocabulary_size, config.word_features, name="words")(question)
+        words: Any = Embed(config.vocabulary_size, config.word_features, name="words")(question)
         # Words precede their padding, so what the LSTM makes of padding reaches none of them.
         words = nn.RNN(
             nn.OptimizedLSTMCell(config.hidden_size, dtype=jnp.dtype(config.dtype)), name="lstm"
@@ -268,6 +272,7 @@ def _check_inputs(
             f"image has {image.shape[1]} regions; MCANConfig.region_positions is "
             f"{config.region_positions}."
         )
+    check_indices("question", question, config.vocabulary_size, "words")
     for name, mask, tokens in (
         ("question_mask", question_mask, question),
         ("image_mask", image_mask, image),

@@ -23,9 +23,11 @@ from jaxtyping import Array, Bool, Float, Int
 from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import multi_head_attention
 from align_jax.models.dropout import Dropout
+from align_jax.models.embedding import Embed
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
 from align_jax.models.settings import check_counts, check_probabilities, check_transformer
+from align_jax.numerics import check_indices, concrete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +202,8 @@ class Embeddings(nn.Module):
     def _positions(self, position_ids: Array) -> Array:
         return self._table(self.config.max_positions, "position")(position_ids)
 
-    def _table(self, rows: int, name: str) -> nn.Embed:
-        return nn.Embed(
+    def _table(self, rows: int, name: str) -> Embed:
+        return Embed(
             rows,
             self.features,
             dtype=jnp.dtype(self.config.dtype),
@@ -256,7 +258,7 @@ def layer_class(config: EncoderConfig) -> type[nn.Module]:
 def check_inputs(
     config: EncoderConfig, input_ids: Array, attention_mask: Array | None, types: Array | None
 ) -> Bool[Array, "B N"]:
-    """Checks shapes, and returns which positions hold tokens."""
+    """Checks shapes and, unless they are traced, ids; returns which positions hold tokens."""
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids must be [B, N], got shape {input_ids.shape}.")
     if input_ids.shape[1] > config.max_length:
@@ -269,6 +271,22 @@ def check_inputs(
             raise ValueError(
                 f"{name} must have the shape of input_ids, {input_ids.shape}, got {array.shape}."
             )
+    check_indices(
+        "input_ids", input_ids, config.vocab_size, "embeddings",
+        advice="Do the tokenizer and the model belong together (vocab_size)?",
+    )  # fmt: skip
+    if types is not None:
+        check_indices(
+            "token_type_ids", types, config.token_types, "types",
+            advice="A model with one type, as RoBERTa is, takes none: leave token_type_ids out.",
+        )  # fmt: skip
     if attention_mask is None:
         return jnp.ones(input_ids.shape, bool)
+    numbers = concrete(attention_mask)
+    others = [] if numbers is None else numbers[(numbers != 0) & (numbers != 1)]
+    if len(others):
+        raise ValueError(
+            f"attention_mask holds {others[0]}; expected 1 for tokens and 0 for padding. "
+            f"It is not added to the scores."
+        )
     return attention_mask.astype(bool)

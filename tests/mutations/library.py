@@ -128,6 +128,20 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "align_jax/models/embedding.py",
+        "tests/models/test_ids_out_of_range.py",
+        (
+            "a-negative-id-counts-from-the-end",
+            "jnp.where(inputs < 0, self.num_embeddings, inputs)",
+            "inputs",
+        ),
+    ),
+    *faults(
+        "align_jax/numerics.py",
+        "tests/models/test_ids_out_of_range.py",
+        ("the-first-id-beyond-the-table-passes", "numbers >= count)", "numbers > count)"),
+    ),
+    *faults(
         "align_jax/calibration.py",
         "tests/test_calibration.py",
         (
