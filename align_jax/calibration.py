@@ -185,7 +185,7 @@ def adaptive_calibration_error(
         larger + (rank - of_larger) // jnp.maximum(size, 1),
     )
     gaps = jnp.where(where, correct - confidence, 0.0)
-    per_bin = jnp.zeros(bins).at[jnp.clip(index, 0, bins - 1)].add(gaps)
+    per_bin = jnp.zeros(bins, jnp.float32).at[jnp.clip(index, 0, bins - 1)].add(gaps)
     return jnp.sum(jnp.abs(per_bin)) / jnp.maximum(count, 1)
 
 
@@ -243,7 +243,7 @@ def brier_score(
     """
     _check_pair("probabilities", probabilities, labels, where)
     check_probabilities(probabilities, where)
-    truth = jax.nn.one_hot(labels, probabilities.shape[-1])
+    truth = jax.nn.one_hot(labels, probabilities.shape[-1], dtype=jnp.float32)
     squares = jnp.sum(jnp.square(probabilities.astype(jnp.float32) - truth), axis=-1)
     return jnp.mean(_known(squares, probabilities, labels), where=where)
 
@@ -296,9 +296,9 @@ def fit_temperature(
         too_high = slope(jnp.exp(middle)) > 0.0
         return jnp.where(too_high, low, middle), jnp.where(too_high, middle, high)
 
-    reach = jnp.log(100.0)
+    reach = jnp.log(jnp.float32(100.0))
     low, high = jax.lax.fori_loop(0, 40, halve, (-reach, reach))
-    at_one = slope(jnp.ones(()))  # nan, the mean of nothing, where no example counts
+    at_one = slope(jnp.ones((), jnp.float32))  # nan, the mean of nothing, where no example counts
     found = jnp.where(at_one == 0.0, 1.0, jnp.exp(-(low + high) / 2))
     return jnp.where(jnp.isnan(at_one), jnp.nan, found)
 

@@ -56,8 +56,8 @@ class Affine(nn.Module):
     def __call__(self, inputs: int) -> Layer:
         """Returns kernel and bias for inputs of so many features."""
         shape = inputs, self.features
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape[1:])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape[1:], jnp.float32)
         if self.adversarial:
             return reverse_gradient(kernel), reverse_gradient(bias)
         return kernel, bias
@@ -69,6 +69,7 @@ def _products(x: Array, layers: Sequence[Layer], dtype: Any) -> list[Array]:
     merged = jnp.concatenate(kernels, axis=1), jnp.concatenate(biases)
     x, kernel, bias = nn.dtypes.promote_dtype(x, *merged, dtype=dtype)
     ends = [sum(b.size for b in biases[: n + 1]) for n in range(len(biases) - 1)]
+    bias = numerics.with_leading_axes(bias, x)
     return jnp.split(x @ kernel + bias, ends, axis=-1)
 
 

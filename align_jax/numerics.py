@@ -58,6 +58,14 @@ def token_weights(mask: Bool[Array, "B N"]) -> Float[Array, "B N"]:
     return mask / jnp.maximum(count, 1).astype(jnp.float32)
 
 
+def with_leading_axes(x: Array, like: Array) -> Array:
+    """`x` with axes of length 1 in front, as many as `like` has more: what broadcasting implies.
+
+    Explicitly, for where `jax_numpy_rank_promotion` is "raise".
+    """
+    return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
+
+
 def zero_padding(x: Array, mask: Bool[Array, "B N"] | None) -> Array:
     """Replaces the tokens outside `mask` by zeros, so that NaN there reaches no value or gradient.
 

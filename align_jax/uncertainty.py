@@ -51,7 +51,7 @@ def equal_means_p_value(
     total = jnp.sum(variances, axis=0)
     varies = ~(total <= 0.0)  # True of NaN, which must not become a p-value
     safe = jnp.where(varies, total, 1.0)
-    squares = jnp.sum(jnp.square(variances / safe), axis=0)
+    squares = jnp.sum(jnp.square(variances / safe[None]), axis=0)
     freedom = (draws - 1) / jnp.where(varies, squares, 1.0)
     # Student's distribution function by the incomplete beta function (Abramowitz & Stegun 26.5.27).
     # Each of its two forms keeps its digits where the other's argument is rounded to 1.

@@ -167,7 +167,7 @@ def scale_free_mmd(
     )
     valid = jnp.concatenate([query_valid, key_valid], axis=1)[0]
 
-    pairs = valid[:, None] & valid & ~jnp.eye(len(valid), dtype=bool)
+    pairs = valid[:, None] & valid[None, :] & ~jnp.eye(len(valid), dtype=bool)
     median = jnp.nanmedian(jnp.where(pairs, squared, jnp.nan), axis=(1, 2), keepdims=True)
     # Where more than half of the distances are 0, the median says nothing; their mean does.
     mean = numerics.masked_mean(squared, pairs, axis=(1, 2))[:, None, None]

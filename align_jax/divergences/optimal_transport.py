@@ -167,7 +167,8 @@ def _plan(
         # at the error at all.)
         min_iterations=min(_ANNEALING, max_iterations - 1),
     )
-    output = solver(problem)
+    with jax.numpy_rank_promotion("allow"):  # ott relies on it
+        output = solver(problem)
     has_mass = (rows > 0)[:, None] & (columns > 0)[None, :]
 
     def plan_of(f: Array, g: Array) -> Array:
@@ -223,8 +224,9 @@ def _solve_symmetric(
     scaled = plan / root_rows[..., :, None] / root_columns[..., None, :]
     transposed = jnp.swapaxes(scaled, -1, -2)
     right_rows, right_columns = right_rows / root_rows, right_columns / root_columns
-    identity = jnp.eye(plan.shape[-1], dtype=plan.dtype)
-    matrix = identity - numerics.product(transposed, scaled)
+    product = numerics.product(transposed, scaled)
+    identity = numerics.with_leading_axes(jnp.eye(plan.shape[-1], dtype=plan.dtype), product)
+    matrix = identity - product
     factor = jax.scipy.linalg.cho_factor(matrix + _RIDGE * identity, lower=True)
     right = right_columns - _times(transposed, right_rows)
     y = jnp.zeros_like(right)

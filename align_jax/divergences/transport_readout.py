@@ -233,7 +233,7 @@ def _separate_plans(
             plans = _normalised_columns(sums)
             return plans._replace(log_normaliser=plans.log_normaliser + peak)
 
-        start = jnp.full(key.shape[:-1], 2 * MASKED), *_column_start(key)
+        start = jnp.full(key.shape[:-1], 2 * MASKED, jnp.float32), *_column_start(key)
         return start, body, finish
 
     return _over_blocks(make, (query, query_navigation), (key, key_navigation))

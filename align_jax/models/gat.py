@@ -151,7 +151,8 @@ class GraphAttention(nn.Module):
             indices_are_sorted=True,
         )
         outputs = outputs.reshape(num_nodes, -1) if self.concatenate else outputs.mean(axis=1)
-        return outputs + self.param("bias", nn.initializers.zeros, outputs.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, outputs.shape[-1:], jnp.float32)
+        return outputs + bias[None]
 
     def _input_dropout(
         self, inputs: Array | SparseFeatures, deterministic: bool
@@ -165,7 +166,7 @@ class GraphAttention(nn.Module):
         # Glorot per head, as if each head had its own matrix [F, D].
         initializer = nn.initializers.glorot_uniform(in_axis=0, out_axis=2, batch_axis=1)
         shape = (inputs.shape[1], self.num_heads, self.features)
-        kernel = self.param(name, initializer, shape).reshape(shape[0], -1)
+        kernel = self.param(name, initializer, shape, jnp.float32).reshape(shape[0], -1)
         if isinstance(inputs, SparseFeatures):
             projected = inputs.matmul(kernel)
         else:
@@ -187,10 +188,11 @@ class GraphAttention(nn.Module):
         logits = jnp.sum(query, axis=-1)[receivers] + jnp.sum(key, axis=-1)[senders]
         return query, key, nn.leaky_relu(logits, slope)
 
-    def _vector(self, name: str) -> Float[Array, "H D"]:
+    def _vector(self, name: str) -> Float[Array, "1 H D"]:
         # Glorot for a map from D features to 1 score, per head.
         initializer = nn.initializers.glorot_uniform(in_axis=1, out_axis=2, batch_axis=0)
-        return self.param(name, initializer, (self.num_heads, self.features, 1))[..., 0]
+        shape = (self.num_heads, self.features, 1)
+        return self.param(name, initializer, shape, jnp.float32)[None, ..., 0]
 
     def _align(self, query: Array, key: Array, senders: Array, receivers: Array) -> None:
         config = self.config.aligned

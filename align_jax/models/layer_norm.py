@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from align_jax.numerics import with_leading_axes
+
 
 class LayerNorm(nn.Module):
     """`scale * (x - mean) / sqrt(variance + epsilon) + bias`, over the last axis.
@@ -37,10 +39,11 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*shape E"]) -> Float[Array, "*shape E"]:
         """Normalises each vector of the last axis."""
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:], jnp.float32)
         dtype = jnp.result_type(x, scale, bias) if self.dtype is None else self.dtype
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale, bias = (with_leading_axes(parameter, x) for parameter in (scale, bias))
         return (_standardized(wide, self.epsilon) * scale + bias).astype(dtype)
 
 

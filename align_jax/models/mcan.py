@@ -160,6 +160,7 @@ class MCAN(nn.Module):
                 "region_positions",
                 nn.initializers.normal(0.02),
                 (config.region_positions, config.hidden_size),
+                jnp.float32,
             ).astype(regions.dtype)[: image.shape[1]]
         for layer in range(config.layers):
             regions = Layer(config, name=f"decoder_{layer}")(

@@ -183,7 +183,9 @@ class VisionTransformer(nn.Module):
         tokens = patches.reshape(images.shape[0], -1, config.hidden_size)
 
         if config.pool == "cls":
-            start = self.param("cls_token", nn.initializers.zeros, (1, 1, config.hidden_size))
+            start = self.param(
+                "cls_token", nn.initializers.zeros, (1, 1, config.hidden_size), jnp.float32
+            )
             start = jnp.broadcast_to(start, (images.shape[0], 1, config.hidden_size))
             tokens = jnp.concatenate([start.astype(dtype), tokens], axis=1)
 
@@ -191,5 +193,6 @@ class VisionTransformer(nn.Module):
             "position_embedding",
             nn.initializers.normal(stddev=0.02),
             (1, config.tokens, config.hidden_size),
+            jnp.float32,
         )
         return tokens + positions.astype(dtype)

@@ -1,0 +1,176 @@
+"""JAX's switches under which flax works: 64-bit numbers, no implied axes, checks, no NaN.
+
+Traced alone, where that shows it; so are derivatives, which promote ranks of their own.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax import AlignmentConfig, alignment_loss, calibration, divergences, yardstick
+from align_jax.alignment import Alignment
+from align_jax.divergences.edge_conditional_transport import edge_conditional_transport
+from align_jax.models import (
+    GAT,
+    MCAN,
+    AlbertConfig,
+    AlbertEncoder,
+    BertConfig,
+    BertEncoder,
+    GATConfig,
+    MCANConfig,
+    VisionTransformer,
+    ViTConfig,
+)
+
+# ott's logsumexp passes an axis for an array, which JAX's checks refuse.
+SWITCHES = {
+    "jax_enable_x64": True,
+    "jax_numpy_rank_promotion": "raise",
+    "jax_enable_checks": True,
+}
+B, N, M, H, D = 2, 5, 7, 2, 4
+rng = np.random.default_rng(0)
+QUERY, KEY = (rng.normal(size=(B, n, H, D)).astype(np.float32) for n in (N, M))
+MASKS = {
+    "query_mask": np.arange(N) < np.array([[5], [3]]),
+    "key_mask": np.arange(M) < np.array([[2], [7]]),
+}
+EDGES = np.array([[0, 1, 2], [0, 1, 1]], np.int32)
+DIVERGENCES = {
+    "gan": (divergences.adversarial, (QUERY[..., 0], KEY[..., 0])),
+    "mmd": (divergences.maximum_mean_discrepancy, (QUERY, KEY)),
+    "energy": (divergences.energy_distance, (QUERY, KEY)),
+    "ot": (divergences.optimal_transport, (QUERY, KEY)),
+    **{
+        f"ct-{name}": (
+            lambda *x, name=name, **masks: divergences.conditional_transport(
+                *x, implementation=name, **masks
+            ),
+            (QUERY, KEY) * 2,
+        )
+        for name in ("dense", "blockwise")
+    },
+    "edges": (
+        lambda *x, **_: edge_conditional_transport(*x, *EDGES),
+        (QUERY[0, :3],) * 4,
+    ),
+    "scale-free": (lambda q, k, **_: yardstick.scale_free_mmd(q[0], k[0]), (QUERY, KEY)),
+}
+SIZES = {"hidden_size": 8, "layers": 1, "heads": 2, "mlp_size": 8}
+IDS, CT = np.ones((2, 4), np.int32), AlignmentConfig("ct")
+MODELS = {
+    **{
+        f"alignment-{method}": (Alignment(AlignmentConfig(method)), (QUERY, KEY))
+        for method in ("gan", "ct", "ot")
+    },
+    "shared": (Alignment(AlignmentConfig.paper("gan")), (QUERY, KEY)),
+    "both": (Alignment(AlignmentConfig("ct", over="both", tokens=3)), (QUERY, QUERY)),
+    "bert": (BertEncoder(BertConfig(vocab_size=9, **SIZES, alignment=CT)), (IDS, IDS, 0 * IDS)),
+    "albert": (
+        AlbertEncoder(AlbertConfig(vocab_size=9, **SIZES, embedding_size=4, alignment=CT)),
+        (IDS, IDS),
+    ),
+    "mcan": (
+        MCAN(MCANConfig(9, 3, 5, **SIZES, alignment=CT)),
+        (IDS, QUERY[:, :, 0, :1] + np.zeros(5, np.float32)),
+    ),
+    "gat": (GAT(GATConfig(num_classes=2, alignment=CT)), (np.ones((3, 2), np.float32), *EDGES)),
+    "vit": (
+        VisionTransformer(
+            ViTConfig(image_size=4, patch_size=2, num_classes=3, **SIZES, alignment=CT)
+        ),
+        (np.ones((2, 4, 4, 1), np.float32),),
+    ),
+}
+PROBABILITIES = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
+LABELS = np.array([0, 1, 1], np.int32)
+
+
+def measures():
+    """All of `calibration`."""
+    both = PROBABILITIES, LABELS
+    logits = np.log(PROBABILITIES)
+    passes = np.stack([PROBABILITIES, PROBABILITIES[::-1]])
+    return [
+        calibration.calibration_bins(*both),
+        calibration.adaptive_calibration_error(*both, where=LABELS > 0),
+        calibration.brier_score(*both),
+        calibration.negative_log_likelihood(logits, LABELS),
+        calibration.fit_temperature(logits, LABELS),
+        calibration.equal_means_p_value(PROBABILITIES, PROBABILITIES[::-1]),
+        calibration.certain_predictions(passes),
+    ]
+
+
+@pytest.fixture(params=SWITCHES)
+def switch(request):
+    before = getattr(jax.config, request.param)
+    jax.config.update(request.param, SWITCHES[request.param])
+    yield request.param
+    jax.config.update(request.param, before)
+    if request.param == "jax_enable_x64":
+        jax.clear_caches()  # JAX may take a program of 64 bits for one of 32
+
+
+def no_float64(tree):
+    return all(x.dtype != np.float64 for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.fault(
+    "64-bit mode, ranks that must not be promoted, JAX's checks, `jax_debug_nans`",
+    "Everything works, parameters and results are of float32",
+)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_divergences_under_each_switch(name, switch):
+    if name == "ot" and switch == "jax_enable_checks":
+        pytest.skip("ott-jax itself does not pass")
+    function, arrays = DIVERGENCES[name]
+
+    def loss(arrays):
+        return function(*arrays, **MASKS).sum()
+
+    assert no_float64(jax.eval_shape(jax.value_and_grad(loss), arrays))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_under_each_switch(name, switch):
+    if name == "alignment-ot" and switch == "jax_enable_checks":
+        pytest.skip("ott-jax itself does not pass")
+    model, inputs = MODELS[name]
+    rngs = {"alignment": jax.random.key(0)}
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))
+    assert no_float64(variables)
+
+    def loss(variables):
+        out, sown = model.apply(variables, *inputs, mutable=["alignment"], rngs=rngs)
+        return alignment_loss(sown) + sum(jnp.sum(x) for x in jax.tree.leaves(out))
+
+    if "params" in variables:
+        assert no_float64(jax.eval_shape(jax.value_and_grad(loss), variables))
+    else:
+        jax.eval_shape(loss, variables)
+
+
+def test_calibration_under_each_switch(switch):
+    assert no_float64(jax.eval_shape(measures))
+
+
+@pytest.mark.parametrize("name", ["mmd", "energy", "ct-dense"])
+def test_nothing_makes_nan_on_its_way(name):
+    """Where what is masked or singular would, it is replaced before."""
+    function, arrays = DIVERGENCES[name]
+    masks = MASKS | {"query_mask": MASKS["query_mask"] & np.array([[True], [False]])}
+    sides = ("query_mask", "key_mask") * 2
+    padded = [
+        np.where(masks[side][..., None, None], x, np.nan)
+        for side, x in zip(sides, arrays, strict=False)
+    ]
+
+    def loss(arrays):
+        return function(*arrays, **masks).sum()
+
+    with jax.debug_nans(True):
+        jax.jit(jax.grad(loss))(padded)
+        measures()
