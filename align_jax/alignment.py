@@ -85,7 +85,7 @@ class Alignment(nn.Module):
         measuring = self.is_mutable_collection(CLOUDS) and not self.is_initializing()
         if not (training or measuring or self.is_initializing()):
             return
-        self._refuse_what_was_sown_before()
+        refuse_what_was_sown_before(self)
         for name, x in (("query", query), ("key", key)):
             if x.ndim < 3:
                 raise ValueError(f"{name} must have shape [..., N, H, D], got {x.shape}.")
@@ -121,26 +121,6 @@ class Alignment(nn.Module):
             value -= penalty - jax.lax.stop_gradient(penalty)
             for name, sown in {"divergence": value, "valid": valid, **report}.items():
                 self.sow(NAME, name, sown)
-
-    def _refuse_what_was_sown_before(self) -> None:
-        """Sowing appends: a collection that is passed back in would be averaged into the loss."""
-        # The scope that `apply` made, not one that nn.remat or nn.scan made inside of it: there, a
-        # shared layer rightly finds what it sowed in an earlier call.
-        modules = [*_context.module_stack, self]
-        scopes = [module.scope.root for module in modules if module and module.scope]
-        root = next((x for x in reversed(scopes) if not x.path), scopes[-1])
-        if getattr(root, "_alignment_is_fresh", False):
-            return
-        root._alignment_is_fresh = True  # type: ignore[attr-defined]
-        for collection in (NAME, CLOUDS):
-            if self.is_mutable_collection(collection) and jax.tree.leaves(
-                root.variables().get(collection, {})
-            ):
-                raise ValueError(
-                    f"The variables given to apply hold the collection {collection!r} of an "
-                    f"earlier call, which would count once more. Take it out of what apply "
-                    f"returned before you pass that back in: updates.pop({collection!r})."
-                )
 
     def _same_tokens(
         self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
@@ -324,3 +304,24 @@ class Alignment(nn.Module):
             "sinkhorn_iterations": report.iterations.astype(jnp.float32),
             "sinkhorn_residual": report.residual,
         }
+
+
+def refuse_what_was_sown_before(module: nn.Module) -> None:
+    """Sowing appends: a collection that is passed back in would be averaged into the loss."""
+    # The scope that `apply` made, not one that nn.remat or nn.scan made inside of it: there, a
+    # shared layer rightly finds what it sowed in an earlier call.
+    modules = [*_context.module_stack, module]
+    scopes = [one.scope.root for one in modules if one and one.scope]
+    root = next((x for x in reversed(scopes) if not x.path), scopes[-1])
+    if getattr(root, "_alignment_is_fresh", False):
+        return
+    root._alignment_is_fresh = True  # type: ignore[attr-defined]
+    for collection in (NAME, CLOUDS):
+        if module.is_mutable_collection(collection) and jax.tree.leaves(
+            root.variables().get(collection, {})
+        ):
+            raise ValueError(
+                f"The variables given to apply hold the collection {collection!r} of an "
+                f"earlier call, which would count once more. Take it out of what apply "
+                f"returned before you pass that back in: updates.pop({collection!r})."
+            )

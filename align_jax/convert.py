@@ -12,7 +12,7 @@ from flax.core import Scope
 from flax.core.scope import DenyList, subtract_filters
 
 from align_jax import tapping
-from align_jax.alignment import CLOUDS, NAME
+from align_jax.alignment import CLOUDS, NAME, refuse_what_was_sown_before
 from align_jax.collection import strip_alignment
 from align_jax.config import AlignmentConfig
 
@@ -155,6 +155,7 @@ class AlignedModel(nn.Module):
             return outputs
         if not collections:
             return getattr(self._bound(scope), method)(*args, **kwargs)
+        refuse_what_was_sown_before(self)
         traced, arguments = self._traced(method, args, kwargs)
         tapping.check(traced, self.config, self.allow_missing, self._name())
         rng = None

@@ -439,8 +439,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "a-missed-attention-is-no-error-in-training",
-            "args, kwargs)\n        tapping.check(traced, self.config, self.allow_missing, self._name())"
-            "\n        rng = None",
+            "args, kwargs)\n        tapping.check(traced, self.config, self.allow_missing, "
+            "self._name())\n        rng = None",
             "args, kwargs)\n        rng = None",
         ),
     ),
