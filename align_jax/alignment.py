@@ -34,9 +34,10 @@ class Alignment(nn.Module):
     depends on which collections are mutable in `apply`:
 
     * "alignment" (training): sows `divergence` `[B, H]`, `valid` `[B]` (False for a sample without
-      queries or keys, which counts in no mean), and for "ot" `sinkhorn_iterations` and
-      `sinkhorn_residual` `[B, H]` (over heads, their mean over tokens; over both, those over
-      tokens). Its networks' parameters are already adversarial through
+      queries or keys, which counts in no mean), and for "ot" `sinkhorn_iterations`,
+      `sinkhorn_residual` and `sinkhorn_unconverged` (1 for a plan whose residual exceeds the
+      threshold), each `[B, H]` (over heads, their mean over tokens; over both, those over tokens).
+      Its networks' parameters are already adversarial through
       gradient reversal: minimise task loss plus weight times `alignment_loss(...)`.
     * "alignment_clouds": sows `query`, `key` and their masks, for MMD and pictures.
     * neither: computes nothing, and needs no parameters.
@@ -303,6 +304,7 @@ class Alignment(nn.Module):
         return value, {
             "sinkhorn_iterations": report.iterations.astype(jnp.float32),
             "sinkhorn_residual": report.residual,
+            "sinkhorn_unconverged": 1.0 - report.converged,
         }
 
 

@@ -63,6 +63,11 @@ def test_sows_one_value_per_sample_and_head(method):
     assert sown["alignment"]["divergence"][0].shape == (B, H)
     assert sown["alignment"]["valid"][0].tolist() == [True] * B
     assert ("sinkhorn_residual" in sown["alignment"]) == (method == "ot")
+    if method == "ot":
+        residual, failed = (
+            sown["alignment"][f"sinkhorn_{name}"][0] for name in ("residual", "unconverged")
+        )
+        np.testing.assert_array_equal(failed, residual > AlignmentConfig("ot").sinkhorn_threshold)
     np.testing.assert_allclose(
         alignment_loss(sown), np.mean(sown["alignment"]["divergence"][0]), rtol=1e-6
     )

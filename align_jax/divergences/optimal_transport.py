@@ -1,11 +1,13 @@
 """Entropy-regularised optimal transport, AA-OT (Zhang et al. 2021, Eq. 3), solved by ott-jax."""
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, Float, Int
@@ -22,6 +24,9 @@ _FIRST_EPSILON, _EPSILON_DECAY, _ANNEALING = 20.0, 0.8, 14
 _NEWTON_STEPS = 6
 # Residual at which they end before; float32's rounding leaves some 4e-6 between 100 tokens.
 _NEWTON_RESIDUAL = 1e-5
+# Half the distance between float32's numbers at 1: what each entry of the plan, an exponential of
+# costs over epsilon, may be off by, times that quotient.
+_HALF_ULP = 2.0**-24
 # Of the linear systems, whose matrix has eigenvalues in [0, 1]; see `_solve_symmetric`.
 _RIDGE = 1e-5
 _REFINEMENTS = 4
@@ -72,19 +77,23 @@ def optimal_transport(
       key: the keys.
       query_mask: True for the queries that take part; None for all.
       key_mask: True for the keys that take part; None for all.
-      epsilon: strength of the entropy term, in units of the cost; above 0.
+      epsilon: strength of the entropy term, in units of the cost; above 0. Of costs up to `c`,
+        float32 meets the marginals to about `6e-8 * c / epsilon`. Where that exceeds the threshold,
+        epsilon is refused; under `jax.jit`, where "squared_euclidean" costs are not known, the
+        value is then the cost of no plan, and the report says that nothing converged.
       cost: "cosine" (`1 - cosine`) or "squared_euclidean".
       threshold: Sinkhorn stops when the marginals are met to this L1 distance; above 0.
       max_iterations: it stops after this many in any case.
-      with_report: also return a `SinkhornReport`, for logging.
+      with_report: also return a `SinkhornReport`, for logging. Without, a plan that has not
+        converged is warned of, unless the arrays are traced.
 
     Returns:
       One value per sample and head, in units of the cost; 0 for a sample without queries or keys.
       With `with_report`, a pair of that and the report.
 
     Raises:
-      ValueError: for a wrong rank, an empty axis, shapes that do not fit, an unknown cost, or
-        epsilon, threshold or max_iterations not above 0.
+      ValueError: for a wrong rank, an empty axis, shapes that do not fit, an unknown cost,
+        epsilon, threshold or max_iterations not above 0, or an epsilon below float32's reach.
       TypeError: for clouds that are not floating point or masks that are not bool.
       ImportError: when ott-jax is missing.
 
@@ -103,6 +112,12 @@ def optimal_transport(
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)
     costs = numerics.pairwise_cost(query, key, cost, query_mask, key_mask)
+    if cost == "cosine":
+        _check_reach(2.0, epsilon, threshold, "the cosine's costs reach")
+    elif (known := numerics.concrete(costs)) is not None:
+        counted = query_mask[:, None, :, None] & key_mask[:, None, None, :]
+        largest = np.max(known, where=np.asarray(counted), initial=0.0)
+        _check_reach(float(largest), epsilon, threshold, "the squared distances reach")
     both = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
     # A sample without tokens has no plan; give it all of them and drop the value below.
     marginals = (
@@ -112,7 +127,38 @@ def optimal_transport(
 
     value, report = _transport_costs(costs, *marginals, epsilon, threshold, max_iterations)
     value = jnp.where(both[:, None], value, 0.0)
-    return (value, report) if with_report else value
+    if with_report:
+        return value, report
+    _warn_of(report, both, epsilon, threshold, max_iterations)
+    return value
+
+
+def _check_reach(largest: float, epsilon: float, threshold: float, what: str) -> None:
+    least = largest * _HALF_ULP / threshold
+    if epsilon < least:
+        raise ValueError(
+            f"epsilon {epsilon:g} is below float32's reach: {what} {largest:g}, of which float32 "
+            f"keeps too few digits to meet the marginals to the threshold, {threshold:g}. Use an "
+            f"epsilon of at least {least:.2g}, smaller costs, or a larger threshold."
+        )
+
+
+def _warn_of(
+    report: SinkhornReport, both: Array, epsilon: float, threshold: float, max_iterations: int
+) -> None:
+    converged, counted = numerics.concrete(report.converged), numerics.concrete(both)
+    if converged is None or counted is None:
+        return
+    residual = np.asarray(report.residual)[counted]
+    failed = ~converged[counted] & np.isfinite(residual)  # NaN shows in the value
+    if failed.any():
+        warnings.warn(
+            f"{failed.sum()} of {failed.size} transport plans at epsilon {epsilon:g} have not "
+            f"converged after {max_iterations} iterations: their marginals are off by up to "
+            f"{residual[failed].max():.2g}, the threshold is {threshold:g}. Their costs are those "
+            f"of no plan. Raise epsilon or max_iterations; with_report=True tells which.",
+            stacklevel=3,
+        )
 
 
 # Compiled here, because iterations that run op by op would take seconds per call outside of jit.

@@ -1,6 +1,7 @@
 """What holds for one divergence alone."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +176,43 @@ def test_sinkhorn_that_has_not_converged_says_so():
     assert bad.residual.item() > 1e-3
     assert bad.iterations.item() == 10
     assert good.residual.shape == good.iterations.shape == (1, 1)
+
+
+@pytest.mark.fault(
+    "An epsilon of optimal transport that float32 or the iterations do not reach",
+    "Refused with numbers, or a warning with numbers",
+)
+def test_an_epsilon_below_the_reach_of_float32_is_refused():
+    """No plan is cheaper than the best one, which is what a plan of other marginals may be."""
+    query, key = transport_clouds()
+    transport = divergences.optimal_transport
+    for epsilon in (1e-4, 1e-8, 1e-30):
+        with pytest.raises(
+            ValueError, match=r"epsilon .* below float32's reach.* at least 0.00012"
+        ):
+            jax.eval_shape(functools.partial(transport, epsilon=epsilon), query, key)
+    large = {"cost": "squared_euclidean", "threshold": 1e-2}
+    with pytest.raises(ValueError, match=r"epsilon 0.01 .* distances reach .*e\+09.* at least"):
+        transport(1e4 * query, key, **large)
+    # What does not take part has no costs; and traced ones are not known.
+    mask = np.arange(20)[None] < 19
+    far = query.copy()
+    far[:, 19] = 1e6
+    assert np.isfinite(transport(far, key, query_mask=mask, epsilon=0.5, **large)).all()
+    _, report = jax.jit(functools.partial(transport, with_report=True, **large))(1e4 * query, key)
+    assert not report.converged.item()
+
+
+def test_a_plan_that_has_not_converged_is_warned_of():
+    query, key = transport_clouds()
+    options = {"epsilon": 0.005, "max_iterations": 10}
+    with pytest.warns(UserWarning, match="1 of 1 transport plans at epsilon 0.005 .*after 10"):
+        divergences.optimal_transport(query, key, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        divergences.optimal_transport(query, key, with_report=True, **options)
+        divergences.optimal_transport(query, key, epsilon=0.1)
+        jax.eval_shape(functools.partial(divergences.optimal_transport, **options), query, key)
 
 
 @pytest.mark.parametrize("name", ["epsilon", "threshold", "max_iterations"])

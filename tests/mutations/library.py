@@ -116,6 +116,7 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         "align_jax/divergences/optimal_transport.py",
         PARTICULARS,
         ("sinkhorn-always-says-that-it-converged", "residual <= threshold", "residual >= 0.0"),
+        ("ot-takes-any-epsilon", "if epsilon < least:", "if epsilon < 0:"),
         ("ot-without-newton-steps", "_NEWTON_STEPS = 6", "_NEWTON_STEPS = 0"),
     ),
     *faults(
@@ -345,7 +346,7 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/test_yardstick.py",
         (
             "yardstick-counts-a-point-with-itself",
-            "valid[:, None] & valid & ~jnp.eye(len(valid), dtype=bool)",
+            "valid[:, None] & valid[None, :] & ~jnp.eye(len(valid), dtype=bool)",
             "valid[:, None] & valid",
         ),
         (

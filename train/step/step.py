@@ -51,7 +51,8 @@ def train_step(
         The next state, and sums and counts over all devices: "loss" (task + weighted alignment),
         "task_loss", "gradient_norm", the task's metrics, and with an active alignment
         "alignment", "alignment_weight", "divergence" (per layer, [H]) and, for OT,
-        "sinkhorn_iterations" and "sinkhorn_residual".
+        "sinkhorn_iterations", "sinkhorn_residual" and the share of plans that have not converged,
+        "sinkhorn_unconverged".
 
     Example:
         >>> state, metrics = jax.jit(train_step)(state, batch)  # doctest: +SKIP
@@ -238,8 +239,9 @@ def _alignment(
 
 
 def _sinkhorn(collections: Mapping[str, Any], mask: Array | None) -> dict[str, Mean]:
-    """Iterations and residual of the Sinkhorn solver, where there is one."""
-    found: dict[str, list[Array]] = {"sinkhorn_iterations": [], "sinkhorn_residual": []}
+    """Iterations, residual and share of plans not converged of Sinkhorn, where there is one."""
+    names = "sinkhorn_iterations", "sinkhorn_residual", "sinkhorn_unconverged"
+    found: dict[str, list[Array]] = {name: [] for name in names}
     for path, calls in traverse_util.flatten_dict(dict(collections)).items():
         if path[-1] in found:
             # nn.scan puts the layers in front of a call's [B, H].

@@ -116,6 +116,7 @@ def test_ot_reports_its_solver(partly_masked) -> None:
     _, report = partly_masked("ot", 1)[2]
     assert report["sinkhorn_iterations"].compute() >= 1
     assert np.isfinite(report["sinkhorn_residual"].compute())
+    assert 0.0 <= report["sinkhorn_unconverged"].compute() <= 1.0
 
 
 def test_the_report_has_a_number_per_layer_and_head(partly_masked) -> None:
