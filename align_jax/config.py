@@ -29,7 +29,8 @@ class AlignmentConfig:
 
     Attributes:
       method: "gan" (adversarial, Eq. 2), "ot" (optimal transport, Eq. 3), "ct" (bidirectional
-        conditional transport, Eq. 4), "mmd" (maximum mean discrepancy), "energy" (energy distance),
+        conditional transport, Eq. 4), "mmd" (maximum mean discrepancy), "energy" (energy distance,
+        the default: of those that bring queries and keys together most surely it needs the least),
         or "none".
       rho: [ct] weight of the query-to-key direction, in `[0, 1]`.
       cost: [ot] "cosine" or "squared_euclidean"; "ct" has the cosine alone, since a critic makes
@@ -85,7 +86,7 @@ class AlignmentConfig:
       10
     """
 
-    method: str = "ct"
+    method: str = "energy"
     rho: float = 0.5
     cost: str = "cosine"
     epsilon: float = 0.01

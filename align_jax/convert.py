@@ -180,6 +180,13 @@ class AlignedModel(nn.Module):
         return f"The model {type(self.original.model).__name__}"
 
     @nn.nowrap
+    def _refuse_own(self) -> None:
+        raise ValueError(
+            f"{self._name()} already has an alignment of its own. Leave that out, or do not "
+            "convert the model."
+        )
+
+    @nn.nowrap
     def _traced(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tapping.Traced, tuple[Any, ...]]:
@@ -192,7 +199,7 @@ class AlignedModel(nn.Module):
             if name not in (NAME, CLOUDS)
         }
         arrays, put_back = tapping.split_arrays(args, kwargs)
-        mutable: Any = False
+        mutable: Any = (NAME,)  # at init, to see whether the model sows on its own
         if not self.is_initializing():
             mutable = subtract_filters(scope.mutable, (NAME, CLOUDS))
 
@@ -206,7 +213,10 @@ class AlignedModel(nn.Module):
             args, kwargs = put_back(arrays)
             inside = Scope(variables, scope.rngs, mutable=mutable, path=scope.path)
             outputs = getattr(self._bound(inside), method)(*args, **kwargs)
-            return outputs, _unfrozen(inside.mutable_variables())
+            changed = _unfrozen(inside.mutable_variables())
+            if NAME in changed:
+                self._refuse_own()
+            return outputs, changed
 
         traced = tapping.trace(function, (variables, arrays), (1, None))
         return traced, (variables, arrays)
@@ -217,10 +227,7 @@ class AlignedModel(nn.Module):
         assert scope is not None
         own = _unfrozen(self.variables.get("params", {}))
         if _has_networks(own):
-            raise ValueError(
-                f"{self._name()} already has an alignment of its own. Leave that out, or do not "
-                "convert the model."
-            )
+            self._refuse_own()
         traced, _ = self._traced(method, args, kwargs)
         tapping.check(traced, self.config, self.allow_missing, self._name())
         rng = scope.rngs["params"].as_jax_rng()

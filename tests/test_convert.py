@@ -325,6 +325,66 @@ def test_training_changes_what_it_changes_in_the_plain_model():
     assert np.isfinite(alignment_loss(sown))
 
 
+class Siamese(nn.Module):
+    """One encoder for two inputs."""
+
+    def setup(self):
+        self.encoder = aligned(Model("nested"), AlignmentConfig("ct"))
+
+    def __call__(self, x, y):
+        return self.encoder(x) + self.encoder(y)
+
+
+def test_every_call_of_a_part_counts():
+    variables = jax.jit(Siamese().init)(jax.random.key(0), X, 2 * X)
+    _, sown = Siamese().apply(variables, X, 2 * X, mutable=["alignment"])
+    names = [f"encoder/Block_{i}/SelfAttention_0#{call}" for i in range(3) for call in range(2)]
+    assert list(alignment_table(sown)) == names
+
+
+def test_a_model_with_a_cache_is_read_at_init():
+    model = nn.MultiHeadDotProductAttention(num_heads=2, decode=True)
+    variables = aligned(model, AlignmentConfig("ct")).init(jax.random.key(0), X)
+    assert set(variables["params"]["alignment"]) == {"critic", "navigator"}
+    assert attention_report(model, X).found[0].queries == 5
+
+
+class Hidden:
+    """Holds an array where JAX does not see it."""
+
+    def __init__(self, array):
+        self.array = array
+
+
+class Hiding(nn.Module):
+    """Returns one."""
+
+    @nn.compact
+    def __call__(self, x):
+        return Hidden(nn.SelfAttention(num_heads=2)(x))
+
+
+class Holder(nn.Module):
+    """Uses the embedding of another module."""
+
+    embedding: nn.Module
+
+    @nn.compact
+    def __call__(self, ids):
+        return nn.SelfAttention(num_heads=2)(self.embedding(ids))
+
+
+class Sharing(nn.Module):
+    """Shares its embedding with a part that is converted."""
+
+    def setup(self):
+        self.embedding = nn.Embed(9, 8)
+        self.part = aligned(Holder(self.embedding), AlignmentConfig())
+
+    def __call__(self, ids):
+        return self.part(ids) + self.embedding(ids)
+
+
 def test_bad_models_are_named():
     with pytest.raises(TypeError, match=r"takes a flax.linen or flax.nnx module, got function"):
         aligned(lambda x: x, AlignmentConfig())
@@ -333,8 +393,17 @@ def test_bad_models_are_named():
         aligned(converted, AlignmentConfig())
     with pytest.raises(ValueError, match="The model Dense has no attention"):
         aligned(nn.Dense(3), AlignmentConfig()).init(jax.random.key(0), X)
-    drop_in = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig())
-    with pytest.raises(ValueError, match="already has an alignment of its own"):
-        aligned(drop_in, AlignmentConfig()).init(jax.random.key(0), X)
+    for method in ("ct", "energy"):
+        drop_in = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig(method))
+        with pytest.raises(ValueError, match="already has an alignment of its own"):
+            aligned(drop_in, AlignmentConfig()).init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="got the string 'abc'"):
+        aligned(Model("nested"), AlignmentConfig(), allow_missing="abc")
+    with pytest.raises(ValueError, match=r"\('none',\) matches none of the attentions .* Block_0/"):
+        aligned(Model("nested"), AlignmentConfig(layers=("none",))).init(jax.random.key(0), X)
+    with pytest.raises(TypeError, match="returns a Hidden, whose arrays JAX cannot see"):
+        aligned(Hiding(), AlignmentConfig()).init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="Holder.embedding belongs to Sharing"):
+        Sharing().init(jax.random.key(0), jnp.zeros((2, 5), int))
     with pytest.raises(AttributeError, match="no_such_method"):
         converted.apply({}, X, method="no_such_method")

@@ -576,6 +576,14 @@ def half_precision(p, x, _):
 
 
 @attention
+def mask_of_what_is_blocked(p, x, _):
+    q, k, v = projections(p, x)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k)
+    logits = jnp.where(~VALID[:, None, None], -1e9, logits)
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), v), [Clouds(q, k, VALID, VALID)]
+
+
+@attention
 def mask_subtracted(p, x, _):
     q, k, v = projections(p, x)
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k)
