@@ -33,11 +33,16 @@ EMBEDDINGS = 1000
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # layer -> steps [T], values [T, H]
 
+# The estimate of the distance has no bias, so that it may fall below 0: nothing is left there.
+LEAST_SHOWN = 1e-4
+
 
 def draw_comparison(
     runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pathlib.Path
 ) -> None:
-    """Draws a column per method: its clouds, its MMD and its divergence over training.
+    """Draws a column per method: its clouds, their distance and its divergence over training.
+
+    The distance is the scale-free MMD of `align_jax.yardstick`, which no method minimises.
 
     Where the task has embeddings of its examples (see `Task.embeddings`), a row on top shows them
     by class. The clouds are those of one head, the same for every method: the one whose keys and
@@ -49,8 +54,10 @@ def draw_comparison(
         path: of the PNG.
     """
     records = {method: read_records(folder) for method, (_, folder) in runs.items()}
-    mmd = {method: head_series(found, "mmd_per_head") for method, found in records.items()}
-    layer, head = farthest_head(next(iter(mmd.values())))
+    distance = {
+        method: head_series(found, "scale_free_mmd_per_head") for method, found in records.items()
+    }
+    layer, head = farthest_head(next(iter(distance.values())))
 
     drawn = {
         method: run_points(*restore_run(folder, config), layer, head)
@@ -68,8 +75,13 @@ def draw_comparison(
             draw_classes(first[0], points.embeddings, points.labels)
             first[0].set_title(f"{method_name(method)}: nodes by class")
         draw_clouds(top, points.queries, points.keys)
-        top.set_title(f"{method_name(method)}: MMD {mmd[method][layer][1][-1, head]:.3g}")
-        draw_heads(middle, mmd[method], f"MMD per head (bandwidth {config.eval.mmd_bandwidth:g})")
+        last = distance[method][layer][1][-1, head]
+        top.set_title(f"{method_name(method)}: scale-free MMD {last:.2g}")
+        shown = {
+            name: (steps, np.maximum(values, LEAST_SHOWN))
+            for name, (steps, values) in distance[method].items()
+        }
+        draw_heads(middle, shown, "scale-free MMD per head")
         draw_heads(bottom, head_series(records[method], "divergence"), "divergence per head")
         unit = UNITS.get(config.alignment.method)
         bottom.set_title(f"its own divergence ({unit})" if unit else "")

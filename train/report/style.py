@@ -22,7 +22,13 @@ KEY_STYLE: dict[str, Any] = {"color": COLORS[1], "marker": "x"}
 MAP = "cividis"  # even steps of lightness
 
 NAMES = {"none": "plain", "gan": "GAN", "ot": "OT", "ct": "CT", "mmd": "MMD"}
-UNITS = {"gan": "nats", "ot": "cost", "ct": "cost", "mmd": "squared MMD"}
+UNITS = {
+    "gan": "nats",
+    "ot": "cost",
+    "ct": "cost",
+    "mmd": "squared MMD",
+    "energy": "energy distance",
+}
 
 
 def method_name(label: str) -> str:
