@@ -70,7 +70,7 @@ class AttentionReport:
         if self.found:
             rows = [("attention", "samples", "queries", "keys", "heads", "features", "", "")]
             rows += [
-                (row.name or "(the model)", *map(str, (row.samples, row.queries, row.keys,
+                (row.name or tapping.ROOT, *map(str, (row.samples, row.queries, row.keys,
                  row.heads, row.features)), row.kind, _remarks(row))
                 for row in self.found
             ]  # fmt: skip
@@ -83,7 +83,7 @@ class AttentionReport:
         else:
             lines.append("No attention was found.")
         for title, missed in (("cannot be aligned", self.skipped), ("opaque", self.opaque)):
-            lines += [f"{title}: {row.name or '(the model)'}: {row.problem}" for row in missed]
+            lines += [f"{title}: {row.name or tapping.ROOT}: {row.problem}" for row in missed]
         return "\n".join(lines)
 
 

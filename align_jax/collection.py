@@ -1,10 +1,12 @@
 """Reading what the alignment modules sowed, and taking their parameters out again."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -240,6 +242,8 @@ def strip_alignment(params: Mapping[str, Any]) -> dict[str, Any]:
       >>> strip_alignment({"query": 1, "alignment": {"critic": 2}})
       {'query': 1}
     """
+    if hasattr(params, "sown"):
+        raise TypeError("strip_alignment() takes a tree; of an NNX model, `model` is the original.")
     if not isinstance(params, Mapping):
         return params
     return {
@@ -253,7 +257,7 @@ def label_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
     """Names each parameter's group, for `optax.multi_transform`.
 
     Args:
-      params: the "params" collection of a model with alignment.
+      params: the "params" collection of a model with alignment; or the state of an NNX model.
 
     Returns:
       A tree of the same shape: "alignment" for the parameters of alignment networks, "model" for
@@ -263,6 +267,14 @@ def label_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
       >>> label_parameters({"query": 1, "alignment": {"critic": 2}})
       {'query': 'model', 'alignment': {'critic': 'alignment'}}
     """
+    if type(params).__module__.startswith("flax.nnx"):  # a state, whose leaves are in variables
+
+        def label_of(path: tuple[Any, ...], _: Any) -> str:
+            names = [str(getattr(key, "key", "")) for key in path]
+            owned = any(_is_owned(a) and b in _NETWORKS for a, b in itertools.pairwise(names))
+            return "alignment" if owned else "model"
+
+        return jax.tree_util.tree_map_with_path(label_of, params)
 
     def labelled(node: Any, label: str) -> Any:
         if not isinstance(node, Mapping):

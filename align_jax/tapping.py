@@ -20,6 +20,8 @@ from align_jax.finder import Part, Steps
 # The names of parameters in a tree, without the wrappers that frameworks put around arrays.
 Path = tuple[str, ...]
 
+ROOT = "(the model)"  # the name, for people, of an attention of the outermost module
+
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
@@ -120,19 +122,22 @@ def check(
         if _selected(config, one.name) and not _allowed(allow_missing, one.name)
     ]
     if missed:
-        count = len(traced.found.sites)
-        lines = "\n".join(f"  {one.name or 'attention'}: {one.reason}" for one in missed)
+        lines = "\n".join(f"  {one.name or ROOT}: {one.reason}" for one in missed)
         raise ValueError(
-            f"{what} has {count} attentions that can be aligned, and {len(missed)} that cannot:\n"
+            f"{what} has attentions that cannot be aligned, {len(missed)} beside "
+            f"{len(traced.found.sites)} that can:\n"
             f"{lines}\nTo leave them out, name the others in AlignmentConfig.layers, or these in "
             "allow_missing=(...); allow_missing=True leaves out whatever cannot be aligned. "
             "`attention_report` lists all."
         )
     names = [site.name for site in traced.found.sites]
+    if not names and traced.found.missed:
+        reasons = ", ".join(f"{one.name or ROOT}: {one.reason}" for one in traced.found.missed)
+        raise ValueError(f"{what} has no attention that can be aligned ({reasons}).")
     if names and not any(_selected(config, name) for name in names):
         raise ValueError(
-            f"AlignmentConfig.layers {config.layers} matches none of the attentions of {what}: "
-            f"{', '.join(dict.fromkeys(names))}."
+            f"AlignmentConfig.layers {config.layers} matches no attention of {_lower(what)}. Their "
+            f"names, as the patterns see them: {', '.join(f'{n}/' for n in dict.fromkeys(names))}."
         )
     if not traced.found.sites:
         raise ValueError(
@@ -283,7 +288,11 @@ def names_of_missing(allow_missing: bool | Sequence[str]) -> bool | tuple[str, .
 def _allowed(allow_missing: bool | Sequence[str], name: str) -> bool:
     if isinstance(allow_missing, bool):
         return allow_missing
-    return any(re.search(pattern, name) for pattern in allow_missing)
+    return any(re.search(pattern, name or ROOT) for pattern in allow_missing)
+
+
+def _lower(what: str) -> str:
+    return what[0].lower() + what[1:]
 
 
 def _init(module: Alignment, vectors: Array, key: Array) -> Any:

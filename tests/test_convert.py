@@ -265,9 +265,7 @@ class Partly(nn.Module):
 
 def test_none_is_left_out_without_a_word():
     config = AlignmentConfig("ct")
-    with pytest.raises(
-        ValueError, match=r"2 attentions .* 1 that cannot:\n  sometimes: inside lax"
-    ):
+    with pytest.raises(ValueError, match=r"1 beside 2 that can:\n  sometimes: inside lax"):
         aligned(Partly(), config).init(jax.random.key(0), X)
     for named in ({"allow_missing": ("some",)}, {"allow_missing": True}):
         converted = aligned(Partly(), config, **named)
@@ -399,7 +397,9 @@ def test_bad_models_are_named():
             aligned(drop_in, AlignmentConfig()).init(jax.random.key(0), X)
     with pytest.raises(ValueError, match="got the string 'abc'"):
         aligned(Model("nested"), AlignmentConfig(), allow_missing="abc")
-    with pytest.raises(ValueError, match=r"\('none',\) matches none of the attentions .* Block_0/"):
+    with pytest.raises(
+        ValueError, match=r"\('none',\) matches no attention of the model.* Block_0/"
+    ):
         aligned(Model("nested"), AlignmentConfig(layers=("none",))).init(jax.random.key(0), X)
     with pytest.raises(TypeError, match="returns a Hidden, whose arrays JAX cannot see"):
         aligned(Hiding(), AlignmentConfig()).init(jax.random.key(0), X)

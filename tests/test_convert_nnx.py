@@ -16,6 +16,8 @@ from align_jax import (
     alignment_loss,
     alignment_table,
     attention_report,
+    game_optimizer,
+    label_parameters,
 )
 from align_jax.convert_nnx import AlignmentParam, AlignmentSown
 
@@ -59,10 +61,13 @@ def cross_entropy(logits):
 
 def test_trains_as_nnx_models_do():
     plain, converted = model(), aligned(model(), AlignmentConfig("ct"), X)
-    optimizer = nnx.Optimizer(converted, optax.adam(1e-2), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(converted, game_optimizer(optax.adam(1e-2)), wrt=nnx.Param)
     networks = nnx.to_pure_dict(nnx.state(converted, AlignmentParam))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(networks)]
     assert len(paths) == 24
+    labels = jax.tree.leaves(label_parameters(nnx.state(converted, nnx.Param)))
+    assert labels.count("alignment") == 24
+    assert labels.count("model") == len(jax.tree.leaves(nnx.state(plain, nnx.Param)))
     assert all("first" in path or "second" in path for path in paths)
 
     @nnx.jit

@@ -135,6 +135,15 @@ class AxisRules:
             )
         if name == "concatenate":
             return self.concatenated([v.axes for v in operands], params["dimension"])
+        if name == "stack":
+            place = params["axis"] % len(shape)
+            parts = [(*v.axes[:place], (), *v.axes[place:]) for v in operands]
+            return self.concatenated(parts, place)
+        if name == "tile":
+            return tuple(
+                axis if ax.size(axis) == size else ax.resized(axis, size, ("tile",))
+                for axis, size in zip(((),) * (len(shape) - len(first)) + first, shape, strict=True)
+            )
         if name == "gather":
             return self.gathered(eqn, operands, shape)
         if name == "conv_general_dilated":
@@ -229,6 +238,10 @@ class AxisRules:
                 )
                 for start, size in zip(starts, eqn.params["sizes"], strict=False)
             ]
+        if name == "unstack":
+            value, place = operands[0], eqn.params["axis"]
+            axes = (*value.axes[:place], *value.axes[place + 1 :])
+            return [dataclasses.replace(value, outer=None, axes=axes)] * len(eqn.outvars)
         if name == "optimization_barrier":
             return operands
         if name in ("sort", "top_k"):

@@ -294,6 +294,41 @@ def rotary(p, x, _):
 
 
 @attention
+def rotary_interleaved(p, x, _):
+    q, k, v = projections(p, x)
+
+    def interleaved(a):
+        angles = jnp.arange(N)[:, None] * 100.0 ** (-jnp.arange(D // 2))
+        cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+        even, odd = a[..., ::2], a[..., 1::2]
+        pairs = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+        return pairs.reshape(a.shape)
+
+    q, k = interleaved(q), interleaved(k)
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def samples_tiled(p, x, _):
+    q, k, v = projections(p, jnp.tile(x, (2, 1, 1)))
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def unstacked(p, x, _):
+    kernels = jnp.stack([p[name]["kernel"] for name in ("query", "key", "value")], axis=1)
+    q, k, v = jnp.unstack(jnp.einsum("bne,eshd->bnshd", x, kernels), axis=2)
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def taken_one_by_one(p, x, _):
+    kernels = jnp.stack([p[name]["kernel"] for name in ("query", "key", "value")])
+    q, k, v = jnp.einsum("bne,sehd->sbnhd", x, kernels)
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
 def normalised(p, x, _):
     q, k, v = projections(p, x)
     q, k = (a * jax.lax.rsqrt(jnp.mean(a**2, -1, keepdims=True)) for a in (q, k))
