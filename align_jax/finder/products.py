@@ -98,7 +98,8 @@ class Products(AxisRules):
         known = (on_left.data or on_left.computed) and (on_right.data or on_right.computed)
         if not known and not (shared and (on_left.data or on_right.data)):
             return plain  # a layer: data with its weights
-        if any(program.is_literal(ref.var) for ref, _ in (left, right)):
+        summed = len(on_left.axes) - len(shared) - len(free_left)
+        if not summed or any(program.is_literal(ref.var) for ref, _ in (left, right)):
             return plain
         numbers = itertools.count()
         factors: dict[int, tuple[str, Factor, Factor]] = {}
@@ -287,6 +288,13 @@ class Products(AxisRules):
             value = operands[i]
             if program.is_literal(eqn.invars[i]) or ax.shape(value.axes) != ax.shape(axes):
                 return
+            sizes: dict[int, int] = {}
+            for factor in ax.factors(axes):
+                if factor.role:
+                    number = factor.role.number
+                    sizes[number] = sizes.get(number, 1) * factor.size
+            if any(n != product.factors[number][1].size for number, n in sizes.items()):
+                product.problem = product.problem or "a mask covers a part of its logits alone"
             constant = tuple(is_copy(axis) for axis in value.axes)
             seen = None if other is None else Ref(path, eqn.invars[other])
             product.add(Mask(Ref(path, eqn.invars[i]), kind, axes, constant, seen))
@@ -341,6 +349,8 @@ class Products(AxisRules):
         place, score = (both or main)[0]
         if len({s.product for _, s in both}) > 1:
             for _, other in both:
+                if other.product in self.hits:
+                    continue  # it has been an attention of its own, and adds to the next
                 product = self.products[other.product]
                 product.problem = "its logits are the sum of several products of queries and keys"
         for i, other in main:

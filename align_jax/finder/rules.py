@@ -203,7 +203,13 @@ class AxisRules:
             for i, (axis, size) in enumerate(zip(table, eqn.params["slice_sizes"], strict=True))
             if i not in gone
         ])  # fmt: skip
-        looked_up = iter(indices[:-1])
+        # Where an axis is read by numbers, what counts the numbers counts entries of that axis.
+        read = [table[i] for i in numbers.start_index_map if i in gone]
+        believed = max((ax.kind(axis) for axis in read), default=Kind.CONSTANT)
+        looked_up = iter([
+            axis if ax.kind(axis) >= believed else self.fresh(ax.size(axis), believed)
+            for axis in indices[:-1]
+        ])  # fmt: skip
         offsets = set(numbers.offset_dims)
         return tuple(next(kept) if i in offsets else next(looked_up) for i in range(len(shape)))
 
@@ -248,6 +254,7 @@ class AxisRules:
             return [
                 dataclasses.replace(
                     plain(value),
+                    data=any(v.data for v in operands),
                     axes=tuple(
                         axis if ax.size(axis) == n else ax.resized(axis, n, (name,))
                         for axis, n in zip(value.axes, var.aval.shape, strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from align_jax.finder import axes as ax
 from align_jax.finder import program
-from align_jax.finder.axes import LEFT, SHARED, Kind
+from align_jax.finder.axes import LEFT, RIGHT, SHARED, Factor, Kind
 from align_jax.finder.kernels import OPAQUE, called_name, kernel_site
 from align_jax.finder.products import Products
 from align_jax.finder.site import Part, Site
@@ -215,7 +215,10 @@ class _Search(Products):
             counter=bool(operands) and all(v.counter or v.number is not None for v in operands),
         )
         value = dataclasses.replace(value, scale=scale_of(name, operands))
-        if name == "mul":
+        kept = [v.outer for v in operands if v.outer is not None]
+        if name in ("mul", "div", "convert_element_type") and len(kept) == 1:
+            value = dataclasses.replace(value, outer=kept[0])  # weighed before it is summed
+        elif name == "mul":
             value = self.outer_product(value, eqn, operands, path)
             if all(v.data for v in operands) and len({v.lost for v in operands}) > 1:
                 self.note_lost([v for v in operands if not lost_in(operands) <= v.lost])
@@ -387,14 +390,38 @@ class _Search(Products):
             if isinstance(other, Site) or other == number:
                 continue
             pair = self.products[other]
-            same = [
-                (a[1].leaf, b[1].leaf, a[0] == b[0])
-                for a, b in ((product.left, pair.left), (product.right, pair.right))
-            ]
-            leaves = all(a is not None and a == b for a, b, _ in same)
-            if leaves and sum(identical for _, _, identical in same) == 1:
+            pairs = ((product.left, pair.left), (product.right, pair.right))
+            leaves = all(a[1].leaf is not None and a[1].leaf == b[1].leaf for a, b in pairs)
+            if leaves and any(
+                self.cut(number, one, other) and self.shares(number, two, other)
+                for one, two in ((LEFT, RIGHT), (RIGHT, LEFT))
+            ):
                 return "its queries or keys come in chunks, so that no product has all of them"
         return ""
+
+    def tokens_of(self, number: int, side: str) -> list[Factor]:
+        """The factors of a product that one operand alone has."""
+        return [f for own, f, _ in self.products[number].factors.values() if own == side]
+
+    def shares(self, number: int, side: str, other: int) -> bool:
+        """Whether the operands of two products on this side have the same tokens."""
+        mine, theirs = (self.tokens_of(n, side) for n in (number, other))
+        return [f.identity for f in mine] == [f.identity for f in theirs]
+
+    def cut(self, number: int, side: str, other: int) -> bool:
+        """Whether the operands of two products on this side are different parts of one array."""
+        mine, theirs = (
+            {
+                (f.origin[1], f.origin[0])
+                for f in self.tokens_of(n, side)
+                if isinstance(f.origin, tuple)
+                and isinstance(f.origin[0], tuple)
+                and f.origin[0][0] in ("slice", "dynamic_slice", "gather")
+            }
+            for n in (number, other)
+        )
+        whole = {of for of, _ in mine} & {of for of, _ in theirs}
+        return bool(whole) and mine != theirs
 
     def site(self, product: Product, name: str) -> Site | str:
         """The attention of a product; or why it cannot be aligned."""
@@ -432,16 +459,20 @@ class _Search(Products):
         # Heads are split from the axis that features are, or from another of the same parameter.
         heads = {n for n, factor in asked.items() if self.came_from(factor.origin) & features}
         tokens = {n for n, factor in asked.items() if factor.kind == Kind.DATA and n not in heads}
-        if not tokens and len(asked) > 1:
+        if not tokens:
             tokens = set(asked) - heads
+        # What shares an axis of the array with tokens was put between them, as by a stack.
+        for numbers in query.numbers:
+            if tokens & set(numbers):
+                tokens |= set(asked).intersection(numbers) - heads
+        if len(asked) > 1 and not any(asked[n].kind == Kind.DATA for n in tokens):
             unclear = {factor.kind for factor in asked.values()} & {Kind.UNKNOWN, Kind.CONSTANT}
-            if not tokens or unclear:
+            if unclear and len(tokens) > 1:
                 sizes = [factor.size for factor in asked.values()]
                 return f"it is not clear which of the queries' axes {sizes} counts tokens"
-        tokens = tokens or set(asked)
         met = {f.identity for side, f, _ in product.factors.values() if side == key_side}
         for n in sorted(tokens):  # keys that all samples share have no axis for them
-            first = _first_axis(asked[n].origin) == 0
+            first = asked[n].kind == Kind.DATA and _first_axis(asked[n].origin) == 0
             if first and len(tokens) > 1 and asked[n].identity not in met:
                 tokens.discard(n)
                 parts[n] = Part.SAMPLE

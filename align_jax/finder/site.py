@@ -134,12 +134,13 @@ class Site:
         _, queries, heads, own, features = query.shape
         keys, others = key.shape[1], key.shape[3]
         # Heads that share keys each have queries of their own, and the same keys.
+        count = heads * own * others
         query = jnp.broadcast_to(
             query[:, :, :, :, None], (samples, queries, heads, own, others, features)
-        ).reshape(samples, queries, -1, features)
+        ).reshape(samples, queries, count, features)
         key = jnp.broadcast_to(
             key[:, :, :, None], (samples, keys, heads, own, others, features)
-        ).reshape(samples, keys, -1, features)
+        ).reshape(samples, keys, count, features)
         if not self.masks:
             return query, key, None, None
         allowed = self._pairs(self.masks[0], values)

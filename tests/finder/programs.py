@@ -329,6 +329,83 @@ def taken_one_by_one(p, x, _):
 
 
 @attention
+def kinds_between(p, x, _):
+    # As a decision transformer has returns, states and actions of each time.
+    tokens = jnp.stack([x, 2 * x, -x], axis=1).transpose(0, 2, 1, 3).reshape(B, 3 * N, E)
+    q, k, v = projections(p, tokens)
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def tokens_repeated(p, x, _):
+    q, k, v = projections(p, jnp.repeat(x, 2, axis=1))
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def windows_by_number(p, x, _):
+    places = np.arange(0, 4, 2)[:, None] + np.arange(4)
+    q, k, v = projections(p, x[:, places])
+    return attend(q, k, v), [Clouds(*(a.reshape(B * 2, 4, H, D) for a in (q, k)))]
+
+
+@attention
+def windows_of_an_order(p, x, _):
+    ordered = x[:, np.array([3, 1, 2, 0, 5, 4])].reshape(B, 2, 3, E)
+    q, k, v = projections(p, ordered)
+    return attend(q, k, v), [Clouds(*(a.reshape(B * 2, 3, H, D) for a in (q, k)))]
+
+
+@attention
+def one_query_for_shared_keys(p, x, _):
+    q = project(p, "query", x[:, :1])
+    k, v = project(p, "key", x)[:, :, 0], project(p, "value", x)[:, :, 0]
+    weights = jax.nn.softmax(jnp.einsum("bnhd,bmd->bnhm", q, k))
+    outputs = jnp.einsum("bnhm,bmd->bnhd", weights, v)
+    return outputs, [Clouds(q, jnp.repeat(k[:, :, None], H, axis=2))]
+
+
+@attention
+def learnt_grid_of_queries(p, x, _):
+    rows, columns = p["out"]["kernel"].reshape(E, E)[:2], p["value"]["kernel"].reshape(E, E)[:3]
+    grid = (rows[:, None] + columns[None]).reshape(1, 6, E)
+    q = project(p, "query", jnp.broadcast_to(grid, (B, 6, E)))
+    k, v = project(p, "key", x), project(p, "value", x)
+    return attend(q, k, v), [Clouds(q, k)]
+
+
+@attention
+def weighed_entry_by_entry(p, x, _):
+    q, k, v = projections(p, x)
+    edges = 1.0 + x[:, :, None, :1, None] * x[:, None, :, :1, None]
+    weights = jax.nn.softmax((q[:, :, None] * k[:, None] / 2 * edges).sum(-1), axis=2)
+    return (weights[..., None] * v[:, None]).sum(2), [Clouds(q, k)]
+
+
+@attention
+def queries_updated(p, x, _):
+    # As slots are, by keys that are computed once.
+    k, v = project(p, "key", x), project(p, "value", x)
+    slots, clouds = x[:, :2], []
+    for _ in range(2):
+        q = project(p, "query", slots)
+        clouds.append(Clouds(q, k))
+        slots = slots + jnp.einsum("bnhd,hde->bne", attend(q, k, v), p["out"]["kernel"])
+    return slots, clouds
+
+
+@attention
+def logits_handed_on(p, x, _):
+    logits, clouds = 0.0, []
+    for _ in range(1):
+        q, k, v = projections(p, x)
+        logits = logits + jnp.einsum("bnhd,bmhd->bhnm", q, k)
+        clouds.append(Clouds(q, k))
+        x = x + jnp.einsum("bhnm,bmhd,hde->bne", jax.nn.softmax(logits), v, p["out"]["kernel"])
+    return x, clouds
+
+
+@attention
 def normalised(p, x, _):
     q, k, v = projections(p, x)
     q, k = (a * jax.lax.rsqrt(jnp.mean(a**2, -1, keepdims=True)) for a in (q, k))
@@ -754,6 +831,24 @@ def router_with_adapters(p, x, _):
     kernel = p["query"]["kernel"].reshape(E, E)
     gates = jax.nn.softmax(x @ (kernel + kernel[:, :2] @ kernel[:2]))
     return jnp.einsum("bne,bnf,eg->bng", gates, x, kernel)
+
+
+@other
+def state_space(p, x, _):
+    decay = jnp.exp(jnp.einsum("bnd,ds->bnds", x, -jnp.exp(p["query"]["kernel"][:, 0])))
+    update = jnp.einsum("bnd,bns->bnds", x, x[..., :D])
+    _, states = jax.lax.associative_scan(
+        lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (decay, update), axis=1
+    )
+    return jnp.einsum("bnds,bns->bnd", states, x[..., :D])
+
+
+@refused("covers a part of its logits")
+def mask_of_a_part(p, x, _):
+    q, k, v = projections(p, x)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k)
+    parts = [logits[..., :4], jnp.where(VALID[:, None, None, 4:], logits[..., 4:], -1e9)]
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(jnp.concatenate(parts, -1)), v)
 
 
 @refused("sum of several products")
