@@ -44,7 +44,10 @@ class QuestionAnswering(Classification):
         """
         chosen = outputs.argmax(axis=-1)
         score = jnp.take_along_axis(batch["score"], chosen[:, None], axis=-1)[:, 0]
-        report = super().metrics(outputs, batch)
+        # A question without a known answer, -1, is answered wrongly whatever is chosen.
+        wrong = (chosen + 1) % outputs.shape[-1]
+        label = jnp.where(batch["label"] < 0, wrong, batch["label"])
+        report = super().metrics(outputs, {**batch, "label": label})
         return report | {"accuracy": Mean.of(score, batch["mask"])}
 
     def corpus_metrics(
