@@ -26,6 +26,7 @@ __all__ = [
     "brier_score",
     "calibration_bins",
     "certain_predictions",
+    "confidence_bins",
     "equal_means_p_value",
     "expected_calibration_error",
     "fit_temperature",
@@ -92,8 +93,46 @@ def calibration_bins(
     probabilities = probabilities.astype(jnp.float32)
     largest = jnp.max(probabilities, axis=-1)
     confidence = _known(largest, probabilities, labels)
-    correct = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
-    index = jnp.clip(jnp.ceil(largest * bins).astype(jnp.int32) - 1, 0, bins - 1)
+    correct = jnp.argmax(probabilities, axis=-1) == labels
+    return confidence_bins(confidence, correct, bins=bins, where=where)
+
+
+def confidence_bins(
+    confidence: Float[Array, "B"],
+    correct: Bool[Array, "B"],
+    *,
+    bins: int = 10,
+    where: Bool[Array, "B"] | None = None,
+) -> CalibrationBins:
+    """As `calibration_bins`, for predictions that are no choice among exclusive classes.
+
+    Args:
+      confidence: of each prediction, in `[0, 1]`, such as the largest of several sigmoids.
+      correct: whether it was right.
+      bins: how many.
+      where: True for the examples that count; None for all.
+
+    Returns:
+      Sums per bin.
+
+    Raises:
+      ValueError: for shapes that do not fit together, or a confidence outside of `[0, 1]`.
+
+    Example:
+      >>> confidence_bins(jnp.array([0.85, 0.3]), jnp.array([True, False])).correct.tolist()[-2:]
+      [1.0, 0.0]
+    """
+    if confidence.ndim != 1 or correct.shape != confidence.shape:
+        raise ValueError(
+            f"confidence and correct must be [B], got {confidence.shape} and {correct.shape}."
+        )
+    known = numerics.concrete(confidence)
+    if known is not None and where is None and ((known < 0) | (known > 1)).any():
+        raise ValueError(f"confidence holds {known.tolist()}; expected numbers in [0, 1].")
+    correct = correct.astype(jnp.float32)
+    # A NaN goes into a bin, where it shows.
+    index = jnp.ceil(jnp.nan_to_num(confidence) * bins).astype(jnp.int32) - 1
+    index = jnp.clip(index, 0, bins - 1)
     member = jnp.arange(bins)[:, None] == index[None, :]
     if where is not None:
         member &= where[None, :]

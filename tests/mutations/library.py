@@ -506,8 +506,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/test_calibration.py",
         (
             "ece-bins-closed-on-the-left",
-            "jnp.ceil(largest * bins).astype(jnp.int32) - 1",
-            "jnp.floor(largest * bins).astype(jnp.int32)",
+            "jnp.ceil(jnp.nan_to_num(confidence) * bins).astype(jnp.int32) - 1",
+            "jnp.floor(jnp.nan_to_num(confidence) * bins).astype(jnp.int32)",
         ),
         (
             "ece-is-a-mean-of-means",

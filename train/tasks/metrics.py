@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from align_jax.calibration import CalibrationBins, calibration_bins
+from align_jax.calibration import CalibrationBins, calibration_bins, confidence_bins
 
 
 class Mean(flax.struct.PyTreeNode):
@@ -66,6 +66,17 @@ class Calibration(flax.struct.PyTreeNode):
     ) -> Calibration:
         """Bins the confidences of a batch, leaving out examples where `where` is False."""
         return cls(calibration_bins(probabilities, labels, bins=bins, where=where))
+
+    @classmethod
+    def of_confidences(
+        cls,
+        confidence: Float[Array, "B"],
+        correct: Bool[Array, "B"],
+        bins: int = 10,
+        where: Bool[Array, "B"] | None = None,
+    ) -> Calibration:
+        """The same for predictions that are no choice among exclusive classes."""
+        return cls(confidence_bins(confidence, correct, bins=bins, where=where))
 
     def compute(self) -> float:
         """The expected calibration error, in [0, 1]."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from train.tasks.base import Batch
 from train.tasks.classification import Classification
-from train.tasks.metrics import Mean
+from train.tasks.metrics import Calibration, Mean
 from train.tasks.vqa_answers import corpus_accuracy
 
 
@@ -44,11 +44,12 @@ class QuestionAnswering(Classification):
         """
         chosen = outputs.argmax(axis=-1)
         score = jnp.take_along_axis(batch["score"], chosen[:, None], axis=-1)[:, 0]
+        confidence = self.probabilities(outputs).max(axis=-1)
         # A question without a known answer, -1, is answered wrongly whatever is chosen.
-        wrong = (chosen + 1) % outputs.shape[-1]
-        label = jnp.where(batch["label"] < 0, wrong, batch["label"])
-        report = super().metrics(outputs, {**batch, "label": label})
-        return report | {"accuracy": Mean.of(score, batch["mask"])}
+        calibration = Calibration.of_confidences(
+            confidence, chosen == batch["label"], self.calibration_bins, batch["mask"]
+        )
+        return {"accuracy": Mean.of(score, batch["mask"]), "ece": calibration}
 
     def corpus_metrics(
         self, predictions: Mapping[str, np.ndarray], references: Any = None
