@@ -476,6 +476,18 @@ class _Search(Products):
             if first and len(tokens) > 1 and asked[n].identity not in met:
                 tokens.discard(n)
                 parts[n] = Part.SAMPLE
+        # The first axis of the data comes first among what counts as samples, whole.
+        first_of = {
+            n
+            for n, (_, *both) in product.factors.items()
+            if any(_first_axis(factor.origin) == 0 for factor in both)
+        }
+        leading = {
+            n
+            for numbers in (*query.numbers, *key.numbers)
+            if first_of.intersection(numbers)
+            for n in numbers
+        }
         for n, (side, one, other) in product.factors.items():
             order[n] = n
             best = one if one.kind >= other.kind else other
@@ -491,7 +503,7 @@ class _Search(Products):
                 parts[n] = Part.KEY if n in product.keys else Part.SAMPLE if shared else Part.GROUP
             elif n not in parts:
                 parts[n] = Part.QUERY if n in tokens else Part.GROUP
-            if parts[n] == Part.SAMPLE and _first_axis(best.origin) == 0:
+            if parts[n] == Part.SAMPLE and n in leading:
                 order[n] = n - len(product.factors)
         own = tuple(asked[n].identity for n in sorted(tokens))
         others = tuple(product.factors[n][1].identity for n in sorted(product.keys))
