@@ -40,7 +40,8 @@ def aligned(
     sample of its own.
 
     Args:
-      model: a Linen module, not yet bound; or an NNX module, for which see `AlignedNNX`.
+      model: a Linen module, not yet bound; or an NNX module, for which see
+        `align_jax.convert_nnx.AlignedNNX`.
       config: what to align, and how.
       *arguments: of an NNX model, the arguments of a call, to know the shapes of its queries and
         keys by. Of a Linen model none: `init` gets them.

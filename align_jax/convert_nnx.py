@@ -13,6 +13,9 @@ from align_jax.alignment import NAME
 from align_jax.config import AlignmentConfig
 
 
+__all__ = ["AlignedNNX", "AlignmentParam", "AlignmentSown"]
+
+
 class AlignmentParam(nnx.Param):
     """A parameter of an alignment network.
 

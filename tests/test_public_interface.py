@@ -35,6 +35,7 @@ def test_examples_in_docstrings(name):
 REFERENCE = [
     "align_jax",
     "align_jax.calibration",
+    "align_jax.convert_nnx",
     "align_jax.divergences",
     "align_jax.models",
     "align_jax.networks",
