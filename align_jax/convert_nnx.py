@@ -12,7 +12,6 @@ from align_jax import tapping
 from align_jax.alignment import NAME
 from align_jax.config import AlignmentConfig
 
-
 __all__ = ["AlignedNNX", "AlignmentParam", "AlignmentSown"]
 
 
