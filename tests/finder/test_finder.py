@@ -9,6 +9,7 @@ import pytest
 
 from align_jax import aligned_function, alignment_clouds, attention_report
 from align_jax.config import AlignmentConfig
+from tests.divergences import oracles
 from tests.finder import programs
 
 PARAMETERS, DATA = programs.parameters(), programs.data()
@@ -51,6 +52,34 @@ def test_queries_keys_and_masks_are_those_of_the_program(name):
             (clouds.key_mask, named.key_mask),
         ):
             np.testing.assert_array_equal(mask, True if wanted is None else wanted)
+
+
+ORACLE = ("grouped_heads", "rotary", "causal_and_padded", "windows", "cross", "half_precision")
+
+
+def test_divergences_are_those_of_the_clouds():
+    """Against float64 NumPy, on the clouds that the programs name."""
+    functions = {name: programs.ATTENTIONS[name] for name in ORACLE}
+
+    @jax.jit
+    def run(parameters, data):
+        results = {}
+        for name, function in functions.items():
+            converted = aligned_function(
+                lambda p, *x, f=function: f(p, *x)[0], AlignmentConfig("energy")
+            )
+            _, sown = converted.apply({}, parameters, *data)
+            results[name] = sown["alignment"]["alignment"]["divergence"][0]
+        return results
+
+    for name, found in run(PARAMETERS, DATA).items():
+        (clouds,) = everything()[name][3]
+        masks = [None if mask is None else np.asarray(mask) for mask in clouds[2:]]
+        arrays = [np.asarray(x, np.float64) for x in clouds[:2]]
+        expected = oracles.batched(oracles.energy_distance, arrays, *masks)
+        tolerance = 2e-2 if name == "half_precision" else 1e-5
+        found = found.reshape(expected.shape)  # a scan of one layer puts an axis before it
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name", programs.OTHERS)
