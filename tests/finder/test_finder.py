@@ -78,8 +78,8 @@ def test_divergences_are_those_of_the_clouds():
         arrays = [np.asarray(x, np.float64) for x in clouds[:2]]
         expected = oracles.batched(oracles.energy_distance, arrays, *masks)
         tolerance = 2e-2 if name == "half_precision" else 1e-5
-        found = found.reshape(expected.shape)  # a scan of one layer puts an axis before it
-        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6, err_msg=name)
+        values = found.reshape(expected.shape)  # a scan of one layer puts an axis before it
+        np.testing.assert_allclose(values, expected, rtol=tolerance, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name", programs.OTHERS)
