@@ -7,6 +7,7 @@ from, so that it is known again after the axes were reshaped, transposed, sliced
 import dataclasses
 import enum
 import math
+import weakref
 from collections.abc import Hashable, Iterator, Sequence
 
 # Which operand of a product a factor belongs to.
@@ -31,18 +32,61 @@ class Role:
     number: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a factor comes from, of `came_from`: equal ones are one object.
+
+    So they compare at no cost, however often an axis was rolled, padded or joined before.
+
+    Attributes:
+      how: what was done.
+      parts: the identities of the factors, axis by axis, that it was done to.
+      inputs: the inputs of the program, each with the number of its axis, that it began from.
+      first: the number of the first of these axes; None if there is none.
+    """
+
+    how: Hashable
+    parts: tuple[tuple["Identity", ...], ...] = ()
+    inputs: frozenset[tuple[int, int]] = frozenset()
+    first: int | None = None
+
+
+Identity = tuple[Origin | None, int, int]
+_ORIGINS: "weakref.WeakValueDictionary[Hashable, Origin]" = weakref.WeakValueDictionary()
+
+
+def came_from(how: Hashable, *axes: "Axis") -> Origin:
+    """The origin of what is made of these axes."""
+    parts = tuple(tuple(factor.identity for factor in axis) for axis in axes)
+    known = _ORIGINS.get((how, parts))
+    if known is None:
+        before = [f.origin for axis in axes for f in axis if f.origin is not None]
+        inputs = frozenset().union(*(origin.inputs for origin in before))
+        firsts = [origin.first for origin in before if origin.first is not None]
+        made = Origin(how, parts, inputs, firsts[0] if firsts else None)
+        known = _ORIGINS.setdefault((how, parts), made)
+    return known
+
+
+def input_axis(number: int, axis: int) -> Origin:
+    """The origin of an axis of an input of the program."""
+    key = "input", number, axis
+    made = Origin(key, inputs=frozenset([(number, axis)]), first=axis)
+    return _ORIGINS.setdefault(key, made)
+
+
 @dataclasses.dataclass(frozen=True)
 class Factor:
     """A factor of an axis: digit `(index // stride) % size` of the index along its origin."""
 
     size: int
     kind: Kind = Kind.CONSTANT
-    origin: Hashable = None
+    origin: Origin | None = None
     stride: int = 1
     role: Role | None = None
 
     @property
-    def identity(self) -> tuple[Hashable, int, int]:
+    def identity(self) -> Identity:
         """Equal for two factors that count the same things."""
         return self.origin, self.stride, self.size
 
@@ -51,7 +95,7 @@ Axis = tuple[Factor, ...]
 Axes = tuple[Axis, ...]
 
 
-def whole(size: int, kind: Kind = Kind.CONSTANT, origin: Hashable = None) -> Axis:
+def whole(size: int, kind: Kind = Kind.CONSTANT, origin: Origin | None = None) -> Axis:
     """An axis of one factor; none where it has one entry."""
     return () if size == 1 else (Factor(size, kind, origin),)
 
@@ -96,11 +140,10 @@ def merged(alternatives: Sequence[Axes]) -> Axes:
 
 def resized(axis: Axis, new_size: int, how: Hashable) -> Axis:
     """An axis of which a part was taken, or which was padded; the same `how` gives the same."""
-    origin = (how, tuple(factor.identity for factor in axis))
     if new_size == 1:
         return ()
     role = next((factor.role for factor in axis if factor.role), None)
-    return (Factor(new_size, kind(axis), origin, role=role),)
+    return (Factor(new_size, kind(axis), came_from(how, axis), role=role),)
 
 
 def regrouped(axes: Axes, new_shape: Sequence[int]) -> Axes | None:

@@ -56,7 +56,10 @@ def kernel_site(
             (None if letter == "D" else tokens if letter == "N" else numbered[letter],)
             for letter in own
         )
-        axes = tuple((Factor(n, origin=("kernel", i)),) for i, n in enumerate(ax.shape(value.axes)))
+        axes = tuple(
+            (Factor(n, origin=ax.came_from(("kernel", i))),)
+            for i, n in enumerate(ax.shape(value.axes))
+        )
         sides.append(Operand(ref, axes, numbers, value.scale))
     masks: tuple[Mask, ...] = ()
     place = 3 if called.startswith("dot_product_attention") else arrays[3] if arrays[3:] else 0

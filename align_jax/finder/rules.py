@@ -42,7 +42,7 @@ class AxisRules:
 
     def fresh(self, size: int, kind: Kind = Kind.CONSTANT) -> ax.Axis:
         """An axis that nothing is known of but its kind."""
-        return ax.whole(size, kind, ("made", next(self._fresh)))
+        return ax.whole(size, kind, ax.came_from(("made", next(self._fresh))))
 
     def constant(self, aval: Any, value: Any = None) -> Value:
         """What is known of a number or array that stands in the program."""
@@ -177,13 +177,12 @@ class AxisRules:
         """The axes of arrays that are joined."""
         parts = [axes[dimension] for axes in alternatives]
         believed = max(ax.kind(part) for part in parts)
-        origin = ("joined", tuple(tuple(f.identity for f in p) or p for p in parts))
         roles = list({f.role for part in parts for f in part if f.role})
         joined: ax.Axis = (
             Factor(
                 sum(ax.size(part) for part in parts),
                 believed,
-                origin,
+                ax.came_from("joined", *parts),
                 role=roles[0] if len(roles) == 1 else None,
             ),
         )

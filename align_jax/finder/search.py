@@ -97,7 +97,7 @@ class _Search(Products):
         axes = []
         for axis, size in enumerate(getattr(aval, "shape", ())):
             kind = Kind.DATA if data else Kind.PARAMETER
-            axes.append(ax.whole(size, kind, ("input", number, axis)))
+            axes.append(ax.whole(size, kind, ax.input_axis(number, axis)))
         return Value(tuple(axes), data, leaf=None if data else number, mask=is_boolean(aval))
 
     def walk(
@@ -412,11 +412,11 @@ class _Search(Products):
         """Whether the operands of two products on this side are different parts of one array."""
         mine, theirs = (
             {
-                (f.origin[1], f.origin[0])
+                (f.origin.parts, f.origin.how)
                 for f in self.tokens_of(n, side)
-                if isinstance(f.origin, tuple)
-                and isinstance(f.origin[0], tuple)
-                and f.origin[0][0] in ("slice", "dynamic_slice", "gather")
+                if f.origin
+                and isinstance(f.origin.how, tuple)
+                and f.origin.how[0] in ("slice", "dynamic_slice", "gather")
             }
             for n in (number, other)
         )
@@ -454,10 +454,10 @@ class _Search(Products):
             for axis, numbers in zip(operand.axes, operand.numbers, strict=True)
             for factor, n in zip(axis, numbers, strict=True)
             if n is None
-            for leaf in self.came_from(factor.origin)
+            for leaf in self.began_from(factor)
         )
         # Heads are split from the axis that features are, or from another of the same parameter.
-        heads = {n for n, factor in asked.items() if self.came_from(factor.origin) & features}
+        heads = {n for n, factor in asked.items() if self.began_from(factor) & features}
         tokens = {n for n, factor in asked.items() if factor.kind == Kind.DATA and n not in heads}
         if not tokens:
             tokens = set(asked) - heads
@@ -472,16 +472,12 @@ class _Search(Products):
                 return f"it is not clear which of the queries' axes {sizes} counts tokens"
         met = {f.identity for side, f, _ in product.factors.values() if side == key_side}
         for n in sorted(tokens):  # keys that all samples share have no axis for them
-            first = asked[n].kind == Kind.DATA and _first_axis(asked[n].origin) == 0
+            first = asked[n].kind == Kind.DATA and _is_first(asked[n])
             if first and len(tokens) > 1 and asked[n].identity not in met:
                 tokens.discard(n)
                 parts[n] = Part.SAMPLE
         # The first axis of the data comes first among what counts as samples, whole.
-        first_of = {
-            n
-            for n, (_, *both) in product.factors.items()
-            if any(_first_axis(factor.origin) == 0 for factor in both)
-        }
+        first_of = {n for n, (_, *both) in product.factors.items() if any(map(_is_first, both))}
         leading = {
             n
             for numbers in (*query.numbers, *key.numbers)
@@ -494,7 +490,7 @@ class _Search(Products):
             if side == SHARED:
                 if best.kind == Kind.UNKNOWN:
                     return f"it is not clear if an axis of {best.size} counts samples or heads"
-                split = bool(self.came_from(best.origin) & features)
+                split = bool(self.began_from(best) & features)
                 copies = one.origin is None and other.origin is None
                 counts = best.kind == Kind.DATA and not split
                 parts[n] = Part.SAMPLE if counts or copies else Part.HEAD
@@ -520,17 +516,15 @@ class _Search(Products):
             scans=steps_of(product.scans, queries[1]),
         )
 
-    def came_from(self, origin: Any) -> frozenset[tuple[int, int]]:
-        """The inputs and their axes that an axis came from; of a parameter, all axes are one.
+    def began_from(self, factor: Factor) -> frozenset[tuple[int, int]]:
+        """The inputs and their axes that a factor came from; of a parameter, all axes are one.
 
         Heads and features are axes of one parameter, or split from one axis of data.
         """
-        if not isinstance(origin, tuple) or not origin:
-            return frozenset()
-        if origin[0] == "input":
-            number, axis = origin[1:]
-            return frozenset([(number, axis if self.inputs[number].data else -1)])
-        return frozenset().union(*(self.came_from(part) for part in origin))
+        inputs = factor.origin.inputs if factor.origin else frozenset()
+        return frozenset(
+            (number, axis if self.inputs[number].data else -1) for number, axis in inputs
+        )
 
     def name(self, values: Sequence[Value], names: str) -> str:
         """The common path of the parameters that made these, or else the program's own names."""
@@ -569,17 +563,9 @@ class _Refused:
         search.hits = [hit for hit in search.hits if hit != -1]
 
 
-def _first_axis(origin: Any) -> int | None:
-    """The number of the axis of an input that something came from."""
-    if not isinstance(origin, tuple) or not origin:
-        return None
-    if origin[0] == "input":
-        return int(origin[2])
-    for part in origin:
-        found = _first_axis(part)
-        if found is not None:
-            return found
-    return None
+def _is_first(factor: Factor) -> bool:
+    """Whether it came from the first axis of an input."""
+    return factor.origin is not None and factor.origin.first == 0
 
 
 def _clean(names: str) -> str:

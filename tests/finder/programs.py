@@ -466,6 +466,14 @@ def shifted_windows(p, x, _):
 
 
 @attention
+def rolled_many_times(p, x, _):
+    for _ in range(40):
+        x = jnp.roll(x, 2, axis=1)
+    q, k, v = projections(p, x)
+    return attend(q, k, v, VALID[:, None, None]), [Clouds(q, k, VALID, VALID)]
+
+
+@attention
 def windows_first(p, x, _):
     q, k, v = projections(p, x.reshape(B, 2, N // 2, E).swapaxes(0, 1))
     clouds = (a.swapaxes(0, 1).reshape(B * 2, N // 2, H, D) for a in (q, k))
