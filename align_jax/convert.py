@@ -160,9 +160,9 @@ class AlignedModel(nn.Module):
         traced, arguments = self._traced(method, args, kwargs)
         tapping.check(traced, self.config, self.allow_missing, self._name())
         rng = None
-        for stream in (NAME, "dropout"):
-            if rng is None and self.config.tokens and self.has_rng(stream):
-                rng = jax.random.fold_in(scope.rngs[stream].as_jax_rng(), 0)
+        streams = [name for name in (NAME, "dropout") if self.has_rng(name)]
+        if self.config.tokens and streams:
+            rng = jax.random.fold_in(scope.rngs[streams[0]].as_jax_rng(), 0)
         params = self.variables.get("params", {})
         (outputs, changed), sown = tapping.run(
             traced, self.config, arguments, params, collections, rng
@@ -173,7 +173,7 @@ class AlignedModel(nn.Module):
         for collection, values in sown.items():
             for name, value in values.items():
                 before = scope.get_variable(collection, name, {})
-                scope.put_variable(collection, name, _appended(before, value))
+                scope.put_variable(collection, name, _merged(before, value))
         return outputs
 
     @nn.nowrap
@@ -200,15 +200,15 @@ class AlignedModel(nn.Module):
             if name not in (NAME, CLOUDS)
         }
         arrays, put_back = tapping.split_arrays(args, kwargs)
-        mutable: Any = (NAME,)  # at init, to see whether the model sows on its own
         if not self.is_initializing():
-            mutable = subtract_filters(scope.mutable, (NAME, CLOUDS))
-
-        if self.is_initializing() and "cache" in variables:
+            mutable: Any = subtract_filters(scope.mutable, (NAME, CLOUDS))
+        elif "cache" in variables:
             # What decodes step by step from now on has seen whole sequences at init.
             rngs = {name: rng.as_jax_rng() for name, rng in scope.rngs.items()}
-            traced = traced_init(self.original.model, rngs, method, args, kwargs)
-            return traced, (variables, arrays)
+            model, params = self.original.model, variables["params"]
+            return traced_init(model, params, rngs, method, args, kwargs), (variables, arrays)
+        else:
+            mutable = (NAME,)  # to see whether the model sows on its own
 
         def function(variables: Any, arrays: Sequence[Any]) -> Any:
             args, kwargs = put_back(arrays)
@@ -234,7 +234,7 @@ class AlignedModel(nn.Module):
         rng = scope.rngs["params"].as_jax_rng()
         networks = tapping.init_networks(traced, self.config, rng)
         for name, value in networks.items():
-            scope.put_variable("params", name, _merged(own.get(name, {}), value))
+            scope.put_variable("params", name, _merged(own.get(name), value))
 
 
 def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tapping.Traced:
@@ -249,9 +249,9 @@ def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any])
 
     arrays, put_back = tapping.split_arrays(args, kwargs)
     variables = _unfrozen(jax.eval_shape(init, *arrays))
-    if "cache" in variables:
-        return traced_init(model, rngs, "__call__", args, kwargs)
     variables["params"] = strip_alignment(variables.get("params", {}))
+    if "cache" in variables:
+        return traced_init(model, variables["params"], rngs, "__call__", args, kwargs)
 
     def function(variables: Any, *arrays: Any) -> Any:
         args, kwargs = put_back(arrays)
@@ -261,16 +261,15 @@ def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any])
 
 
 def traced_init(
-    model: nn.Module, keys: Any, method: str, args: Sequence[Any], kwargs: dict[str, Any]
+    model: nn.Module,
+    params: Any,
+    keys: Any,
+    method: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
 ) -> tapping.Traced:
     """The program of a module's initialisation, with its parameters as given."""
     arrays, put_back = tapping.split_arrays(args, kwargs)
-
-    def variables_of(*arrays: Any) -> Any:
-        args, kwargs = put_back(arrays)
-        return model.init(keys, *args, **kwargs, method=method)["params"]
-
-    params = _unfrozen(jax.eval_shape(variables_of, *arrays))
 
     def function(params: Any, *arrays: Any) -> Any:
         args, kwargs = put_back(arrays)
@@ -308,21 +307,13 @@ def _has_networks(tree: Any) -> bool:
     return strip_alignment(tree) != tree if isinstance(tree, Mapping) else False
 
 
-def _appended(before: Any, new: Any) -> Any:
-    """What was sown by a further call of the same model, after what the first has sown."""
-    if isinstance(new, tuple):
-        return (*before, *new) if isinstance(before, tuple) else new
+def _merged(before: Any, new: Any) -> Any:
+    """A tree over another; what was sown, a tuple, after what an earlier call has sown."""
+    if isinstance(new, tuple) and isinstance(before, tuple):
+        return (*before, *new)
+    if not isinstance(new, Mapping):
+        return new
     before = before if isinstance(before, Mapping) else {}
     return {
-        **before, **{name: _appended(before.get(name), value) for name, value in new.items()}
+        **before, **{name: _merged(before.get(name), value) for name, value in new.items()}
     }  # fmt: skip
-
-
-def _merged(tree: Any, more: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **tree,
-        **{
-            name: _merged(tree.get(name, {}), value) if isinstance(value, Mapping) else value
-            for name, value in more.items()
-        },
-    }

@@ -40,7 +40,6 @@ def aligned_nnx(
     arguments: Sequence[Any],
     keywords: Mapping[str, Any],
     allow_missing: bool | Sequence[str],
-    seed: int = 0,
 ) -> "AlignedNNX":
     """What `aligned` does with an NNX model."""
     if isinstance(model, AlignedNNX):
@@ -50,7 +49,7 @@ def aligned_nnx(
             "aligned() of an NNX model also takes the arguments of a call, whose shapes tell those "
             "of its queries and keys: aligned(model, config, x)."
         )
-    return AlignedNNX(model, config, arguments, keywords, allow_missing, seed)
+    return AlignedNNX(model, config, arguments, keywords, allow_missing)
 
 
 class AlignedNNX(nnx.Module):

@@ -318,6 +318,17 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.{hint}")
 
 
+def first_place(wrong: np.ndarray, counted: np.ndarray | None) -> tuple[int, ...] | None:
+    """Where the first wrong entry is among those that count; None if there is none.
+
+    Example:
+      >>> first_place(np.array([True, True]), np.array([False, True]))
+      (1,)
+    """
+    places = np.argwhere(wrong if counted is None else wrong & counted)
+    return tuple(places[0].tolist()) if len(places) else None
+
+
 def concrete(x: Any) -> np.ndarray | None:
     """The numbers of an array, to be checked; None while a function is traced: there are none.
 
@@ -362,11 +373,8 @@ def check_indices(
     numbers, counted = concrete(indices), None if where is None else concrete(where)
     if numbers is None or (where is not None and counted is None):
         return
-    wrong = (numbers < 0) | (numbers >= count)
-    if counted is not None:
-        wrong &= counted
-    if wrong.any():
-        place = tuple(np.argwhere(wrong)[0].tolist())
+    place = first_place((numbers < 0) | (numbers >= count), counted)
+    if place is not None:
         raise ValueError(
             f"{name} hold {numbers[place]} at {list(place)}, but there are {count} {what}, 0 to "
             f"{count - 1}.{advice and ' ' + advice}"

@@ -168,10 +168,8 @@ def check_probabilities(probabilities: Any, where: Any = None, *, finite: bool =
     wrong = (numbers < 0).any(axis=-1) | (np.abs(total - 1.0) > _SUM_TOLERANCE)
     if finite:
         wrong |= np.isnan(total)
-    if counted is not None:
-        wrong &= counted
-    if wrong.any():
-        place = tuple(np.argwhere(wrong)[0].tolist())
+    place = numerics.first_place(wrong, counted)
+    if place is not None:
         raise ValueError(
             f"probabilities hold {numbers[place].tolist()} at {list(place)}; expected numbers of "
             f"at least 0 whose sum is 1. Apply jax.nn.softmax to logits first."

@@ -18,18 +18,10 @@ from align_jax import (
     label_parameters,
     strip_alignment,
 )
+from tests.finder.programs import rotated
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 8))
 AXES = {"params": 0, "alignment": 0, "alignment_clouds": 0}
-
-
-def rotated(x):
-    """Rotary positions."""
-    half = x.shape[-1] // 2
-    angles = jnp.arange(x.shape[1])[:, None] * 100.0 ** (-jnp.arange(half) / half)
-    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 class Block(nn.Module):

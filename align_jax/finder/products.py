@@ -13,6 +13,9 @@ from align_jax.finder.program import Ref
 from align_jax.finder.rules import AxisRules
 from align_jax.finder.site import BLOCKED, Mask, Operand, Site
 from align_jax.finder.value import (
+    EXPONENTIALS,
+    LOGARITHMS,
+    REDUCTIONS,
     Product,
     Scan,
     Score,
@@ -24,12 +27,6 @@ from align_jax.finder.value import (
     plain,
     without_roles,
 )
-
-_EXPONENTIALS = ("exp", "exp2", "logistic")
-_REDUCTIONS = {
-    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or",
-    "reduce_xor", "argmax", "argmin", "reduce",
-}  # fmt: skip
 
 
 class Products(AxisRules):
@@ -180,10 +177,7 @@ class Products(AxisRules):
         left, right = (
             dataclasses.replace(v, axes=ax.spread(v.axes, shape) or v.axes) for v in operands
         )
-        copies = [tuple(is_copy(axis) for axis in v.axes) for v in (left, right)]
-        if not any(a and not b for a, b in zip(*copies, strict=True)) and not any(
-            b and not a for a, b in zip(*copies, strict=True)
-        ):
+        if all(is_copy(a) == is_copy(b) for a, b in zip(left.axes, right.axes, strict=True)):
             return value
         refs = [Ref(path, atom) for atom in eqn.invars]
         return dataclasses.replace(value, outer=((refs[0], plain(left)), (refs[1], plain(right))))
@@ -238,9 +232,9 @@ class Products(AxisRules):
                 for v in operands
             ]
             return self.combined(name, eqn, spread, scored, path)
-        if name in ("log", "log1p"):
+        if name in LOGARITHMS:
             return None
-        if name in _EXPONENTIALS:
+        if name in EXPONENTIALS:
             if score.stage != "logits":
                 return score if score.stage == "largest" else None
             return dataclasses.replace(score, stage="weights", normalized=name == "logistic")
@@ -252,7 +246,7 @@ class Products(AxisRules):
                                                 for axis in summed for f in axis):  # fmt: skip
                 return dataclasses.replace(score, stage="sum")
             return score
-        if name in _REDUCTIONS:
+        if name in REDUCTIONS:
             return None
         return score
 
@@ -273,7 +267,7 @@ class Products(AxisRules):
         if name == "dynamic_update_slice" or name.startswith("scatter"):
             return None
         if len({s.product for _, s in main}) > 1:
-            return self.of_several(name, operands, main)
+            return self.of_several(operands, main)
         if len(main) > 1:
             return score
         others = [
@@ -333,9 +327,7 @@ class Products(AxisRules):
                     mask(i, "factor")
         return score
 
-    def of_several(
-        self, name: str, operands: list[Value], main: list[tuple[int, Score]]
-    ) -> Score | None:
+    def of_several(self, operands: list[Value], main: list[tuple[int, Score]]) -> Score:
         """The sum of the logits, or of the weights, of several products."""
         place, score = main[0]
         if score.stage == "weights":  # such as the difference of two attentions
@@ -399,16 +391,15 @@ class Products(AxisRules):
         sides = {role.side for role in roles if role.side != SHARED}
         if not roles:  # a single key has no factors
             free = {side for side, _, _ in self.products[score.product].factors.values()}
-            sides = {side for side in (RIGHT, LEFT) if side not in free}
-        if sides and len(sides) < 3 and (roles or sides):
-            side = RIGHT if RIGHT in sides and not roles else next(iter(sorted(sides)))
-            if len(sides) == 1 or not roles:
-                self.attend(score.product, side, keys)
-                for number, pairs in score.also:
-                    theirs = frozenset(b for a, b in pairs if a in keys)
-                    factors = self.products[number].factors
-                    own = {factors[n][0] for n in theirs} or {side}
-                    self.attend(number, own.pop(), theirs)
+            sides = set([side for side in (RIGHT, LEFT) if side not in free][:1])
+        if len(sides) == 1:
+            (side,) = sides
+            self.attend(score.product, side, keys)
+            for number, pairs in score.also:
+                theirs = frozenset(b for a, b in pairs if a in keys)
+                factors = self.products[number].factors
+                own = {factors[n][0] for n in theirs} or {side}
+                self.attend(number, own.pop(), theirs)
         return dataclasses.replace(result, axes=without_roles(result.axes), outer=None)
 
     def attend(self, number: int, key_side: str, keys: frozenset[int]) -> None:

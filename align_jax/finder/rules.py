@@ -9,6 +9,7 @@ from typing import Any
 from align_jax.finder import axes as ax
 from align_jax.finder.axes import Axes, Factor, Kind
 from align_jax.finder.value import (
+    REDUCTIONS,
     Value,
     along_all,
     as_number,
@@ -28,10 +29,6 @@ _UNARY = {
     "reciprocal", "bitcast_convert_type", "pvary", "copy_to_host", "device_put",
 }  # fmt: skip
 _KEEP_AXES = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "reduce_precision"}
-_REDUCTIONS = {
-    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or",
-    "reduce_xor", "argmax", "argmin", "reduce",
-}  # fmt: skip
 
 
 class AxisRules:
@@ -101,7 +98,7 @@ class AxisRules:
                 alike = {ax.kind(axis) for axis in first if ax.size(axis) > 1} == {believed}
                 return tuple(self.fresh(n, believed if alike else Kind.UNKNOWN) for n in shape)
             return regrouped
-        if name in _REDUCTIONS and "axes" in params:
+        if name in REDUCTIONS and "axes" in params:
             gone = set(params["axes"])
             kept = tuple(axis for i, axis in enumerate(first) if i not in gone)
             return kept if ax.shape(kept) == shape else None

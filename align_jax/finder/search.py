@@ -18,6 +18,8 @@ from align_jax.finder.kernels import OPAQUE, called_name, kernel_site
 from align_jax.finder.products import Products
 from align_jax.finder.site import Part, Site
 from align_jax.finder.value import (
+    EXPONENTIALS,
+    LOGARITHMS,
     Product,
     Scan,
     Score,
@@ -210,11 +212,11 @@ class _Search(Products):
             leaf=last_leaf(operands),
             mask=any(v.mask for v in operands) or is_boolean(out),
             along=along_all(operands) | self.picked(name, eqn, operands),
+            scale=scale_of(name, operands),
             number=number,
             lost=self.lost_by(name, operands),
             counter=bool(operands) and all(v.counter or v.number is not None for v in operands),
         )
-        value = dataclasses.replace(value, scale=scale_of(name, operands))
         kept = [v.outer for v in operands if v.outer is not None]
         if name in ("mul", "div", "convert_element_type") and len(kept) == 1:
             value = dataclasses.replace(value, outer=kept[0])  # weighed before it is summed
@@ -230,7 +232,7 @@ class _Search(Products):
             score = self.score(name, eqn, operands, value, path)
             value = dataclasses.replace(value, score=score)
             if score is None:
-                lost = frozenset() if name in ("log", "log1p") else lost_in(operands)
+                lost = frozenset() if name in LOGARITHMS else lost_in(operands)
                 lost |= value.lost
                 value = dataclasses.replace(value, axes=without_roles(value.axes), lost=lost)
         return value
@@ -238,9 +240,9 @@ class _Search(Products):
     def lost_by(self, name: str, operands: Sequence[Value]) -> frozenset[tuple[int, bool]]:
         """What is lost already, after one more equation."""
         lost = frozenset().union(*(value.lost for value in operands))
-        if name in ("exp", "exp2", "logistic"):
+        if name in EXPONENTIALS:
             return frozenset((number, True) for number, _ in lost)
-        if name in ("log", "log1p"):
+        if name in LOGARITHMS:
             return frozenset((number, False) for number, _ in lost)
         return lost
 
@@ -325,8 +327,8 @@ class _Search(Products):
         """What was made of logits is carried from step to step: a softmax over chunks of keys."""
         reason = "its keys come in chunks, one step of a scan at a time"
         product = self.products[score.product]
-        made = product.left[1].data and product.right[1].data and score.stage != "logits"
-        missed = Missed(self.name([product.left[1], product.right[1]], names), reason)
+        made = self.of_data(score.product) and score.stage != "logits"
+        missed = Missed(self.name_of(product, names), reason)
         if made and score.product not in self.hits and missed not in self.missed:
             self.missed.append(missed)
         product.problem = product.problem or reason
@@ -371,7 +373,7 @@ class _Search(Products):
                 sites.append(hit)
                 continue
             product = self.products[hit]
-            name = self.name([product.left[1], product.right[1]], product.names)
+            name = self.name_of(product, product.names)
             made = product.problem or self.in_pieces(hit) or self.site(product, name)
             if isinstance(made, str):
                 missed.append(Missed(name, made))
@@ -379,7 +381,7 @@ class _Search(Products):
                 sites.append(made)
         for number, product in enumerate(self.products):
             if product.lost and not product.problem and number not in self.hits:
-                name = self.name([product.left[1], product.right[1]], product.names)
+                name = self.name_of(product, product.names)
                 missed.append(Missed(name, "what becomes of its logits cannot be followed"))
         return Found(sites, list(dict.fromkeys(missed)))
 
@@ -526,6 +528,10 @@ class _Search(Products):
             (number, axis if self.inputs[number].data else -1) for number, axis in inputs
         )
 
+    def name_of(self, product: Product, names: str) -> str:
+        """The name of what the operands of a product come from."""
+        return self.name([product.left[1], product.right[1]], names)
+
     def name(self, values: Sequence[Value], names: str) -> str:
         """The common path of the parameters that made these, or else the program's own names."""
         paths = [self.inputs[v.leaf].path for v in values if v.leaf is not None]
@@ -556,11 +562,9 @@ class _Refused:
         search = self.search
         for product in search.products[self.before[0] :]:
             product.problem = product.problem or self.reason
-        for i, hit in enumerate(search.hits[self.before[2] :], self.before[2]):
-            if isinstance(hit, Site):
-                search.missed.append(Missed(hit.name, self.reason))
-                search.hits[i] = -1
-        search.hits = [hit for hit in search.hits if hit != -1]
+        inside = search.hits[self.before[2] :]
+        search.missed += [Missed(hit.name, self.reason) for hit in inside if isinstance(hit, Site)]
+        search.hits[self.before[2] :] = [hit for hit in inside if not isinstance(hit, Site)]
 
 
 def _is_first(factor: Factor) -> bool:

@@ -23,6 +23,13 @@ _SAME_NUMBER = {
     "copy_p", "stop_gradient", "device_put", "transpose", "reduce_precision",
 }  # fmt: skip
 
+EXPONENTIALS = {"exp", "exp2", "logistic"}
+LOGARITHMS = {"log", "log1p"}
+REDUCTIONS = {
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or",
+    "reduce_xor", "argmax", "argmin", "reduce",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:

@@ -435,8 +435,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/test_convert.py",
         (
             "a-second-call-replaces-the-first",
-            "(*before, *new) if isinstance(before, tuple) else new",
-            "new",
+            "return (*before, *new)",
+            "return new",
         ),
         (
             "a-missed-attention-is-no-error-in-training",
