@@ -14,6 +14,7 @@ from align_jax.collection import (
     alignment_table,
     cloud_mmd,
     label_parameters,
+    merge_parameters,
     strip_alignment,
 )
 from align_jax.config import AlignmentConfig
@@ -45,6 +46,7 @@ __all__ = [
     "divergences",
     "game_optimizer",
     "label_parameters",
+    "merge_parameters",
     "reverse_gradient",
     "strip_alignment",
     "token_masks",

@@ -13,7 +13,7 @@ from align_jax.config import AlignmentConfig
 
 def aligned_function(
     function: Callable[..., Any],
-    config: AlignmentConfig,
+    config: AlignmentConfig | str,
     *,
     parameters: int | Sequence[int] = 0,
     allow_missing: bool | Sequence[str] = False,
@@ -26,7 +26,7 @@ def aligned_function(
 
     Args:
       function: called with positional arguments.
-      config: what to align, and how.
+      config: what to align, and how; see `aligned`.
       parameters: which arguments hold parameters, state or random keys, and no data.
       allow_missing: see `aligned`.
 
@@ -35,7 +35,7 @@ def aligned_function(
       which calls the function.
 
     Raises:
-      TypeError: if `function` is none.
+      TypeError: if `function` is none, or `config` is no configuration.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -54,7 +54,7 @@ def aligned_function(
         raise TypeError(f"aligned_function() takes a function, got {type(function).__name__}.")
     numbers = (parameters,) if isinstance(parameters, int) else tuple(parameters)
     missing = tapping.names_of_missing(allow_missing)
-    return AlignedFunction(function, config, numbers, missing)
+    return AlignedFunction(function, AlignmentConfig.of(config), numbers, missing)
 
 
 @dataclasses.dataclass(frozen=True)

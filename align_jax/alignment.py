@@ -79,7 +79,7 @@ class Alignment(nn.Module):
 
         Raises:
           ValueError: for shapes that do not fit together, or if the variables given to `apply` hold
-            what an earlier call sowed.
+            what an earlier call sowed or lack the networks of "gan" and "ct".
           TypeError: for masks that are not bool.
         """
         training = self.is_mutable_collection(NAME) and not self.is_initializing()
@@ -106,6 +106,12 @@ class Alignment(nn.Module):
         selected = self.config.selects(self.path[:-1])
         if self.config.method == PLAIN or not selected or not (training or self.is_initializing()):
             return
+        if training and self.config.method in GAMES and not self.variables.get("params"):
+            raise ValueError(
+                f"The parameters given to apply hold no networks for {self.config.method!r}: "
+                "they are those of the model without alignment. Put them over those that init() of "
+                "this model makes: align_jax.merge_parameters(initialised, yours)."
+            )
 
         if self.config.over != "tokens":
             query_mask = key_mask = self._same_tokens(query, key, query_mask, key_mask)

@@ -21,7 +21,8 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
     bit: change the import and add `alignment=...`. See `Alignment` for what is sown, and when.
 
     Attributes:
-      alignment: what to align, and how; None is flax's attention without any addition.
+      alignment: what to align, and how, or a method's name; None is flax's attention as
+        it is.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -32,7 +33,7 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
       ['alignment', 'key', 'out', 'query', 'value']
     """
 
-    alignment: AlignmentConfig | None = None
+    alignment: AlignmentConfig | str | None = None
 
     @nn.compact
     def __call__(  # type: ignore[override]
@@ -78,7 +79,9 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
                 jnp.broadcast_to(taken, x.shape[:-2]) if own is None else own
                 for own, taken, x in zip((query_mask, key_mask), derived, (query, key), strict=True)
             )
-        Alignment(self.alignment, name=NAME)(query, key, query_mask=query_mask, key_mask=key_mask)
+        Alignment(AlignmentConfig.of(self.alignment), name=NAME)(
+            query, key, query_mask=query_mask, key_mask=key_mask
+        )
         return outputs
 
 

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax.core
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jaxtyping import Array, Bool, Float
 
 from align_jax import divergences, numerics
@@ -253,6 +255,48 @@ def strip_alignment(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def merge_parameters(initialised: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters that you have, over those that the `init` of an aligned model makes.
+
+    What is kept of the initialised ones are the alignment networks, unless yours have some too.
+
+    Args:
+      initialised: the "params" collection, or all variables, of an aligned model.
+      own: the same of the model without alignment, such as trained or pretrained ones.
+
+    Returns:
+      A new tree of the first one's shape.
+
+    Raises:
+      ValueError: if a parameter is missing in one of them, beside the alignment networks, or has
+        another shape there; names it.
+
+    Example:
+      >>> merge_parameters({"query": 0, "alignment": {"critic": 2}}, {"query": 1})
+      {'query': 1, 'alignment': {'critic': 2}}
+    """
+    into, given, needed = (
+        traverse_util.flatten_dict(flax.core.unfreeze(dict(tree)))
+        for tree in (initialised, own, strip_alignment(initialised))
+    )
+    missing, unknown = needed.keys() - given.keys(), given.keys() - into.keys()
+    for paths, what in ((missing, "lack"), (unknown, "hold, and the model does not,")):
+        if paths:
+            names = sorted("/".join(map(str, path)) for path in paths)
+            shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+            raise ValueError(
+                f"Your parameters {what} {shown}: they are not this model's. Pass both as "
+                "trees of the same kind, either the collections 'params' or all variables."
+            )
+    for path, value in given.items():
+        if jnp.shape(value) != jnp.shape(into[path]):
+            raise ValueError(
+                f"Your parameter {'/'.join(map(str, path))} has shape {jnp.shape(value)}, the "
+                f"model's {jnp.shape(into[path])}."
+            )
+    return traverse_util.unflatten_dict(into | given)
+
+
 def label_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
     """Names each parameter's group, for `optax.multi_transform`.
 
@@ -346,6 +390,12 @@ def _leaves(
 
     sown = _collections(variables)
     found = list(walk(sown.get(collection, {}), ()))
+    if not found and isinstance(variables, tuple):
+        raise TypeError(
+            f"Expected what was sown, got a tuple of {len(variables)}. model.apply(..., "
+            f"mutable=[{collection!r}]) returns two things: outputs, sown = model.apply(...); pass "
+            "the second."
+        )
     if not found:
         raise ValueError(
             f"No {collection!r} collection, so there is nothing to read. Call model.apply(..., "

@@ -162,6 +162,27 @@ class AlignmentConfig:
         """
         return cls(method, **(PAPER | changes))
 
+    @classmethod
+    def of(cls, value: Any) -> "AlignmentConfig":
+        """A configuration as it is, or that of a method's name.
+
+        Raises:
+          ValueError: for a name that is no method's.
+          TypeError: for anything else.
+
+        Example:
+          >>> AlignmentConfig.of("ct").default_weight
+          0.1
+        """
+        if isinstance(value, str):
+            return cls(value)
+        if not isinstance(value, cls):
+            raise TypeError(
+                f"Expected an AlignmentConfig or the name of a method ({', '.join(METHODS)}), got "
+                f"{value!r:.80}, of type {type(value).__name__}."
+            )
+        return value
+
     @property
     def default_weight(self) -> float:
         """The weight that aligned well and cost the task little in what `docs/games.md` tells of.

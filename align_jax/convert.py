@@ -19,7 +19,7 @@ from align_jax.config import AlignmentConfig
 
 def aligned(
     model: Any,
-    config: AlignmentConfig,
+    config: AlignmentConfig | str,
     *arguments: Any,
     allow_missing: bool | Sequence[str] = False,
     **keywords: Any,
@@ -42,7 +42,7 @@ def aligned(
     Args:
       model: a Linen module, not yet bound; or an NNX module, for which see
         `align_jax.convert_nnx.AlignedNNX`.
-      config: what to align, and how.
+      config: what to align, and how; the name of a method, such as "ct", for its defaults.
       *arguments: of an NNX model, the arguments of a call, to know the shapes of its queries and
         keys by. Of a Linen model none: `init` gets them.
       allow_missing: True to leave out attentions that cannot be aligned, or patterns of the names
@@ -54,7 +54,7 @@ def aligned(
       `converted.apply(variables, x, method="encode")`. Or an NNX module.
 
     Raises:
-      TypeError: if `model` is no Linen or NNX module.
+      TypeError: if `model` is no Linen or NNX module, or `config` is no configuration.
       ValueError: if it is already aligned; at `init`, and when it trains, if it contains no
         attention, or one that cannot be aligned.
 
@@ -68,6 +68,7 @@ def aligned(
     """
     if isinstance(model, AlignedModel):
         raise ValueError("The model is already aligned; convert the original instead.")
+    config = AlignmentConfig.of(config)
     if isinstance(model, nn.Module):
         if arguments or keywords:
             raise TypeError(

@@ -313,7 +313,8 @@ def at_unit_spread(
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError, naming the nearest match, unless `value` is one of `choices`."""
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
+        folded = {choice.lower(): choice for choice in choices}
+        near = [folded[x] for x in difflib.get_close_matches(str(value).lower(), folded, n=1)]
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.{hint}")
 

@@ -29,7 +29,7 @@ from align_jax.alignment import Alignment
 from align_jax.config import PLAIN, AlignmentConfig
 from align_jax.models.edge_alignment import EdgeAlignment
 from align_jax.models.graph import SparseFeatures
-from align_jax.models.settings import check_counts, check_probabilities
+from align_jax.models.settings import check_counts, check_probabilities, name_alignment
 from align_jax.numerics import check_choice
 from align_jax.segments import check_segments, segment_softmax
 
@@ -83,6 +83,7 @@ class GATConfig:
     alignment_over: str = "auto"
 
     def __post_init__(self) -> None:
+        name_alignment(self)
         counts = ("num_classes", "hidden_features", "num_heads", "num_output_heads", "num_layers")
         check_counts(self, dict.fromkeys(counts, 1))
         check_probabilities(self, ("input_dropout", "attention_dropout", "message_dropout"))

@@ -24,7 +24,12 @@ from align_jax.models.dropout import Dropout
 from align_jax.models.embedding import Embed
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
-from align_jax.models.settings import check_counts, check_probabilities, check_transformer
+from align_jax.models.settings import (
+    check_counts,
+    check_probabilities,
+    check_transformer,
+    name_alignment,
+)
 from align_jax.numerics import check_indices
 
 
@@ -81,6 +86,7 @@ class MCANConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        name_alignment(self)
         check_counts(self, {**dict.fromkeys(self.counts, 1), "region_positions": 0})
         check_probabilities(self, ("dropout", "attention_dropout"))
         check_transformer(self)

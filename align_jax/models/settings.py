@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from align_jax.config import AlignmentConfig
 from align_jax.numerics import check_choice
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -27,6 +28,17 @@ def check_counts(config: Any, least: Mapping[str, int]) -> None:
                 f"{type(config).__name__}.{name} is {value!r}; expected a whole number >= "
                 f"{smallest}."
             )
+
+
+def name_alignment(config: Any) -> None:
+    """Lets a method's name stand for its configuration.
+
+    Raises:
+        ValueError: it is no method's.
+        TypeError: `alignment` is neither name, configuration nor None.
+    """
+    if config.alignment is not None:
+        object.__setattr__(config, "alignment", AlignmentConfig.of(config.alignment))
 
 
 def check_probabilities(config: Any, names: Iterable[str]) -> None:

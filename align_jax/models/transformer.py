@@ -26,7 +26,12 @@ from align_jax.models.dropout import Dropout
 from align_jax.models.embedding import Embed
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
-from align_jax.models.settings import check_counts, check_probabilities, check_transformer
+from align_jax.models.settings import (
+    check_counts,
+    check_probabilities,
+    check_transformer,
+    name_alignment,
+)
 from align_jax.numerics import check_indices, concrete
 
 
@@ -90,6 +95,7 @@ class EncoderConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        name_alignment(self)
         kind = type(self).__name__
         check_counts(self, dict.fromkeys(self.counts, 1))
         check_transformer(self)

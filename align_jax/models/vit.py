@@ -16,7 +16,12 @@ from jaxtyping import Array, Float
 
 from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.config import AlignmentConfig
-from align_jax.models.settings import check_counts, check_probabilities, check_transformer
+from align_jax.models.settings import (
+    check_counts,
+    check_probabilities,
+    check_transformer,
+    name_alignment,
+)
 from align_jax.numerics import check_choice
 
 POOLS = ("mean", "cls")
@@ -65,6 +70,7 @@ class ViTConfig:
     alignment: AlignmentConfig | None = None
 
     def __post_init__(self) -> None:
+        name_alignment(self)
         counts = ("image_size", "channels", "num_classes", "patch_size", "hidden_size", "layers",
                   "heads", "mlp_size")  # fmt: skip
         check_counts(self, dict.fromkeys(counts, 1))

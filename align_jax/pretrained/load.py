@@ -108,7 +108,7 @@ def load(
     num_labels: int | None = None,
     pooling: str | None = None,
     new_head: bool = False,
-    alignment: AlignmentConfig | None = None,
+    alignment: AlignmentConfig | str | None = None,
     dropout: float | None = None,
     attention_dropout: float | None = None,
     classifier_dropout: float | None = None,
@@ -133,7 +133,7 @@ def load(
         pooling: see `SequenceClassifier`; None takes what the architecture has (RoBERTa: "dense",
             others: "pooler"). Choose "mean" where the pooler was never trained.
         new_head: do not load the checkpoint's head, make a new one.
-        alignment: what to align in each attention; None aligns nothing.
+        alignment: what to align in each attention, or a method's name; None aligns nothing.
         dropout: overrides the checkpoint's setting.
         attention_dropout: overrides the checkpoint's setting.
         classifier_dropout: overrides the checkpoint's setting.
