@@ -1,8 +1,13 @@
 """The Python of the documentation and of the README runs as it is written, page by page."""
 
+import concurrent.futures
 import functools
+import json
 import pathlib
 import re
+import urllib.error
+import urllib.request
+from http.server import ThreadingHTTPServer
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +17,7 @@ import pytest
 
 from align_jax import networks, numerics, pretrained
 from tests.pretrained import checkpoints
+from tests.pretrained.test_save import CONFIGS, initialised
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -55,6 +61,50 @@ def test_the_pretrained_example_learns_and_exports(tmp_path, monkeypatch):
         loss(exported.model, exported.params), loss(encoder.model, names["params"]), rtol=1e-5
     )
     assert loss(encoder.model, names["params"]) < 0.8 * loss(encoder.model, encoder.params)
+
+
+def test_a_model_is_served_over_http(tmp_path, monkeypatch):
+    """The page's own server, on a free port, answers as the model does, and names mistakes."""
+    pytest.importorskip("tokenizers")
+    model, params = initialised(CONFIGS["bert"], "classification", labels=2)
+    pretrained.save(tmp_path / "finetuned", model, params, label_names=("bad", "good"))
+    checkpoints.write_word_piece(tmp_path / "finetuned")
+    monkeypatch.chdir(tmp_path)
+    texts = ["The cat sat.", "two dogs ran over hill and dale"]
+    names = {"texts": texts}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), None)
+    monkeypatch.setattr("http.server.ThreadingHTTPServer", lambda *_: server)
+
+    def ask(body):
+        request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}", body)
+        try:
+            with urllib.request.urlopen(request) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def client():
+        good = ask(json.dumps({"texts": texts}).encode())
+        bad = [ask(b"{"), ask(b"{}"), ask(b'{"texts": "one"}'), ask(b'{"texts": [1]}')]
+        server.shutdown()
+        return good, bad
+
+    with server, concurrent.futures.ThreadPoolExecutor() as pool:
+        asked = []
+        serve = server.serve_forever
+
+        def serve_and_ask():
+            server.RequestHandlerClass = names["Answers"]
+            asked.append(pool.submit(client))
+            serve()
+
+        monkeypatch.setattr(server, "serve_forever", serve_and_ask)
+        run_blocks(DOCS / "howto.md", "py", names)
+        (status, reply), refused = asked[0].result()
+    expected = [answer._asdict() for answer in pretrained.load("finetuned").predict(texts)]
+    assert (status, reply) == (200, {"answers": expected})
+    assert [status for status, _ in refused] == [400] * 4
+    assert all(reply["error"] for _, reply in refused)
 
 
 def test_the_recipes_align_what_they_say():

@@ -6,6 +6,7 @@ needs beyond JAX (`pip install align_jax[pretrained]`) is imported when a functi
 
 from align_jax.pretrained.errors import PretrainedError
 from align_jax.pretrained.load import HEADS, LoadReport, Pretrained, build, load
+from align_jax.pretrained.predict import Prediction
 from align_jax.pretrained.save import save
 from align_jax.pretrained.tokenizer import BUCKETS, Tokenizer
 from align_jax.pretrained.tokenizer_files import load_tokenizer
@@ -15,6 +16,7 @@ __all__ = [
     "BUCKETS",
     "HEADS",
     "LoadReport",
+    "Prediction",
     "Pretrained",
     "PretrainedError",
     "Tokenizer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from align_jax.alignment import NAME
 from align_jax.config import AlignmentConfig
 from align_jax.models.bert import BertConfig
 from align_jax.models.heads import (
@@ -42,6 +44,7 @@ from align_jax.pretrained.files import (
     read_safetensors,
     read_tensors,
 )
+from align_jax.pretrained.predict import Prediction, predict
 from align_jax.pretrained.tokenizer import Tokenizer
 from align_jax.pretrained.tokenizer_files import has_tokenizer, load_tokenizer
 
@@ -100,12 +103,64 @@ class Pretrained:
         """The names of the classes in order; none where the checkpoint only numbers them."""
         return getattr(self.model, "label_names", ())
 
+    def predict(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+    ) -> list[Prediction]:
+        """Labels texts or pairs of them, with probabilities; or scores them, for a regression.
+
+        Texts are sorted by length and padded to few lengths, in batches of few sizes, each compiled
+        at its first use: a text more costs what the model takes, whatever its length.
+
+        Args:
+            texts: the texts, or the first of each pair.
+            pairs: the second of each pair.
+            params: trained parameters; None takes the checkpoint's.
+            batch_size: how many go through the model at once.
+            max_length: in tokens; what is longer is cut. None takes the model's.
+
+        Returns:
+            One `Prediction` for each text, in order.
+
+        Raises:
+            ValueError: the model is no classifier, parameters of it were not in the checkpoint and
+                `params` has none either, a text is none, or a number is out of range.
+
+        Example:
+            >>> encoder = load("finetuned")  # doctest: +SKIP
+            >>> encoder.predict(["A warm and funny film."])[0].label  # doctest: +SKIP
+            'positive'
+        """
+        fresh = [name for name in self.report.fresh if f"/{NAME}/" not in name]
+        if params is None and fresh:
+            raise ValueError(
+                f"{self.report.folder} holds no {', '.join(fresh[:3])}: these are random, and so "
+                "would the answers be. Train them, and pass params=..., or load what `save` wrote."
+            )
+        if self.tokenizer is None:
+            raise ValueError("There is no tokenizer: load() found none, or was told to leave it.")
+        return predict(
+            self.model,
+            self.params if params is None else params,
+            self.tokenizer,
+            texts,
+            pairs,
+            batch_size=batch_size,
+            max_length=max_length,
+        )
+
 
 def load(
     name: str | os.PathLike[str],
     *,
     head: str = "classification",
     num_labels: int | None = None,
+    label_names: Sequence[str] | None = None,
     pooling: str | None = None,
     new_head: bool = False,
     alignment: AlignmentConfig | str | None = None,
@@ -130,6 +185,7 @@ def load(
         head: "encoder" for none, "classification", "regression", "multiple_choice" or "span". A
             classifier has the checkpoint's names of its classes too, unless it is a new one.
         num_labels: number of classes; None takes the checkpoint's. Only for classification.
+        label_names: names of a new classifier's classes in order, instead of their number.
         pooling: see `SequenceClassifier`; None takes what the architecture has (RoBERTa: "dense",
             others: "pooler"). Choose "mean" where the pooler was never trained.
         new_head: do not load the checkpoint's head, make a new one.
@@ -184,6 +240,9 @@ def load(
     check_choice("head", head, HEADS)
     if num_labels is not None and head != "classification":
         raise ValueError(f"num_labels is for head='classification', got head={head!r}.")
+    if label_names is not None:
+        _check_label_names(label_names, head, num_labels)
+        num_labels = len(label_names)
     folder = find_folder(name, revision=revision, offline=offline, cache_dir=cache_dir)
     values = read_json(folder / "config.json")
     config = from_json(
@@ -205,12 +264,25 @@ def load(
             label_names=label_names_in(values, model.labels, source),
             problem=problem_in(values, model.labels, source),
         )
+    if label_names is not None:
+        model = model.clone(label_names=tuple(label_names))
     params, report = _load_parameters(model, config, folder, new_head=new_head, seed=seed)
 
     loaded_tokenizer = None
     if tokenizer and has_tokenizer(folder):
         loaded_tokenizer = load_tokenizer(folder, config)
     return Pretrained(model, config, params, loaded_tokenizer, report)
+
+
+def _check_label_names(names: Sequence[str], head: str, num_labels: int | None) -> None:
+    if head != "classification":
+        raise ValueError(f"label_names is for head='classification', got head={head!r}.")
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"label_names is {names!r:.80}; expected a sequence of strings.")
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"label_names is {list(names)!s:.80}; expected names that all differ.")
+    if num_labels not in (None, len(names)):
+        raise ValueError(f"num_labels is {num_labels}, and there are {len(names)} label_names.")
 
 
 def _pooling_in(values: dict[str, Any], head: str) -> str | None:

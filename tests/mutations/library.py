@@ -574,6 +574,26 @@ _MODELS: tuple[Mutation, ...] = (
         ("no-residual-around-the-mlp", '"mlp_norm")(tokens + hidden)', '"mlp_norm")(hidden)'),
     ),
     *faults(
+        "align_jax/pretrained/predict.py",
+        "tests/pretrained/test_predict.py",
+        (
+            "predictions-in-the-order-of-lengths",
+            "outputs[places] =",
+            "outputs[start:][: len(places)] =",
+        ),
+        ("several-labels-share-one-probability", "if problem == MULTI_LABEL:", "if False:"),
+    ),
+    *faults(
+        "align_jax/pretrained/load.py",
+        "tests/pretrained/test_predict.py",
+        ("a-random-head-answers", "if params is None and fresh:", "if False:"),
+    ),
+    *faults(
+        "align_jax/collection.py",
+        "tests/test_mistakes.py",
+        ("initialised-parameters-over-ones-own", "into | given", "given | into"),
+    ),
+    *faults(
         "align_jax/models/layer_norm.py",
         "tests/models/test_layer_norm.py",
         (
