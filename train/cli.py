@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import runpy
+import sys
 from collections.abc import Callable, Sequence
 from logging import ERROR, LogRecord
 from typing import NoReturn
@@ -22,20 +23,26 @@ from train.registry import ConfigError, nearest
 # A flag that a function below defines is that of the command which calls it: --help shows it there.
 flags.disclaim_key_flags()
 
+HELP_CONFIG = "help-config"
 MISSING = "--config is missing; for instance --config=train/configs/digits.py."
 CACHE_VARIABLE = "ALIGN_JAX_CACHE"
 ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = ROOT / "train" / "configs"
+HELP = re.compile(r"--?(help|helpshort|helpfull|helpxml)|-\?")
+CONFIG_OPTION = re.compile(r"(--?config)(?:=([^:]*)(:.*)?)?", flags=re.DOTALL)
 
 
 def define_config_flag() -> flags.FlagHolder[ConfigDict]:
     """The flag --config=FILE.py[:arg], with --config.KEY=VALUE for every key of the file."""
     flag = _config_flag()
-    flags.declare_key_flag("config")
+    for name in ("config", HELP_CONFIG):
+        flags.declare_key_flag(name)
     return flag
 
 
 @functools.cache  # one flag, also where several commands are imported
 def _config_flag() -> flags.FlagHolder[ConfigDict]:
+    flags.DEFINE_bool(HELP_CONFIG, False, "Show every key of the config, and what it means.")
     return config_flags.DEFINE_config_file(
         "config",
         help_string="The experiment: a file in train/configs, such as digits.py, glue.py:mrpc, "
@@ -128,6 +135,11 @@ def require_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
         flag.value.is_locked  # noqa: B018  (a file that failed to load raises at its first use)
     except OSError as error:
         raise ConfigError(f"--config: {' '.join(str(error).split())}") from error
+    if flags.FLAGS[HELP_CONFIG].value:
+        from train.configs.keys import describe
+
+        print(describe(flag.value))
+        sys.exit(0)
     return flag.value
 
 
@@ -138,14 +150,36 @@ def load_config(name: str) -> ConfigDict:
         name: "FILE.py" or "FILE.py:ARGUMENT"; a relative file is one of this checkout.
 
     Raises:
-        OSError: there is no such file.
+        ConfigError: there is no such file.
 
     Example:
         >>> load_config("train/configs/planetoid.py:cora").name
         'planetoid-cora'
     """
     file, _, argument = name.partition(":")
-    return runpy.run_path(str(ROOT / file))["get_config"](argument)
+    return runpy.run_path(find_config(file))["get_config"](argument)
+
+
+def find_config(file: str) -> str:
+    """The path of a config's file, given as such, from the checkout's root, or by its name alone.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+
+    Example:
+        >>> pathlib.Path(find_config("digits")).parent.name
+        'configs'
+    """
+    for name in (file, f"{file}.py"):
+        for folder in (pathlib.Path(), ROOT, CONFIGS):
+            if (folder / name).is_file():
+                return str(folder / name)
+    known = sorted(x.name for x in CONFIGS.glob("*.py") if "def get_config(" in x.read_text())
+    near = nearest(pathlib.Path(file).stem, [name.removesuffix(".py") for name in known])
+    hint = near.replace('"? ', '.py"? ')
+    raise ConfigError(
+        f"--config: there is no file {file!r}; {hint}train/configs has {', '.join(known)}."
+    )
 
 
 def use_compilation_cache() -> None:
@@ -161,13 +195,35 @@ def use_compilation_cache() -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
+    argv = _with_found_config(argv)
     try:
-        return flags.FLAGS(list(argv))
+        return flags.FLAGS(argv)
+    except SystemExit:
+        if any(HELP.fullmatch(argument) for argument in argv[1:]):
+            sys.exit(0)  # absl's status would be 1
+        raise
     except flags.Error as error:
         # Above the last line: the trace of an error in the file.
         raise ConfigError(str(error).strip().splitlines()[-1]) from error
     except (KeyError, AttributeError) as error:
         raise ConfigError(_unknown_key(argv, error)) from error
+
+
+def _with_found_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the config's file where `find_config` finds it."""
+    found = list(argv)
+    for place, argument in enumerate(found):
+        match = CONFIG_OPTION.fullmatch(argument)
+        if match is None:
+            continue
+        option, file, rest = match.groups()
+        if file is None:  # it is the next argument
+            if place + 1 < len(found):
+                file, colon, rest = found[place + 1].partition(":")
+                found[place + 1] = find_config(file) + colon + rest
+        elif file:
+            found[place] = f"{option}={find_config(file)}{rest or ''}"
+    return found
 
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str:

@@ -110,6 +110,10 @@ def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Sta
         return _end(error.label + " ".join(str(error).splitlines()), error.status)
     except OSError as error:
         return _end(f"error: {describe(error)}", 2)
+    except ModuleNotFoundError as error:
+        if _is_ours(error):
+            raise
+        return _end(f"error: {_missing(error)}", 2)
     except Exception as error:
         jax = sys.modules.get("jax")
         if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
@@ -200,6 +204,9 @@ def install_hooks() -> None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, ModuleNotFoundError) and not _is_ours(error):  # as the command began
+        _say(f"error: {_missing(error)}")
+        os._exit(2)
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
@@ -215,6 +222,17 @@ def _unraisable(problem: sys.UnraisableHookArgs) -> None:
     # TensorStore's threads, whose writes failed, find that Orbax has given them up.
     elif str(problem.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(problem)
+
+
+def _is_ours(error: ModuleNotFoundError) -> bool:
+    return (error.name or "align_jax").partition(".")[0] in ("align_jax", "train")
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    return (
+        f"the package {str(error.name).partition('.')[0]!r} is not installed for "
+        f"{sys.executable}. In the checkout, with that Python: -m pip install -r requirements.txt"
+    )
 
 
 def _end(text: str, status: int) -> int:

@@ -1,7 +1,7 @@
 """Pretrained text encoders: a checkpoint's folder or hub name in, a Flax model out; and back.
 
 The one part of the library that reads and writes files. Nothing else imports it, and what it
-needs beyond JAX (`pip install align_jax[pretrained]`) is imported when a function needs it.
+needs beyond JAX (`pip install ".[pretrained]"` in a checkout) is imported when a function needs it.
 """
 
 from align_jax.pretrained.errors import PretrainedError

@@ -19,13 +19,12 @@ class PretrainedError(ValueError):
     """
 
 
-def require(module: str, purpose: str, package: str = "align_jax[pretrained]") -> ModuleType:
+def require(module: str, purpose: str) -> ModuleType:
     """Imports an optional package.
 
     Args:
         module: what to import.
         purpose: what it is needed for, in a few words.
-        package: what to install, as pip is told it.
 
     Raises:
         ImportError: it is not installed; the message says how to.
@@ -33,6 +32,7 @@ def require(module: str, purpose: str, package: str = "align_jax[pretrained]") -
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
         raise ImportError(
-            f"{purpose} needs the package {module.partition('.')[0]!r}: pip install '{package}'."
+            f"{purpose} needs the package {package!r}: pip install {package}."
         ) from error

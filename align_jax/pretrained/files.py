@@ -224,7 +224,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_bin(path: Path) -> dict[str, np.ndarray]:
     purpose = f"Reading {path.name} (there is no {SAFETENSORS} beside it)"
-    torch = require("torch", purpose, package="torch")
+    torch = require("torch", purpose)
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, Mapping):
         raise PretrainedError(f"{path} holds {type(state).__name__}; expected named tensors.")

@@ -6,6 +6,34 @@ from tests.mutations.mutation import Mutation, faults
 
 _TASKS: tuple[Mutation, ...] = (
     *faults(
+        "train/run/log.py",
+        "tests/train/run/test_log.py",
+        ("time-left-of-the-whole-run", "(self._steps - step) / max", "self._steps / max"),
+        (
+            "a-reader-that-is-gone-ends-the-run",
+            "contextlib.suppress(OSError):  # at",
+            "contextlib.nullcontext():  # at",
+        ),
+    ),
+    *faults(
+        "train/run/sinks.py",
+        "tests/train/run/test_sinks.py",
+        (
+            "points-are-sent-again",
+            "            self._points = {}\n\n    def close",
+            "\n    def close",
+        ),
+    ),
+    *faults(
+        "train/run/folder.py",
+        "tests/train/run/test_folder.py",
+        (
+            "an-option-that-is-new-and-on-is-no-difference",
+            "(old is missing and not new)",
+            "(old is missing)",
+        ),
+    ),
+    *faults(
         "train/tasks/answers.py",
         "tests/train/tasks/test_answers.py",
         (

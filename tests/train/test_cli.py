@@ -40,7 +40,11 @@ def test_a_mistyped_flag_ends_in_one_line(argument: str, message: str, tmp_path)
     ("arguments", "message"),
     [
         ([], "--config is missing"),
-        (["--config=no/such/file.py"], "No such file or directory: 'no/such/file.py'"),
+        (["--config=no/such/x.py"], "no file 'no/such/x.py'; train/configs has digits.py, "),
+        (["--config=digit.py"], "no file 'digit.py'; did you mean \"digits.py\"?"),
+        (["--config", "glu:mrpc"], "no file 'glu'; did you mean \"glue.py\"?"),
+        (["--config=glue:mrpx"], "'mrpx' is no task"),
+        ([CONFIG, "--config.alignment.method=CT"], "got 'CT'. Did you mean 'ct'?"),
         ([CONFIG, "oops"], "unexpected argument 'oops'"),
     ],
 )
@@ -54,8 +58,19 @@ def test_a_command_that_cannot_work_says_why(arguments: list[str], message: str)
 @pytest.mark.parametrize("module", ["train", "train.sweep", "train.benchmarks.text_step"])
 def test_help_shows_every_flag(module: str) -> None:
     done = command("--help", module=module, forked=True)
+    assert done.returncode == 0
     assert "--config:" in done.stdout
     assert f"python -m {module} --config=" in done.stdout
+
+
+@pytest.mark.parametrize("option", [["--config=digits"], ["--config", "digits.py"]])
+def test_a_config_is_found_by_its_name_and_shows_its_keys(option: list[str]) -> None:
+    done = command(*option, "--help-config", "--config.seed=7", forked=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "--config.seed=7" in lines
+    place = lines.index("--config.optimizer.warmup_steps=100")
+    assert lines[place + 1].strip() == "steps of linear increase from 0."
 
 
 def test_only_a_single_run_is_shared_by_processes(tmp_path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -66,6 +67,23 @@ def test_what_the_user_can_mend_ends_in_one_line(capsys, error, status, said) ->
     assert capsys.readouterr().err.startswith(said)
     assert status_of(raising(error)) == status
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.fault(
+    "A command without the packages that it needs", "One line that names the package, status 2"
+)
+def test_a_package_that_is_missing_is_named(tmp_path, capsys) -> None:
+    # While the command imports: a Python that finds nothing but its own library.
+    bare = [sys.executable, "-S", "-m", "train", "--config=digits.py"]
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: the package '\w+' is not installed for .*requirements.txt\n",
+                        done.stderr)  # fmt: skip
+    # And later.
+    assert status_of(raising(ModuleNotFoundError("No module named 'x'", name="x.y"))) == 2
+    assert capsys.readouterr().err.startswith("error: the package 'x' is not installed for")
+    with pytest.raises(ModuleNotFoundError):
+        status_of(raising(ModuleNotFoundError("No module named 'train.z'", name="train.z")))
 
 
 @pytest.mark.fault("Ctrl-C, also while a command imports", "One line, status 130")

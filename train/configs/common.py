@@ -32,7 +32,7 @@ def default_config() -> ConfigDict:
     config.alignment.warmup_steps = 0
 
     config.train = ConfigDict()
-    config.train.steps = 1000
+    config.train.steps = 1000  # the run's length; one step is one batch
     config.train.parallel = "pmap"  # or "mesh": parameters cut as well, many hosts
     config.train.mesh_model = 1  # devices that share a copy of the parameters, by heads and units
     config.train.mesh_fsdp = False  # whether the copies, too, hold a part of each parameter
@@ -40,17 +40,20 @@ def default_config() -> ConfigDict:
     config.train.microbatch_size = 0
     config.train.microbatch_cpu_only = False  # on other devices all rows at once
     config.train.init_from = ""  # another run's folder, whose parameters to start from
-    config.train.log_every = 50
-    config.train.checkpoint_every = 500
+    config.train.log_every = 50  # steps between records of the loss and the alignment
+    # Where curves go beside the run's folder: "wandb", or "module:class" of a train.run.sinks.Sink.
+    config.train.log_to = ""
+    config.train.checkpoint_every = 500  # steps
     config.train.keep_checkpoints = 2  # the newest ones; the best one is kept beside them
     # Which checkpoint is the best, of those saved right after an evaluation; for --step of predict.
     config.train.monitor = "validation/accuracy:max"
     config.train.restore_best = False  # end with the parameters best by all of patience_metrics
     config.train.patience = 0  # evaluations without improvement before stopping; 0: never stop
+    # An evaluation at which one of them improves resets the patience; the best is best by all.
     config.train.patience_metrics = ("validation/loss:min", "validation/accuracy:max")
 
     config.eval = ConfigDict()
-    config.eval.every = 500
+    config.eval.every = 500  # steps
     config.eval.at_start = True  # the curves' first point; and a mistake shows now, not in hours
     config.eval.during = ("validation",)  # splits evaluated while training
     config.eval.final = ("validation", "test")  # splits evaluated at the end
@@ -61,9 +64,9 @@ def default_config() -> ConfigDict:
     config.eval.stochastic_passes = 0  # with dropout, at the end, for PAvPU; the paper has 20
     # Held out: at the end, a temperature fitted on it scales the other splits' logits; "": none.
     config.eval.temperature_split = ""
-    config.eval.mmd_split = "validation"
+    config.eval.mmd_split = "validation"  # whose keys and queries are compared
     config.eval.mmd_examples = 128  # examples whose keys and queries are compared; 0: none
-    config.eval.mmd_bandwidth = 1.0
+    config.eval.mmd_bandwidth = 1.0  # of the paper's MMD; the scale-free one finds its own
     config.eval.mmd_every = 1  # evaluations; 0: before the first step and at the end alone
     return config
 

@@ -27,7 +27,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from train.devices import hosts
 from train.places import is_remote
 from train.run.early_stopping import Criterion
-from train.run.folder import CheckpointError, NotWritten
+from train.run.folder import CHECKPOINTS, CheckpointError, NotWritten
 from train.step.state import TrainState
 
 
@@ -75,7 +75,7 @@ class Checkpoints:
         self, workdir: pathlib.Path, keep: int, monitor: Criterion, *, read_only: bool = False
     ) -> None:
         workdir = workdir if is_remote(workdir) else workdir.resolve()
-        self.folder = workdir / "checkpoints"
+        self.folder = workdir / CHECKPOINTS
         self.damaged = workdir / "damaged"
         if read_only and not self.folder.exists():
             raise CheckpointError(f"{self.folder} holds no checkpoint; it does not exist.")

@@ -24,6 +24,7 @@ from train.run.lock import LOCK, locked
 CONFIG = "config.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 COMMAND = "command.txt"  # of a sweep: what it was started with
 STEP_TIMES = "step_times.json"  # of a sweep
 TABLE = "table.json"  # of a sweep that is done
@@ -118,6 +119,23 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     return read_json(marker)
 
 
+def check_is_one_run(workdir: pathlib.Path) -> None:
+    """Refuses the folder of a sweep, or another that holds the folders of runs.
+
+    Raises:
+        CheckpointError: names the runs in it.
+    """
+    if (workdir / CHECKPOINTS).exists() or is_remote(workdir) or not workdir.is_dir():
+        return
+    inside = sorted(x.name for x in workdir.iterdir() if (x / CONFIG).is_file())
+    if inside:
+        names = ", ".join(inside[:8]) + (", ..." if inside[8:] else "")
+        raise CheckpointError(
+            f"{workdir} holds several runs: {names}. Name one of them, such as "
+            f"{workdir / inside[0]}."
+        )
+
+
 @contextlib.contextmanager
 def making_sense_of(path: pathlib.Path) -> Iterator[None]:
     """Turns whatever comes of a file of JSON that was edited, and holds anything, into one error.
@@ -143,7 +161,10 @@ def making_sense_of(path: pathlib.Path) -> Iterator[None]:
 
 
 def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """'section.key: saved -> given' for each key that determines the model or its training."""
+    """'section.key: saved -> given' for each key that determines the model or its training.
+
+    A key that only the given config has, with a value that switches it off, is no difference.
+    """
     flat = [
         traverse_util.flatten_dict({k: v for k, v in x.items() if k not in FREE_SECTIONS}, sep=".")
         for x in (saved, given)
@@ -152,7 +173,8 @@ def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> li
     lines = []
     for key in sorted(flat[0].keys() | flat[1].keys()):
         old, new = flat[0].get(key, missing), flat[1].get(key, missing)
-        if old != new:
+        # A run from before there was an option is one without it.
+        if old != new and not (old is missing and not new):
             shown = ["absent" if x is missing else repr(x) for x in (old, new)]
             lines.append(f"{key} was {shown[0]}, now {shown[1]}")
     return lines

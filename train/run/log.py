@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from train.process import naming
 from train.registry import ConfigError
 from train.run.events import EventFile
 from train.run.folder import METRICS, CheckpointError, write_text
+from train.run.sinks import Sink
 
 NOT_CURVES = ("reliability",)  # a whole diagram, no number over the steps
 SHOWN_EVALUATIONS = 24
@@ -37,6 +40,7 @@ class RunLog:
         start: the step at which this process starts.
         console: where to print.
         title: the run's name on the terminal.
+        sinks: see `train.run.sinks`; they get what TensorBoard gets.
 
     Attributes:
         last_train: the newest record of the training split, also an earlier process's.
@@ -49,6 +53,7 @@ class RunLog:
         start: int,
         console: rich.console.Console,
         title: str,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self._workdir = self._local = workdir
         kept = _drop_after(workdir / METRICS, start)
@@ -62,6 +67,8 @@ class RunLog:
         )
         self._file = self._path.open("a")
         self._events = EventFile(self._local / "tensorboard", start)
+        self._sinks: tuple[Sink, ...] = (self._events, *sinks)
+        self._steps, self._title = steps, title
         self._console = console
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn(title),
@@ -136,16 +143,22 @@ class RunLog:
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
         curves = {name: value for name, value in values.items() if name not in NOT_CURVES}
-        for name, value in _scalars(curves, split):
-            self._events.scalar(name, value, step)
-        self._events.flush()
+        for sink in self._sinks:
+            for name, value in _scalars(curves, split):
+                sink.scalar(name, value, step)
+            sink.flush()
         if split == "train":
             self.last_train = record
             loss = values.get("loss", np.nan)  # of no step, if all were skipped
-            note = f"loss {loss:.4f}  {values['steps_per_second']:.1f} steps/s"
+            rate = values["steps_per_second"]
+            note = f"loss {loss:.4f}  {rate:.1f} steps/s"
             self._progress.update(self._task, completed=step, note=note)
+            left = datetime.timedelta(seconds=round((self._steps - step) / max(rate, 1e-9)))
+            self._say(step, f"loss {loss:.4f}, {rate:.3g} steps/s, {left} left")
         else:
             self._evaluations.append(record)
+            shown = [f"{name} {record[name]:.4f}" for name in SHOWN if name in record]
+            self._say(step, f"{split}: {', '.join(shown)}")
 
     def notice(self, step: int, text: str) -> None:
         """Prints a warning, once, and keeps it among TensorBoard's texts.
@@ -157,8 +170,17 @@ class RunLog:
         kind = text.partition(":")[0]  # what follows are numbers, which change
         if kind not in self._noticed:
             self._noticed.add(kind)
-            self._events.text("notice", text, step)
+            for sink in self._sinks:
+                sink.text("notice", text, step)
             self._console.print(f"Step {step}: {text}", markup=False, highlight=False)
+
+    def _say(self, step: int, text: str) -> None:
+        """A line, where nobody sees the progress bar: in a file, or the log of a cluster's job."""
+        if not self._console.is_terminal:
+            line = f"{self._title}: step {step} of {self._steps}, {text}"
+            # Who does not read it does not end the run; `train.process` says it at the end.
+            with contextlib.suppress(OSError):  # at once, whatever buffers a file has
+                print(line, file=self._console.file, flush=True)
 
     def print_evaluations(self, title: str) -> None:
         """Prints the evaluations of this process as a table, of very many the last ones."""

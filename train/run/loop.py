@@ -25,6 +25,7 @@ from train.run.folder import (
     CONFIG,
     RESULT,
     CheckpointError,
+    check_is_one_run,
     check_same_experiment,
     claimed,
     making_sense_of,
@@ -35,6 +36,7 @@ from train.run.folder import (
 from train.run.interruption import Interrupted, Interruption
 from train.run.lock import check_not_locked
 from train.run.log import RunLog, SilentLog
+from train.run.sinks import opened
 from train.run.trainer import Trainer
 from train.step.state import TrainState
 
@@ -98,7 +100,10 @@ def run(
             del initial  # a second copy of everything, if the run goes on from a checkpoint
             make_log = RunLog if hosts.is_first() else SilentLog
             with (
-                make_log(workdir, config.train.steps, trainer.step, console, _title(config)) as log,
+                opened(_sink(config), workdir, _title(config), config) as sinks,
+                make_log(
+                    workdir, config.train.steps, trainer.step, console, _title(config), sinks
+                ) as log,
                 Interruption() as interruption,
             ):
                 trainer.train(log, interruption, deadline)
@@ -132,6 +137,7 @@ def restore_run(
         ConfigError: a part refuses what the config says.
     """
     workdir = place_of(workdir, "the run's folder", bucket=True)
+    check_is_one_run(workdir)
     with making_sense_of(workdir / CONFIG):
         if config is None:
             config = ConfigDict(read_config(workdir))
@@ -180,6 +186,10 @@ def start_from(
     )
     params = traverse_util.unflatten_dict(own | taken, sep="/")
     return state.replace(params=params, opt_state=state.tx.init(params))
+
+
+def _sink(config: ConfigDict) -> str:
+    return config.train.get("log_to", "") if hosts.is_first() else ""
 
 
 def _title(config: ConfigDict) -> str:

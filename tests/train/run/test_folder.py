@@ -8,12 +8,14 @@ import pytest
 
 from train.run.folder import (
     CheckpointError,
+    check_is_one_run,
     claim_folder,
     config_differences,
     read_config,
     to_json,
     write_json,
 )
+from train.run.loop import restore_run
 
 
 def test_a_folder_left_by_a_run_killed_at_its_start_is_taken(tmp_path, tiny_config) -> None:
@@ -69,6 +71,23 @@ def test_differences_include_absent_keys() -> None:
         "model.a was 1, now absent",
         "model.b was absent, now [1]",
     ]
+    # A run from before there was an option goes on without it.
+    off = {"a": 1, "b": 0, "c": (), "d": "", "e": None, "f": False}
+    assert config_differences({"model": {"a": 1}}, {"model": off}) == []
+    assert config_differences({"model": off}, {"model": {"a": 1}}) != []
+
+
+def test_the_folder_of_a_sweep_is_told_from_that_of_a_run(tmp_path) -> None:
+    for name in ("ct-seed0", "none-seed0", "pictures"):
+        (tmp_path / name).mkdir()
+        if "seed" in name:
+            (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"holds several runs: ct-seed0, none-seed0\. Name on"
+    ):
+        restore_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    check_is_one_run(tmp_path)
 
 
 def test_written_json_reads_back_and_leaves_no_temporary_file(tmp_path, tiny_config) -> None:

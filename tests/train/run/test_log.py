@@ -59,6 +59,34 @@ def test_tensorboard_gets_the_records(tmp_path, start, purged) -> None:
     assert [record["step"] for record in read_records(tmp_path)] == [6]
 
 
+def test_off_a_terminal_there_is_a_line_for_each_record(tmp_path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    output = io.StringIO()
+    console = rich.console.Console(file=output)
+    with RunLog(tmp_path / "a", 190, 0, console, "digits ct seed 0") as log:
+        log.write(10, "train", VALUES)
+        log.write(10, "validation", {"loss": 0.25, "accuracy": 0.9, "reliability": [1]})
+    assert output.getvalue().splitlines() == [
+        "digits ct seed 0: step 10 of 190, loss 0.5000, 2 steps/s, 0:01:30 left",
+        "digits ct seed 0: step 10 of 190, validation: loss 0.2500, accuracy 0.9000",
+    ]
+    terminal = rich.console.Console(file=(output := io.StringIO()), force_terminal=True)
+    with RunLog(tmp_path / "b", 190, 0, terminal, "digits") as log:  # it has a bar
+        log.write(10, "train", VALUES)
+    assert "step 10 of" not in output.getvalue()
+
+
+def test_a_run_goes_on_when_nobody_reads_it(tmp_path) -> None:
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    with RunLog(tmp_path, 10, 0, rich.console.Console(file=Closed()), "title") as log:
+        log.write(6, "train", VALUES)
+    assert [record["step"] for record in read_records(tmp_path)] == [6]
+
+
 def fill_up(file) -> None:
     """From now on an open file has no room."""
     os.dup2(os.open(FULL, os.O_WRONLY), file.fileno())

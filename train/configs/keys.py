@@ -1,0 +1,104 @@
+"""What the keys of a config mean: read off the docstrings and comments that say so already."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from align_jax import AlignmentConfig
+from train.configs import common
+from train.data import DATA
+from train.experiment.experiment import MODELS
+from train.registry import look_up
+from train.step.optimizer import OptimizerConfig
+from train.step.state import AlignmentTerm
+from train.tasks import TASKS
+
+
+def describe(config: ConfigDict) -> str:
+    """Every key of a config as the flag that sets it, with its value and what it means.
+
+    Args:
+        config: an experiment's.
+
+    Raises:
+        ConfigError: a part that it names does not exist.
+
+    Example:
+        >>> from train.configs import digits
+        >>> print(describe(digits.get_config()).partition("--config.optimizer.warmup")[0])
+        --config.name='digits'
+        --config.seed=0
+        --config.optimizer.name='adamw'
+            "adamw" decays the weights beside the gradient; ...
+        ...
+    """
+    models = {name: parts[0] for name, parts in MODELS.items()}
+    meanings = {
+        "optimizer": attributes(OptimizerConfig),
+        "alignment": attributes(AlignmentConfig) | attributes(AlignmentTerm),
+        "data": attributes(look_up("data", config.data.name, DATA)),
+        "task": attributes(look_up("task", config.task.name, TASKS)),
+        "model": attributes(look_up("model", config.model.name, models)),
+    } | {kind: comments(common, f"config.{kind}") for kind in ("train", "eval")}
+    lines = []
+    for section, values in config.items():
+        if not isinstance(values, ConfigDict):
+            lines.append(f"--config.{section}={values!r}")
+            continue
+        for key, value in values.items():
+            lines.append(f"--config.{section}.{key}={_shown(value)}")
+            meaning = meanings.get(section, {}).get(key)
+            if meaning:
+                lines.append(textwrap.fill(meaning, 88, initial_indent="    ",
+                                           subsequent_indent="    "))  # fmt: skip
+    return "\n".join(lines)
+
+
+def attributes(documented: Any) -> dict[str, str]:
+    """What a class's docstring says of each of its attributes or arguments."""
+    found: dict[str, str] = {}
+    for kind in (documented, *getattr(documented, "__mro__", ())):
+        text = inspect.cleandoc(kind.__doc__ or "")
+        for section in re.findall(r"^(?:Attributes|Args):\n((?: .*\n?|\n)+)", text, flags=re.M):
+            for names, meaning in re.findall(
+                r"^(\w+(?:, \w+)*): (.+(?:\n +.+)*)", textwrap.dedent(section), flags=re.M
+            ):
+                for name in names.split(", "):
+                    found.setdefault(name, " ".join(meaning.split()))
+    return found
+
+
+def comments(module: ModuleType, prefix: str) -> dict[str, str]:
+    """The comment above, in or behind each assignment to `prefix.NAME` in a module's source."""
+    source = inspect.getsource(module)
+    said = {
+        token.start[0]: (token.string.lstrip("# "), token.line.lstrip().startswith("#"))
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Assign):
+            continue
+        owner, _, name = ast.unparse(node.targets[0]).rpartition(".")
+        first = node.lineno
+        while said.get(first - 1, ("", False))[1]:
+            first -= 1
+        words = [said[line][0] for line in range(first, (node.end_lineno or first) + 1)
+                 if line in said]  # fmt: skip
+        if owner == prefix and words:
+            found[name] = " ".join(words)
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else repr(value)
