@@ -6,6 +6,20 @@ from tests.mutations.mutation import Mutation, faults
 
 _TASKS: tuple[Mutation, ...] = (
     *faults(
+        "train/devices/mesh.py",
+        "tests/train/devices/test_mesh.py",
+        (
+            "fsdp-gathers-the-batch",
+            "gather=gather if fsdp else lambda params: params",
+            "gather=lambda params: params",
+        ),
+        (
+            "an-embeddings-gradient-from-the-whole-batch",
+            "for sharding in (whole, cut):",
+            "for sharding in (cut,):",
+        ),
+    ),
+    *faults(
         "train/run/log.py",
         "tests/train/run/test_log.py",
         ("time-left-of-the-whole-run", "(self._steps - step) / max", "self._steps / max"),

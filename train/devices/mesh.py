@@ -136,11 +136,22 @@ class _Programs(NamedTuple):
 def _programs(mesh: Mesh, fsdp: bool, microbatch_size: int) -> _Programs:
     rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((DATA,), ()))
 
+    constrain = jax.lax.with_sharding_constraint
+
+    def gather(params: Any) -> Any:
+        whole, cut = (shardings(params, mesh, fsdp=each) for each in (False, True))
+        return jax.tree.map(_gathered, params, whole, cut)
+
     def placed_train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        # Left to itself, the partitioner gathers the batch rather than the parameters.
+        batch = constrain(batch, jax.tree.map(lambda _: rows, batch))
         state, report = train_step(
-            state, batch, microbatch_size=microbatch_size, shares=mesh.shape[DATA]
+            state,
+            batch,
+            microbatch_size=microbatch_size,
+            shares=mesh.shape[DATA],
+            gather=gather if fsdp else lambda params: params,
         )
-        constrain = jax.lax.with_sharding_constraint
         where = shardings(state, mesh, fsdp)
         return constrain(state, where), constrain(report, jax.tree.map(lambda _: whole, report))
 
@@ -150,6 +161,27 @@ def _programs(mesh: Mesh, fsdp: bool, microbatch_size: int) -> _Programs:
         stochastic_step=jax.jit(stochastic_step, static_argnums=(3,), out_shardings=whole),
         replicate=jax.jit(lambda arrays: arrays, out_shardings=whole),
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x: Any, whole: NamedSharding, cut: NamedSharding) -> Any:
+    """A parameter made whole for its use; what its gradient sums over devices comes back cut."""
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gathered_forward(x: Any, whole: NamedSharding, cut: NamedSharding) -> tuple[Any, None]:
+    return _gathered(x, whole, cut), None
+
+
+def _gathered_backward(whole: NamedSharding, cut: NamedSharding, _: None, gradient: Any) -> Any:
+    # Whole first: cut at once, the gradient of an embedding would be made from the whole batch's.
+    # The sum over devices and the cut become one reduce-scatter where the hardware has it.
+    for sharding in (whole, cut):
+        gradient = jax.lax.with_sharding_constraint(gradient, sharding)
+    return (gradient,)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:

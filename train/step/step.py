@@ -8,7 +8,7 @@ numbers (dropout) differ, since every device draws its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -31,6 +31,7 @@ def train_step(
     axis_name: str | None = None,
     microbatch_size: int = 0,
     shares: int = 1,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Takes one optimiser step on `task loss + weight * alignment`.
 
@@ -46,6 +47,7 @@ def train_step(
             dropout, which draws anew for each part, in less memory. 0: all at once.
         shares: devices over which a mesh has cut the batch along its rows, so that each of them
             has its rows of every part.
+        gather: makes whole parameters of those that each device holds a part of.
 
     Returns:
         The next state, and sums and counts over all devices: "loss" (task + weighted alignment),
@@ -68,7 +70,7 @@ def train_step(
         params: Any, part: Batch, rng: Array, counts: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Any]]:
         """This part's share of the loss; the shares add up to the loss of the whole batch."""
-        outputs, collections = _forward(state, params, part, {"dropout": rng})
+        outputs, collections = _forward(state, gather(params), part, {"dropout": rng})
         losses = _losses(state, outputs, part)
         task_loss = jnp.where(part["mask"], losses, 0.0).sum() / jnp.maximum(examples, 1.0)
         alignment, report = _alignment(state, collections, part, axis_name, counts, number)

@@ -1,0 +1,105 @@
+"""What the devices of a mesh send each other, read off the compiled step."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import defaultdict
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from align_jax import AlignmentConfig
+from align_jax.models import BertConfig, SequenceClassifier
+from train.devices.mesh import MeshRunner
+from train.step.optimizer import OptimizerConfig, make_optimizer
+from train.step.state import AlignmentTerm, TrainState, create_state
+from train.step.step import train_step
+from train.tasks.text import TextClassification
+
+pytestmark = pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
+
+# All sizes differ, and from their quarters: so that a shape says what it is of.
+ROWS, TOKENS, HIDDEN, MLP, VOCABULARY = 20, 24, 64, 256, 8192
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
+
+
+def example() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, TOKENS, ROWS)
+    return {
+        "input_ids": rng.integers(1, 200, (ROWS, TOKENS)).astype(np.int32),
+        "attention_mask": (np.arange(TOKENS) < lengths[:, None]).astype(np.int32),
+        "token_type_ids": np.zeros((ROWS, TOKENS), np.int32),
+        "label": rng.integers(0, 2, ROWS).astype(np.int32),
+        "mask": np.arange(ROWS) < ROWS - 3,
+    }
+
+
+def state() -> TrainState:
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, layers=1, heads=4, mlp_size=MLP, dropout=0.0,
+        attention_dropout=0.0, max_positions=TOKENS, alignment=AlignmentConfig("ct"),
+    )  # fmt: skip
+    batch = {name: x[:1] for name, x in example().items()}
+    return create_state(
+        SequenceClassifier(config, 2), make_optimizer(OptimizerConfig(), 100), TextClassification(),
+        AlignmentTerm(AlignmentConfig("ct"), 0.1, 0), batch, seed=0,
+    )  # fmt: skip
+
+
+@functools.cache
+def compiled(*, fsdp: bool):
+    """The step on a mesh of four, compiled for placed arguments."""
+    runner = MeshRunner(jax.local_devices()[:4], fsdp=fsdp)
+    arguments = runner.place(state()), runner.shard(example())
+    with jax.set_mesh(runner._mesh):
+        return runner, runner._programs.train_step.lower(*arguments).compile()
+
+
+def collectives(text: str) -> dict[str, set[tuple[int, ...]]]:
+    """The shapes that each kind of collective moves."""
+    found = defaultdict(set)
+    for kinds, name in COLLECTIVE.findall(text):
+        for shape in re.findall(r"\w+\[([\d,]*)\]", kinds):
+            found[name].add(tuple(int(size) for size in shape.split(",") if size))
+    return found
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_devices_exchange_parameters_and_never_the_batch(fsdp: bool) -> None:
+    found = collectives(compiled(fsdp=fsdp)[1].as_text())
+    shapes = {x.shape for x in jax.tree.leaves(state().params)}
+    assert set(found) == ({"all-reduce", "all-gather"} if fsdp else {"all-reduce"})
+    if fsdp:  # at least the matrices of attention and MLP, and the words
+        assert {(VOCABULARY, HIDDEN), (HIDDEN, MLP), (MLP, HIDDEN)} <= found["all-gather"] <= shapes
+    for shape in set().union(*found.values()):
+        assert not {ROWS, ROWS * TOKENS, ROWS // 4, ROWS // 4 * TOKENS} & set(shape), shape
+
+
+def test_cut_parameters_need_less_memory_beside_the_state_too() -> None:
+    whole, cut = (compiled(fsdp=fsdp)[1].memory_analysis() for fsdp in (False, True))
+    assert cut.argument_size_in_bytes < 0.3 * whole.argument_size_in_bytes
+    assert cut.temp_size_in_bytes < whole.temp_size_in_bytes
+
+
+def test_the_step_is_that_of_one_device() -> None:
+    runner, program = compiled(fsdp=True)
+    placed, report = program(runner.place(state()), runner.shard(example()))
+    expected, expected_report = jax.jit(train_step)(state(), example())
+    for name in ("loss", "alignment", "gradient_norm"):
+        np.testing.assert_allclose(
+            report[name].compute(), expected_report[name].compute(), rtol=1e-5
+        )
+    before, after, found = (
+        traverse_util.flatten_dict(jax.device_get(x.params), sep="/")
+        for x in (state(), expected, placed)
+    )
+    for name, parameter in after.items():
+        np.testing.assert_allclose(found[name], parameter, atol=5e-5, err_msg=name)
+    moved = [name for name in after if not np.array_equal(before[name], after[name])]
+    assert len(moved) > 0.9 * len(after)
