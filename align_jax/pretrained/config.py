@@ -37,6 +37,12 @@ _ALBERT = {
 }
 KEYS = {"bert": _BERT, "roberta": _BERT, "albert": _ALBERT}
 
+# A model that `transformers` has no class for has a type that it does not know: "align_jax_bert".
+OWN_PREFIX = "align_jax_"
+# How such a model pools, so that loading it back needs no option, and the file with its weights.
+POOLING_KEY = "align_jax_pooling"
+WEIGHTS_KEY = "align_jax_weights"
+
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 # What config.json leaves out has its library's default, which differs from ours in places.
@@ -80,10 +86,11 @@ def from_json(values: Mapping[str, Any], source: str, **options: Any) -> Encoder
             of range.
         ValueError: one of the options that override is out of range.
     """
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in KEYS:
+    named = values.get("model_type")
+    kind = named.removeprefix(OWN_PREFIX) if isinstance(named, str) else None
+    if kind not in KEYS:
         raise PretrainedError(
-            f"{source} says model_type {kind!r}; supported are {tuple(KEYS)}. Choose a checkpoint "
+            f"{source} says model_type {named!r}; supported are {tuple(KEYS)}. Choose a checkpoint "
             "of one of these."
         )
     for key, accepted in _FIXED.items():

@@ -16,6 +16,7 @@ from align_jax.pretrained.errors import PretrainedError, require
 from align_jax.pretrained.forms import (
     ALIGNMENT,
     BIN,
+    OWN_SAFETENSORS,
     SAFETENSORS,
     has_weights,
     refuse_adapters,
@@ -27,7 +28,8 @@ PACKAGE = "package:"
 # others need what their models' authors did with them.
 TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",))
 _NEEDED = (
-    "config.json", SAFETENSORS, "model-*.safetensors", f"{SAFETENSORS}.index.json", ALIGNMENT,
+    "config.json", SAFETENSORS, "model-*.safetensors", f"{SAFETENSORS}.index.json",
+    OWN_SAFETENSORS, ALIGNMENT,
     "adapter_config.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
     *(file for files in TOKENIZERS for file in files),
 )  # fmt: skip
@@ -105,7 +107,7 @@ def _download(name: str, *, revision: str | None, offline: bool, cache_dir: Any)
     options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": offline}
     try:
         folder = Path(hub.snapshot_download(name, allow_patterns=list(_NEEDED), **options))
-        if not has_weights(folder, SAFETENSORS) and not has_weights(folder, BIN):
+        if not any(has_weights(folder, x) for x in (OWN_SAFETENSORS, SAFETENSORS, BIN)):
             patterns = [*_NEEDED, *_BIN_NEEDED]
             folder = Path(hub.snapshot_download(name, allow_patterns=patterns, **options))
     # Every kind of failure there (no such name or revision, no permission, no network, not in the
@@ -141,18 +143,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_tensors(folder: Path) -> dict[str, tuple[np.ndarray, str]]:
+def read_tensors(folder: Path, *, own: bool = False) -> dict[str, tuple[np.ndarray, str]]:
     """Every tensor of a checkpoint, with the file it came from.
 
     safetensors where there is one. A `.bin` file is a pickle: it is read only with PyTorch's
     restricted unpickler, which builds tensors and nothing else.
 
+    Args:
+        folder: the checkpoint's.
+        own: whether config.json says that the weights are in `OWN_SAFETENSORS`.
+
     Raises:
         PretrainedError: no weights, or they cannot be read.
         ImportError: the package that reads them is not installed.
     """
-    if has_weights(folder, SAFETENSORS):
-        read, first = read_safetensors, SAFETENSORS
+    safetensors = OWN_SAFETENSORS if own else SAFETENSORS
+    if has_weights(folder, safetensors):
+        read, first = read_safetensors, safetensors
+    elif own:
+        raise PretrainedError(f"{folder / safetensors} is missing, which config.json names.")
     elif has_weights(folder, BIN):
         read, first = _read_bin, BIN
     else:

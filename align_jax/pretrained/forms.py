@@ -7,6 +7,7 @@ from pathlib import Path
 from align_jax.pretrained.errors import PretrainedError
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
+OWN_SAFETENSORS = "align_jax.safetensors"  # of a model that transformers has no class for
 ALIGNMENT = "alignment.safetensors"
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _MERGE = (

@@ -27,8 +27,16 @@ from align_jax.models.heads import (
 from align_jax.models.stack import in_stack, stack_layers, unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.numerics import check_choice
-from align_jax.pretrained.config import from_json, label_names_in, labels_in, problem_in
+from align_jax.pretrained.config import (
+    POOLING_KEY,
+    WEIGHTS_KEY,
+    from_json,
+    label_names_in,
+    labels_in,
+    problem_in,
+)
 from align_jax.pretrained.convert import (
+    Tensors,
     fresh_parameters,
     has_stack,
     parameter_shapes,
@@ -50,8 +58,6 @@ from align_jax.pretrained.tokenizer_files import has_tokenizer, load_tokenizer
 
 HEADS = ("encoder", "classification", "regression", "multiple_choice", "span")
 UNPOOLED = ("encoder", "span")
-# In config.json: how a model pooled that has no pooler, so that loading it back needs no option.
-POOLING_KEY = "align_jax_pooling"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +272,8 @@ def load(
         )
     if label_names is not None:
         model = model.clone(label_names=tuple(label_names))
-    params, report = _load_parameters(model, config, folder, new_head=new_head, seed=seed)
+    tensors = read_tensors(folder, own=values.get(WEIGHTS_KEY) is not None)
+    params, report = _load_parameters(model, config, folder, tensors, new_head=new_head, seed=seed)
 
     loaded_tokenizer = None
     if tokenizer and has_tokenizer(folder):
@@ -330,12 +337,18 @@ def build(
 
 
 def _load_parameters(
-    model: nn.Module, config: EncoderConfig, folder: Path, *, new_head: bool, seed: int
+    model: nn.Module,
+    config: EncoderConfig,
+    folder: Path,
+    tensors: Tensors,
+    *,
+    new_head: bool,
+    seed: int,
 ) -> tuple[dict[str, Any], LoadReport]:
     single = reconfigured(model, config, scan_layers=False)
     shapes = parameter_shapes(single)
     found, unused = to_parameters(
-        single, config, shapes, read_tensors(folder), folder=str(folder), new_head=new_head
+        single, config, shapes, tensors, folder=str(folder), new_head=new_head
     )
     networks, unused_networks = _load_alignment(folder, shapes)
     missing = set(shapes) - set(found) - set(networks)

@@ -20,12 +20,19 @@ from align_jax.models.bert import BertEncoder
 from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor
 from align_jax.models.stack import unstack_layers
 from align_jax.models.transformer import EncoderConfig
-from align_jax.pretrained.config import model_type, numbered_labels, to_json, usual_problem
+from align_jax.pretrained.config import (
+    OWN_PREFIX,
+    POOLING_KEY,
+    WEIGHTS_KEY,
+    model_type,
+    numbered_labels,
+    to_json,
+    usual_problem,
+)
 from align_jax.pretrained.convert import reconfigured, to_tensors
 from align_jax.pretrained.errors import PretrainedError, require
-from align_jax.pretrained.files import ALIGNMENT, SAFETENSORS
-from align_jax.pretrained.load import POOLING_KEY
-from align_jax.pretrained.mean_pooling import MODULE, mean_pooling_source
+from align_jax.pretrained.forms import ALIGNMENT, BIN, OWN_SAFETENSORS, SAFETENSORS
+from align_jax.pretrained.own_class import MODULE, class_name, source
 from align_jax.pretrained.tokenizer import Tokenizer
 
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
@@ -42,9 +49,13 @@ def save(
 ) -> None:
     """Writes config.json, model.safetensors and the tokenizer, for `load` and `transformers`.
 
-    `transformers` has no classifier with mean pooling, so for one a file with its few lines of
-    PyTorch is written too: `AutoModelForSequenceClassification.from_pretrained(folder,
-    trust_remote_code=True)` runs it. Everything else needs no such option.
+    `transformers` either loads the folder exactly or refuses it. It has no class for a classifier
+    with pooling "mean", with "dense" (but for RoBERTa) or with "pooler" for RoBERTa; none for
+    multiple choice but with "pooler"; and none for an encoder without a pooler. With one of these
+    comes a file of a few lines of PyTorch, which `trust_remote_code=True` runs:
+    `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)`. Without
+    that option, and in the classes of `transformers` itself, loading raises: they know no such type
+    as config.json names, and the weights are in align_jax.safetensors, where they do not look.
 
     Args:
         folder: made if it does not exist; files of the same names in it are replaced.
@@ -57,8 +68,8 @@ def save(
             are left out otherwise, for inference does not need them.
 
     Raises:
-        PretrainedError: the parameters are not this model's, the names are not one per class, or
-            the folder is a URL.
+        PretrainedError: the parameters are not this model's, the names are not one per class, the
+            folder is a URL, or it holds another model's weights that would be taken for these.
         OSError: a file cannot be written.
         ImportError: safetensors is not installed.
 
@@ -85,21 +96,24 @@ def save(
             "Pass the model that `load` returned; of an aligned(model), pass the model inside."
         )
     plain = strip_alignment(params)
-    architecture, labels = _architecture(model, config)
+    prefix, task, pooling = _architecture(model, config)
+    labels = model.labels if isinstance(model, SequenceClassifier) else 0
     values = to_json(
         config,
-        architecture=architecture,
+        architecture=f"{prefix}{f'For{task}' if task else 'Model'}",
         label_names=_label_names(model, label_names, labels),
         problem=(getattr(model, "problem", "") or usual_problem(labels)) if labels else None,
     )
     tensors = to_tensors(reconfigured(model, config, alignment=None), config, plain)
 
     path.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, SequenceClassifier | MultipleChoice) and model.pooling == "mean":
-        _write_mean_pooling(path, values)
+    own = pooling is not None
+    _remove_weights(path, own=own)
+    if pooling is not None:
+        text = _own_class(values, prefix, task, pooling)
+        (path / f"{MODULE}.py").write_text(text, encoding="utf-8")
     _write_json(path / "config.json", values)
-    _write_tensors(path / SAFETENSORS, tensors, {"format": "pt"})
-    (path / ALIGNMENT).unlink(missing_ok=True)  # an earlier model's do not belong to this one
+    _write_tensors(path / (OWN_SAFETENSORS if own else SAFETENSORS), tensors, {"format": "pt"})
     if alignment:
         networks = _alignment_networks(params, plain)
         if networks:
@@ -118,23 +132,21 @@ def _local(folder: str | os.PathLike[str]) -> Path:
     return Path(folder)
 
 
-def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, int]:
-    """The class in `transformers`, and the number of labels (0 for none)."""
+def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, str, str | None]:
+    """Prefix and task of the class in `transformers`; and the pooling, if there is no such class.
+
+    A pooling of "" stands for an encoder without a pooler: AutoModel's would make one up.
+    """
     prefix = _CLASSES[model_type(config)]
     if isinstance(model, BertEncoder | AlbertEncoder):
-        return f"{prefix}Model", 0
+        return prefix, "", None if model.pooler else ""
     if isinstance(model, SpanExtractor):
-        return f"{prefix}ForQuestionAnswering", 0
+        return prefix, "QuestionAnswering", None
     choice = isinstance(model, MultipleChoice)
     task = "MultipleChoice" if choice else "SequenceClassification"
     # Each architecture has one of either there: RoBERTa's classifier is the one with a dense layer.
-    own = "dense" if prefix == "Roberta" and not choice else "pooler"
-    if model.pooling not in (own, "mean"):
-        raise PretrainedError(
-            f"transformers has no {prefix}For{task} with pooling {model.pooling!r}, so it cannot "
-            f"be saved. Train with pooling={own!r} or 'mean'."
-        )
-    return f"{prefix}For{task}", 0 if choice else model.labels
+    theirs = "dense" if prefix == "Roberta" and not choice else "pooler"
+    return prefix, task, None if model.pooling == theirs else model.pooling
 
 
 def _label_names(
@@ -161,15 +173,32 @@ def _alignment_networks(params: Any, plain: Any) -> dict[str, np.ndarray]:
     return traverse_util.flatten_dict(single, sep="/")
 
 
-def _write_mean_pooling(folder: Path, values: dict[str, Any]) -> None:
-    (pooled,) = values["architectures"]
-    prefix, _, task = pooled.partition("For")
-    name = f"MeanPooled{pooled}"
-    values[POOLING_KEY] = "mean"
+def _own_class(values: dict[str, Any], prefix: str, task: str, pooling: str) -> str:
+    """Makes config.json that of a class which the export brings along; returns its source."""
+    name = class_name(prefix, task, pooling)
+    values["model_type"] = OWN_PREFIX + values["model_type"]
     values["architectures"] = [name]
-    values["auto_map"] = {f"AutoModelFor{task}": f"{MODULE}.{name}"}
-    source = mean_pooling_source(prefix, task)
-    (folder / f"{MODULE}.py").write_text(source, encoding="utf-8")
+    values["auto_map"] = {
+        "AutoConfig": f"{MODULE}.AlignJax{prefix}Config",
+        f"AutoModel{f'For{task}' if task else ''}": f"{MODULE}.{name}",
+    }
+    values[WEIGHTS_KEY] = OWN_SAFETENSORS
+    if pooling:
+        values[POOLING_KEY] = pooling
+    return source(prefix, task, pooling, model_type=values["model_type"], weights_key=WEIGHTS_KEY)
+
+
+def _remove_weights(folder: Path, *, own: bool) -> None:
+    """Removes what an earlier `save` left and would be taken for this model's weights."""
+    others = [name for name in (f"{SAFETENSORS}.index.json", BIN, f"{BIN}.index.json") if own]
+    for name in others:
+        if (folder / name).exists():
+            raise PretrainedError(
+                f"{folder} holds {name}, another model's weights, which classes of transformers "
+                "would take for this one's. Remove it, or name another folder."
+            )
+    (folder / (SAFETENSORS if own else OWN_SAFETENSORS)).unlink(missing_ok=True)
+    (folder / ALIGNMENT).unlink(missing_ok=True)
 
 
 def _write_tensors(

@@ -869,10 +869,25 @@ _PRETRAINED: tuple[Mutation, ...] = (
         "tests/pretrained/test_save.py",
         (
             "an-earlier-models-alignment-stays",
-            "(path / ALIGNMENT).unlink(missing_ok=True)",
-            "(path / ALIGNMENT).exists()",
+            "(folder / ALIGNMENT).unlink(missing_ok=True)",
+            "(folder / ALIGNMENT).exists()",
         ),
         ("label-names-are-sorted", "    return list(names)\n", "    return sorted(names)\n"),
+        (
+            "another-pooling-is-exported-as-transformers-own",
+            "None if model.pooling == theirs else model.pooling",
+            'None if model.pooling in (theirs, "dense") else model.pooling',
+        ),
+        (
+            "an-own-class-in-a-file-that-every-class-reads",
+            "OWN_SAFETENSORS if own else SAFETENSORS), tensors",
+            "SAFETENSORS), tensors",
+        ),
+        (
+            "weights-of-an-earlier-model-stay",
+            "(folder / (SAFETENSORS if own else OWN_SAFETENSORS)).unlink(missing_ok=True)",
+            "(folder / (SAFETENSORS if own else OWN_SAFETENSORS)).exists()",
+        ),
     ),
 )
 

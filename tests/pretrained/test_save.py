@@ -75,15 +75,15 @@ def outputs_in_jax(model, params, head, batch):
     return np.asarray(outputs[0] if head == "encoder" else outputs)
 
 
-@pytest.mark.parametrize("head", sorted(AUTO))
-@pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_transformers_loads_it_and_agrees(kind, head, tmp_path) -> None:
+def agrees(kind, head, pooling, folder, **options):
+    """Saves a model of each kind of head and compares what `transformers` makes of it, twice."""
     config = CONFIGS[kind]
-    model, params = initialised(config, head, labels=3)
-    pretrained.save(tmp_path, model, params)
+    model, params = initialised(config, head, labels=3, pooling=pooling)
+    pretrained.save(folder, model, params)
     batch = batch_for(config, head)
     ours = outputs_in_jax(model, params, head, batch)
-    theirs = outputs_in_torch(tmp_path, head, batch)
+    theirs, again = (outputs_in_torch(folder, head, batch, **options) for _ in range(2))
+    np.testing.assert_array_equal(theirs, again)
     tokens = batch["attention_mask"].astype(bool)
     if head == "encoder":
         ours, theirs = ours[tokens], theirs[tokens]
@@ -91,19 +91,132 @@ def test_transformers_loads_it_and_agrees(kind, head, tmp_path) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", ["classification", "multiple_choice"])
+@pytest.mark.parametrize("head", sorted(AUTO))
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_mean_pooling_brings_its_own_code(kind, head, tmp_path) -> None:
-    config = CONFIGS[kind]
-    model, params = initialised(config, head, labels=3, pooling="mean")
+def test_transformers_loads_it_and_agrees(kind, head, tmp_path) -> None:
+    agrees(kind, head, None, tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+
+
+# What `transformers` has no class for; with the others above, every head and pooling.
+OWN = [
+    *((kind, head, "mean") for kind in CONFIGS for head in ("classification", "multiple_choice")),
+    *((kind, "multiple_choice", "dense") for kind in CONFIGS),
+    *(("bert", head, "dense") for head in ("classification", "regression")),
+    ("albert", "classification", "dense"),
+    ("roberta", "classification", "pooler"),
+]
+
+
+@pytest.mark.parametrize(("kind", "head", "pooling"), OWN)
+def test_what_transformers_has_no_class_for_is_exact_by_its_own_code_or_refused(
+    kind, head, pooling, tmp_path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    agrees(kind, head, pooling, tmp_path, trust_remote_code=True)
+    prefix = kind.capitalize()
+    tasks = ("Model", "ForSequenceClassification", "ForMultipleChoice", "ForQuestionAnswering")
+    names = ["AutoConfig", "AutoModel", AUTO[head], *(prefix + task for task in tasks)]
+    for name in names:
+        with pytest.raises((ValueError, OSError), match=r"custom code|no file named"):
+            getattr(transformers, name).from_pretrained(tmp_path)
+    loaded = pretrained.load(tmp_path, head=head)
+    assert (loaded.report.unused, loaded.report.fresh) == ((), ())
+    assert loaded.model.pooling == pooling
+
+
+def test_an_encoder_without_a_pooler_is_not_given_a_random_one(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, params = initialised(CONFIGS["bert"], "encoder")
+    params = {name: value for name, value in params.items() if name != "pooler"}
+    pretrained.save(tmp_path, model.clone(pooler=False), params)
+    for name in ("AutoModel", "BertModel"):
+        with pytest.raises((ValueError, OSError), match=r"custom code|no file named"):
+            getattr(transformers, name).from_pretrained(tmp_path)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    assert theirs.pooler is None
+    assert pretrained.load(tmp_path, head="encoder").report.fresh == (
+        "pooler/bias",
+        "pooler/kernel",
+    )
+
+
+def test_a_pipeline_refuses_what_it_would_make_up(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    checkpoints.write_word_piece(tmp_path)
+    tokenizer = pretrained.load_tokenizer(tmp_path, CONFIGS["bert"])
+    model, params = initialised(CONFIGS["bert"], "classification", labels=3, pooling="mean")
+    folder = tmp_path / "saved"
+    pretrained.save(folder, model, params, tokenizer, label_names=["con", "neutral", "pro"])
+    with pytest.raises(ValueError, match="custom code"):
+        transformers.pipeline("text-classification", model=str(folder))
+    pipe = transformers.pipeline("text-classification", model=str(folder), trust_remote_code=True)
+    logits = program(model)({"params": params}, **tokenizer.encode(["the cat sat"]))
+    ours = jax.nn.softmax(np.asarray(logits)[0])
+    scores = {row["label"]: row["score"] for row in pipe("the cat sat", top_k=None)}
+    np.testing.assert_allclose([scores[x] for x in ("con", "neutral", "pro")], ours, atol=1e-4)
+
+
+def test_what_transformers_saves_of_it_again_loads_in_both(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, params = initialised(CONFIGS["bert"], "classification", labels=3, pooling="mean")
+    model = model.clone(problem="multi_label_classification")
+    pretrained.save(tmp_path / "ours", model, params, label_names=["x", "y", "z"])
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "ours", trust_remote_code=True
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = pretrained.load(tmp_path / "theirs")
+    assert again.model.pooling == "mean"
+    assert again.model.problem == "multi_label_classification"
+    assert again.label_names == ("x", "y", "z")
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    batch = batch_for(CONFIGS["bert"], "classification")
+    np.testing.assert_array_equal(
+        *(
+            outputs_in_torch(tmp_path / name, "classification", batch, trust_remote_code=True)
+            for name in ("ours", "theirs")
+        )
+    )
+
+
+def test_exports_with_mean_pooling_of_earlier_versions_are_read(tmp_path) -> None:
+    model, params = initialised(CONFIGS["bert"], "classification", labels=3, pooling="mean")
     pretrained.save(tmp_path, model, params)
-    batch = batch_for(config, head)
-    ours = outputs_in_jax(model, params, head, batch)
-    theirs = outputs_in_torch(tmp_path, head, batch, trust_remote_code=True)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["align_jax_weights"]
+    path.write_text(json.dumps({**values, "model_type": "bert"}))
+    (tmp_path / "align_jax.safetensors").rename(tmp_path / "model.safetensors")
+    loaded = pretrained.load(tmp_path)
+    assert loaded.model == model
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
-@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_weights_of_an_earlier_model_are_never_taken_for_the_new_ones(tmp_path) -> None:
+    pooled, params = initialised(CONFIGS["bert"], "classification", labels=3)
+    mean, mean_params = initialised(CONFIGS["bert"], "classification", labels=3, pooling="mean")
+    for model, values, file, other in (
+        (pooled, params, "model", "align_jax"),
+        (mean, mean_params, "align_jax", "model"),
+        (pooled, params, "model", "align_jax"),
+    ):
+        pretrained.save(tmp_path, model, values)
+        assert (tmp_path / f"{file}.safetensors").exists()
+        assert not (tmp_path / f"{other}.safetensors").exists()
+        assert pretrained.load(tmp_path).model == model
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(pretrained.PretrainedError, match=r"holds pytorch_model.bin, another model"):
+        pretrained.save(tmp_path, mean, mean_params)
+    assert (tmp_path / "model.safetensors").exists()
+    (tmp_path / "pytorch_model.bin").unlink()
+    pretrained.save(tmp_path, mean, mean_params)
+    (tmp_path / "align_jax.safetensors").unlink()
+    with pytest.raises(pretrained.PretrainedError, match=r"align_jax.safetensors is missing"):
+        pretrained.load(tmp_path)
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "dense", "mean"])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_loading_it_back_is_exact(kind, pooling, tmp_path) -> None:
     model, params = initialised(CONFIGS[kind], "classification", labels=3, pooling=pooling)
@@ -144,7 +257,7 @@ def test_label_names_and_problem_come_back_and_go_on(pooling, tmp_path) -> None:
         assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
             path.read_text()
         )
-    config = transformers.AutoConfig.from_pretrained(tmp_path / "again")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert config.id2label == {0: "con", 1: "neutral", 2: "pro"}
     assert config.problem_type == "multi_label_classification"
     # Another head's classes are others.
@@ -284,11 +397,5 @@ def test_what_cannot_be_saved_says_why(tmp_path) -> None:
     scanned, _ = initialised(dataclasses.replace(CONFIGS["bert"], scan_layers=True), "encoder")
     with pytest.raises(pretrained.PretrainedError, match="'layer_0/attention/key/bias' is none of"):
         pretrained.save(tmp_path, scanned, params["encoder"])
-    dense, dense_params = initialised(CONFIGS["bert"], "classification", pooling="dense")
-    with pytest.raises(pretrained.PretrainedError, match="pooling 'dense'"):
-        pretrained.save(tmp_path, dense, dense_params)
-    choice, choice_params = initialised(CONFIGS["bert"], "multiple_choice", pooling="dense")
-    with pytest.raises(pretrained.PretrainedError, match="MultipleChoice with pooling 'dense'"):
-        pretrained.save(tmp_path, choice, choice_params)
     with pytest.raises(pretrained.PretrainedError, match="Cannot save a Dense"):
         pretrained.save(tmp_path, nn.Dense(2), {})
