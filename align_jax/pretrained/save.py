@@ -20,6 +20,7 @@ from align_jax.models.bert import BertEncoder
 from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor
 from align_jax.models.stack import unstack_layers
 from align_jax.models.transformer import EncoderConfig
+from align_jax.pretrained.card import CARD, Card, card_text, may_write
 from align_jax.pretrained.config import (
     OWN_PREFIX,
     POOLING_KEY,
@@ -33,7 +34,9 @@ from align_jax.pretrained.convert import reconfigured, to_tensors
 from align_jax.pretrained.errors import PretrainedError, require
 from align_jax.pretrained.forms import ALIGNMENT, BIN, OWN_SAFETENSORS, SAFETENSORS
 from align_jax.pretrained.own_class import MODULE, class_name, source
+from align_jax.pretrained.stablehlo import STABLEHLO, export_stablehlo
 from align_jax.pretrained.tokenizer import Tokenizer
+from align_jax.pretrained.tokenizer_files import has_tokenizer
 
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
 
@@ -46,6 +49,8 @@ def save(
     *,
     label_names: Sequence[str] | None = None,
     alignment: bool = False,
+    card: Card | None = None,
+    stablehlo: bool = False,
 ) -> None:
     """Writes config.json, model.safetensors and the tokenizer, for `load` and `transformers`.
 
@@ -66,12 +71,15 @@ def save(
             was loaded with, or else numbers them.
         alignment: write the alignment networks beside the model, as alignment.safetensors; they
             are left out otherwise, for inference does not need them.
+        card: what README.md, the model's card, is to say beyond what the model shows; None writes
+            one too, but leaves alone a README.md that `save` did not write.
+        stablehlo: write model.stablehlo too, see `export_stablehlo`.
 
     Raises:
         PretrainedError: the parameters are not this model's, the names are not one per class, the
             folder is a URL, or it holds another model's weights that would be taken for these.
         OSError: a file cannot be written.
-        ImportError: safetensors is not installed.
+        ImportError: safetensors is not installed; for stablehlo, flatbuffers.
 
     Example:
         >>> import os, tempfile
@@ -85,7 +93,7 @@ def save(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(folder, model, params, label_names=["no", "yes"])
         ...     sorted(os.listdir(folder))
-        ['config.json', 'model.safetensors']
+        ['README.md', 'config.json', 'model.safetensors']
     """
     path = _local(folder)
     require("safetensors.numpy", "Writing a checkpoint")
@@ -105,6 +113,8 @@ def save(
         problem=(getattr(model, "problem", "") or usual_problem(labels)) if labels else None,
     )
     tensors = to_tensors(reconfigured(model, config, alignment=None), config, plain)
+    if stablehlo:
+        require("flatbuffers", "Writing StableHLO", package="flatbuffers")
 
     path.mkdir(parents=True, exist_ok=True)
     own = pooling is not None
@@ -120,6 +130,20 @@ def save(
             _write_tensors(path / ALIGNMENT, networks)
     if tokenizer is not None:
         tokenizer.save(path)
+    if stablehlo:
+        export_stablehlo(path / STABLEHLO, model, plain)
+    if card is not None or may_write(path):
+        text = card_text(
+            model,
+            config,
+            card or Card(),
+            folder=path.resolve().name,
+            label_names=tuple(values.get("id2label", {}).values()),
+            own_code=own,
+            tokenizer=has_tokenizer(path),
+            stablehlo=stablehlo,
+        )
+        (path / CARD).write_text(text, encoding="utf-8")
 
 
 def _local(folder: str | os.PathLike[str]) -> Path:
@@ -199,6 +223,7 @@ def _remove_weights(folder: Path, *, own: bool) -> None:
             )
     (folder / (SAFETENSORS if own else OWN_SAFETENSORS)).unlink(missing_ok=True)
     (folder / ALIGNMENT).unlink(missing_ok=True)
+    (folder / STABLEHLO).unlink(missing_ok=True)
 
 
 def _write_tensors(

@@ -1,0 +1,309 @@
+"""The model card that `save` leaves beside a model: README.md, as the hub shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from align_jax.config import AlignmentConfig
+from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor
+from align_jax.models.transformer import EncoderConfig
+
+CARD = "README.md"
+MARK = "<!-- Written by align_jax: `save` replaces this file as long as this line is in it. -->"
+SHOWN = 100  # labels
+_POOLED = {
+    "mean": "the mean of all tokens but padding",
+    "dense": "the first token through a dense layer of the head's own",
+    "pooler": "the encoder's pooled first token",
+}
+
+
+class _Head(NamedTuple):
+    """What is said of a kind of head: the hub's name for it, its use, and code."""
+
+    tag: str
+    does: str
+    reader: str  # in transformers
+    texts: str
+    ours: str  # names of the outputs
+    theirs: str
+
+
+_HEADS = {
+    "classification": _Head(
+        "text-classification", "classifies texts", "AutoModelForSequenceClassification",
+        '["A sentence."]', "logits", "outputs.logits",
+    ),
+    "multiple_choice": _Head(
+        "multiple-choice", "chooses among texts", "AutoModelForMultipleChoice",
+        '["A question?"] * 2, ["An answer.", "Another one."]', "logits", "outputs.logits",
+    ),
+    "span": _Head(
+        "question-answering", "finds the answer to a question in a context",
+        "AutoModelForQuestionAnswering", '["Who sings?"], ["Ann sings."]', "start, end",
+        "outputs.start_logits, outputs.end_logits",
+    ),
+    "encoder": _Head(
+        "feature-extraction", "turns tokens into vectors", "AutoModel", '["A sentence."]',
+        "hidden, pooled", "outputs.last_hidden_state, outputs.pooler_output",
+    ),
+}  # fmt: skip
+_PAIR = '["A sentence."], ["Another one."]'
+_FLAX = """\
+## In Flax
+
+```python
+{imports}from align_jax import pretrained
+
+name = "{place}"  # this folder, or the model's name on the hub
+loaded = pretrained.load(name, head="{head}")
+batch = {batch}{choices}
+{outputs} = loaded.model.apply({{"params": loaded.params}}, **batch)
+```"""
+_TORCH = """\
+## In PyTorch{own}
+
+```python
+import torch
+from transformers import {reader}, AutoTokenizer
+
+name = "{place}"  # this folder, or the model's name on the hub
+model = {reader}.from_pretrained(name{trust}).eval()
+batch = {batch}{choices}
+with torch.no_grad():
+    outputs = model(**batch)
+{ours} = {theirs}
+```"""
+_OWN = """
+
+`transformers` has no class for this model, so the folder holds one of a few lines. Read it:
+`trust_remote_code=True` runs it. Nothing else of `transformers` loads the weights."""
+_CHOICES = "\nbatch = {key: x[None] for key, x in batch.items()}  # [B, choices, N]"
+_STABLEHLO = """\
+## In JAX alone
+
+`model.stablehlo` is the whole model with its weights, for any number of texts of any length: token
+ids, mask and token types, int32. It takes JAX and the package `flatbuffers`.
+
+```python
+import jax.export
+
+with open("{place}/model.stablehlo", "rb") as file:
+    program = jax.jit(jax.export.deserialize(bytearray(file.read())).call)
+```"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a model's card says and the model itself does not know; all of it may be left out.
+
+    Attributes:
+        name: of the model, and where the card's code loads it from; "" is its folder's name.
+        base_model: the checkpoint that it was fine-tuned from. Of a folder only the last part of
+            its path is written, for a card may be published.
+        data: what it was trained on.
+        pairs: whether it takes two texts at a time.
+        metrics: what was measured: {"validation": {"accuracy": 0.91}}.
+        temperature: what to divide the logits by before the softmax, where one was fitted.
+        alignment: what it was trained with; None is the model's own, if it has any.
+        weight: of the alignment in the loss.
+
+    Raises:
+        ValueError: a temperature that is not above 0.
+
+    Example:
+        >>> card = Card(data="MRPC", metrics={"validation": {"accuracy": 0.815}})
+        >>> Card(temperature=0.0)
+        Traceback (most recent call last):
+        ValueError: Card.temperature is 0.0; expected a number above 0, or None.
+    """
+
+    name: str = ""
+    base_model: str = ""
+    data: str = ""
+    pairs: bool = False
+    metrics: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    temperature: float | None = None
+    alignment: AlignmentConfig | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"Card.temperature is {self.temperature}; expected a number above 0, or None."
+            )
+
+
+def may_write(folder: Path) -> bool:
+    """Whether the folder has no card, or one that `save` wrote and nobody took over."""
+    path = folder / CARD
+    return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
+
+
+def card_text(
+    model: nn.Module,
+    config: EncoderConfig,
+    card: Card,
+    *,
+    folder: str,
+    label_names: Sequence[str] | None,
+    own_code: bool,
+    tokenizer: bool,
+    stablehlo: bool,
+) -> str:
+    """The card, Markdown after a head of YAML.
+
+    Args:
+        model: an encoder or one with a head.
+        config: the encoder's.
+        card: what else is known.
+        folder: what the model is called where the card does not say.
+        label_names: of the classes in order, if it has any.
+        own_code: whether PyTorch needs the code in the folder.
+        tokenizer: whether there is one.
+        stablehlo: whether there is a program.
+    """
+    kind = _kind(model)
+    name = card.name or folder
+    sections = [
+        _front(kind, card, own_code=own_code),
+        f"{MARK}\n\n# {escape(name)}",
+        _what(model, config, kind, len(label_names or ())),
+        _facts(config, card),
+        _labels(label_names),
+        _metrics(card.metrics),
+        _use(kind, name, card, own_code=own_code, tokenizer=tokenizer, stablehlo=stablehlo),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def escape(text: object) -> str:
+    r"""A text of the user's as one line of Markdown, which neither it nor HTML takes for marks.
+
+    Example:
+        >>> print(escape("<b>|a_b|" + chr(10) + "`c`"))
+        &lt;b&gt;\|a\_b\| \`c\`
+    """
+    kept = "".join(" " if unicodedata.category(x) in ("Cc", "Cs") else x for x in str(text))
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(" ".join(kept.split()), quote=False))
+
+
+def _kind(model: nn.Module) -> str:
+    if isinstance(model, SequenceClassifier):
+        return "classification"
+    if isinstance(model, MultipleChoice):
+        return "multiple_choice"
+    return "span" if isinstance(model, SpanExtractor) else "encoder"
+
+
+def _front(kind: str, card: Card, *, own_code: bool) -> str:
+    tags = ["align_jax", "jax", *["custom_code"] * own_code]
+    lines = ["library_name: transformers", f"pipeline_tag: {_HEADS[kind].tag}", "tags:"]
+    lines += [f"- {tag}" for tag in tags]
+    if _on_hub(card.base_model):
+        lines.append(f'base_model: "{card.base_model}"')
+    return "\n".join(["---", *lines, "---"])
+
+
+def _on_hub(name: str) -> bool:
+    """Whether it may be a model's name there: the hub refuses a card with any other."""
+    parts = name.split("/")
+    fine = all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", x) for x in parts)
+    return len(parts) <= 2 and fine and not Path(name).exists()
+
+
+def _what(model: Any, config: EncoderConfig, kind: str, labels: int) -> str:
+    family = {"bert": "BERT", "roberta": "RoBERTa"}.get(getattr(config, "family", ""), "ALBERT")
+    does = "gives a text a number" if labels == 1 else _HEADS[kind].does
+    if kind in ("classification", "multiple_choice"):
+        does += f"; it reads {_POOLED[model.pooling]}"
+    return (
+        f"A {family} of {config.layers} layer{'s' * (config.layers > 1)}, {config.heads} heads and "
+        f"{config.hidden_size} hidden units that {does}. Written by align_jax, "
+        "alignment attention for JAX and Flax."
+    )
+
+
+def _facts(config: EncoderConfig, card: Card) -> str:
+    rows = {}
+    if card.base_model:
+        base = card.base_model
+        local = Path(base).exists() or base.startswith((".", "/", "~"))
+        rows["Base model"] = escape(Path(base).name if local else base)
+    if card.data:
+        rows["Training data"] = escape(card.data)
+    alignment = card.alignment or config.alignment
+    if alignment is not None:
+        layers = ", ".join(alignment.layers or ()) or "every layer"
+        weight = "" if card.weight is None else f", weight {card.weight:g}"
+        aligned = alignment.method != "none"
+        rows["Alignment"] = escape(f"{alignment.method}{weight}, {layers}" if aligned else "none")
+    if card.temperature is not None:
+        rows["Calibration"] = f"divide the logits by {card.temperature:.6g} before the softmax"
+    if not rows:
+        return ""
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _labels(names: Sequence[str] | None) -> str:
+    if not names or len(names) == 1:
+        return ""
+    rows = [f"| {number} | {escape(name)} |" for number, name in enumerate(names[:SHOWN])]
+    more = f"\n\nconfig.json names all {len(names)}." if len(names) > SHOWN else ""
+    return "\n".join(["## Labels\n", "| number | name |", "| --- | --- |", *rows]) + more
+
+
+def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        f"| {escape(split)} | {escape(name)} | {value:.4g} |"
+        for split, values in metrics.items()
+        for name, value in values.items()
+    ]
+    if not rows:
+        return ""
+    return "\n".join(["## Metrics\n", "| split | metric | value |", "| --- | --- | --- |", *rows])
+
+
+def _use(
+    kind: str, name: str, card: Card, *, own_code: bool, tokenizer: bool, stablehlo: bool
+) -> str:
+    head = _HEADS[kind]
+    several = kind == "multiple_choice"
+    texts = _PAIR if card.pairs and kind == "classification" else head.texts
+    ones = "(1, 2, 8)" if several else "(1, 8)"
+    choices = _CHOICES if several and tokenizer else ""
+    place = name if re.fullmatch(r"[\w./-]+", name, flags=re.ASCII) else "model"
+    flax = _FLAX.format(
+        imports="" if tokenizer else "import jax.numpy as jnp\n\n",
+        place=place,
+        head=kind,
+        batch=f"loaded.tokenizer.encode({texts})"
+        if tokenizer
+        else f'{{"input_ids": jnp.ones({ones}, jnp.int32)}}  # there is no tokenizer',
+        choices=choices,
+        outputs=head.ours,
+    )
+    torch = _TORCH.format(
+        own=_OWN if own_code else "",
+        reader=head.reader,
+        place=place,
+        trust=", trust_remote_code=True" if own_code else "",
+        batch=f"AutoTokenizer.from_pretrained(name)(\n"
+        f'    {texts}, padding=True, return_tensors="pt"\n)'
+        if tokenizer
+        else f'{{"input_ids": torch.ones({ones}, dtype=torch.long)}}',
+        choices=choices,
+        ours=head.ours,
+        theirs=head.theirs,
+    )
+    if not tokenizer:
+        torch = torch.replace(", AutoTokenizer\n", "\n")
+    return "\n\n".join([flax, torch, *[_STABLEHLO.format(place=place)] * stablehlo])
