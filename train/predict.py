@@ -1,7 +1,9 @@
-"""Labels texts, or answers questions, with a trained run; or exports it for `transformers`.
+r"""Labels texts, or answers questions, with a trained run; or exports it for `transformers`.
 
     python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --input=pairs.jsonl
     python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --export=exported
+    python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --export=exported \
+        --export_stablehlo --push_to_hub=OWNER/NAME
 
 A line of the input is a JSON object with the texts that the task has, such as {"sentence1": "...",
 "sentence2": "..."} for MRPC; "-" reads standard input. For each, a line goes to standard output:
@@ -14,6 +16,7 @@ of the best ten are written.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -27,7 +30,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from align_jax.pretrained import PretrainedError, save
+from align_jax.pretrained import Card, PretrainedError, push_to_hub, save
 from train import cli, process
 from train.data.base import Batch
 from train.data.json_text import loads
@@ -36,6 +39,7 @@ from train.data.text import ordered_text_batches
 from train.places import place_of
 from train.predictor import PredictSource, batch_outputs, restore_predictor
 from train.registry import ConfigError
+from train.report.card import run_card
 from train.step.state import TrainState
 from train.tasks.answers import Answers, best_answers
 from train.tasks.span import SpanExtraction
@@ -48,6 +52,13 @@ STEP = flags.DEFINE_integer(
     "step", None, "Of the checkpoint; by default the last. The folder checkpoints/ names them."
 )
 EXPORT = flags.DEFINE_string("export", None, "A folder to write for transformers.")
+EXPORT_STABLEHLO = flags.DEFINE_bool(
+    "export_stablehlo", False, "Write model.stablehlo there too, which JAX runs by itself."
+)
+PUSH_TO_HUB = flags.DEFINE_string(
+    "push_to_hub", None, "OWNER/NAME of a repository on the hub to upload the export to."
+)
+PRIVATE = flags.DEFINE_bool("private", True, "Whether a repository made there is private.")
 SHOWN = 10  # labels whose probabilities are written
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts labelled at once.", lower_bound=1)
 
@@ -161,8 +172,22 @@ def _labelled(row: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def export(data: PredictSource, state: TrainState, folder: pathlib.Path) -> None:
+def export(
+    data: PredictSource,
+    state: TrainState,
+    folder: pathlib.Path,
+    *,
+    card: Card | None = None,
+    stablehlo: bool = False,
+) -> None:
     """Writes a run's model, without alignment networks, as a folder for `transformers`.
+
+    Args:
+        data: the run's.
+        state: the run's.
+        folder: one that is empty or does not exist.
+        card: what the model's card is to say, as of `train.report.card.run_card`.
+        stablehlo: write model.stablehlo too.
 
     Raises:
         ConfigError: the folder is not empty or cannot be written to, or `transformers` has no such
@@ -178,11 +203,22 @@ def export(data: PredictSource, state: TrainState, folder: pathlib.Path) -> None
     # A choice has one logit for each text, and so no classes.
     choice = isinstance(state.task, MultipleChoice)
     names = None if choice else data.label_names or None
+    card = dataclasses.replace(
+        card or Card(), name=folder.resolve().name, pairs=len(data.fields) > 1
+    )
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{os.getpid()}"  # what could not be written whole is not left behind
     try:
         with process.naming(folder):
-            save(part, state.model, state.params, data.text_tokenizer, label_names=names)
+            save(
+                part,
+                state.model,
+                state.params,
+                data.text_tokenizer,
+                label_names=names,
+                card=card,
+                stablehlo=stablehlo,
+            )
             for file in part.iterdir():
                 os.replace(file, folder / file.name)
     except (PretrainedError, ImportError) as error:
@@ -191,8 +227,19 @@ def export(data: PredictSource, state: TrainState, folder: pathlib.Path) -> None
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _upload(folder: pathlib.Path, repo_id: str, *, private: bool) -> str:
+    try:
+        return push_to_hub(folder, repo_id, private=private)
+    except (PretrainedError, ImportError) as error:
+        again = f"The export is complete: hf upload {repo_id} {folder} uploads it."
+        raise ConfigError(f"--push_to_hub: {error} {again}") from error
+
+
 def main() -> None:
     """Runs the command."""
+    for flag in (EXPORT_STABLEHLO, PUSH_TO_HUB):
+        if flag.value and not EXPORT.value:
+            raise ConfigError(f"--{flag.name} takes what --export=FOLDER writes; give that too.")
     if not CHECKPOINT.value or not (INPUT.value or EXPORT.value):
         raise ConfigError("give --checkpoint=RUN_DIR, and --input=FILE.jsonl|- or --export=FOLDER.")
     # Both are looked at before anything takes time.
@@ -201,8 +248,12 @@ def main() -> None:
     folder = place_of(CHECKPOINT.value, "--checkpoint", bucket=True)
     data, state = restore_predictor(folder, STEP.value)
     if target:
-        export(data, state, target)
+        card = run_card(folder, final=STEP.value is None)
+        export(data, state, target, card=card, stablehlo=EXPORT_STABLEHLO.value)
         print(f"Exported to {EXPORT.value}", file=sys.stderr)
+        if PUSH_TO_HUB.value:
+            address = _upload(target, PUSH_TO_HUB.value, private=PRIVATE.value)
+            print(f"Uploaded to {address}", file=sys.stderr)
     if source == "-":
         stdin = None if sys.stdin is None else sys.stdin.buffer
         _write(data, state, stdin, "standard input")

@@ -10,15 +10,17 @@ import jax
 import numpy as np
 import pytest
 
+from tests.pretrained import hub_server
 from tests.train.commands import command, run_quietly
 from tests.train.tiny_glue import fake_glue, tiny_run
 from tests.train.tiny_glue import tiny_config as tiny_glue_config
 from tests.train.tiny_squad import CONTEXT, write_squad
 from tests.train.tiny_squad import tiny_config as tiny_squad_config
 from train.experiment.experiment import build_experiment
-from train.predict import _labelled, _write, export, predict, read_texts
+from train.predict import _labelled, _upload, _write, export, predict, read_texts
 from train.predictor import restore_predictor
 from train.registry import ConfigError
+from train.report.card import run_card
 from train.run.folder import CheckpointError
 
 PAIRS = [("The cat sat.", "A dog ran?"), ("dogs", ""), ("the mat", "the mat on a hill")]
@@ -72,6 +74,62 @@ def test_transformers_loads_the_export_and_agrees(mrpc, tmp_path) -> None:
     assert model.config.id2label[1] == "equivalent"
     with pytest.raises(ConfigError, match="not an empty folder"):
         export(*mrpc, tmp_path / "export")
+
+
+def test_the_card_of_a_run_says_what_the_run_knows(mrpc, mrpc_run, tmp_path) -> None:
+    export(*mrpc, tmp_path / "mine", card=run_card(mrpc_run))
+    lines = (tmp_path / "mine" / "README.md").read_text().splitlines()
+    metrics = json.loads((mrpc_run / "result.json").read_text())["metrics"]
+    for line in (
+        "# mine",
+        "| Training data | glue mrpc |",
+        "| Alignment | ct, weight 0.1, every layer |",
+        "| 1 | equivalent |",
+        f"| validation | accuracy | {metrics['validation']['accuracy']:.4g} |",
+        'batch = loaded.tokenizer.encode(["A sentence."], ["Another one."])',
+    ):
+        assert line in lines
+    assert not [line for line in lines if str(tmp_path.parent) in line]
+    # Of an earlier step the run's metrics say nothing.
+    assert run_card(mrpc_run, final=False).metrics == {}
+
+
+def test_the_temperature_of_a_run_comes_from_where_it_was_used(mrpc_run, tmp_path) -> None:
+    (tmp_path / "config.json").write_bytes((mrpc_run / "config.json").read_bytes())
+    assert run_card(tmp_path).temperature is None  # it is not complete
+    metrics = {"validation": {"ece": 0.1}, "test": {"ece": 0.2, "temperature": 1.5, "mmd": None}}
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"metrics": metrics}))
+    card = run_card(tmp_path)
+    assert card.temperature == 1.5
+    assert card.metrics == {"validation": {"ece": 0.1}, "test": {"ece": 0.2}}
+    for wrong in ({"metrics": 3}, {}, {"metrics": {"test": {"temperature": -1.0}}}):
+        result.write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match=r"result.json does not hold what a run writes"):
+            run_card(tmp_path)
+
+
+def test_an_export_is_uploaded_and_a_refusal_is_one_line(mrpc_run, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "mine"
+    with hub_server.running() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        flags = f"--checkpoint={mrpc_run}", f"--export={folder}", "--push_to_hub=ann/reviews"
+        done = command(*flags, module="train.predict", forked=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines()[-1] == f"Uploaded to {hub.url}/ann/reviews"
+        assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert hub.repositories["ann/reviews"]["visibility"] == "private"
+    done = command(*flags[:2], flags[2] + "/x", module="train.predict", forked=True)
+    assert done.returncode == 2
+    assert "is not an empty folder" in done.stderr
+    done = command(flags[0], flags[2], module="train.predict", forked=True)
+    assert done.returncode == 2
+    assert "--push_to_hub takes what --export=FOLDER writes" in done.stderr
+    with pytest.raises(
+        ConfigError, match="--push_to_hub: Could not upload .* HFValidationError.* hf upload"
+    ):
+        _upload(folder, "a/b/c", private=True)
 
 
 @pytest.fixture(scope="module")
