@@ -32,8 +32,13 @@ def run(page):
     return names
 
 
-def run_blocks(page, language, names):
-    for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL):
+def run_blocks(page, language, names, *sections):
+    """Runs a page's blocks, or those of the sections with these titles alone."""
+    text = page.read_text()
+    if sections:
+        parts = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.M))
+        text = "".join(parts[title] for title in sections)
+    for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL):
         exec(compile(block, str(page), "exec"), names)
 
 
@@ -99,12 +104,24 @@ def test_a_model_is_served_over_http(tmp_path, monkeypatch):
             serve()
 
         monkeypatch.setattr(server, "serve_forever", serve_and_ask)
-        run_blocks(DOCS / "howto.md", "py", names)
+        run_blocks(DOCS / "howto.md", "py", names, "Label texts", "Serve a model")
         (status, reply), refused = asked[0].result()
     expected = [answer._asdict() for answer in pretrained.load("finetuned").predict(texts)]
     assert (status, reply) == (200, {"answers": expected})
     assert [status for status, _ in refused] == [400] * 4
     assert all(reply["error"] for _, reply in refused)
+
+
+def test_the_exports_of_the_howto_agree():
+    """Its blocks in "py" need PyTorch and flatbuffers, which a checkout may not have."""
+    for package in ("torch", "transformers", "flatbuffers"):
+        pytest.importorskip(package)
+    names = dict(run(DOCS / "howto.md"))
+    run_blocks(DOCS / "howto.md", "py", names, "Export a model")
+    classifier, weights, tokens = (names[n] for n in ("classifier", "weights", "tokens"))
+    ours = classifier.apply({"params": weights}, tokens)
+    np.testing.assert_allclose(names["theirs"].numpy(), ours, atol=1e-4)
+    np.testing.assert_allclose(names["logits"], ours, atol=1e-5)
 
 
 def test_the_recipes_align_what_they_say():

@@ -36,6 +36,9 @@ def push_to_hub(
     Example:
         >>> push_to_hub("exported", "ann/reviews")  # doctest: +SKIP
         'https://huggingface.co/ann/reviews'
+        >>> push_to_hub("no-such-folder", "ann/reviews")
+        Traceback (most recent call last):
+        align_jax.pretrained.errors.PretrainedError: 'no-such-folder' holds no config.json; ...
     """
     path = Path(folder)
     if not (path / "config.json").is_file():

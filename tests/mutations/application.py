@@ -828,6 +828,11 @@ _RESULTS: tuple[Mutation, ...] = (
         ("a-question-needs-no-context", "(all if every else any)(", "any("),
     ),
     *faults(
+        "train/report/card.py",
+        "tests/train/test_predict.py",
+        ("an-earlier-steps-card-has-the-last-metrics", "not final or not", "not"),
+    ),
+    *faults(
         "train/sweep.py",
         "tests/train/test_sweep.py",
         ("a-tables-title-may-be-a-link", "{literal(title)}", "{title}"),

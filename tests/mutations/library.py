@@ -889,6 +889,49 @@ _PRETRAINED: tuple[Mutation, ...] = (
             "(folder / (SAFETENSORS if own else OWN_SAFETENSORS)).exists()",
         ),
     ),
+    *faults(
+        "align_jax/pretrained/own_class.py",
+        "tests/pretrained/test_save.py",
+        ("the-own-class-counts-padding", "mask.sum(1).clamp(min=1)", "mask.shape[1]"),
+        (
+            "what-transformers-saves-has-no-weights",
+            "self.transformers_weights = {weights_key}",
+            'self.transformers_weights = "align_jax.safetensors"',
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/card.py",
+        "tests/pretrained/test_card.py",
+        (
+            "a-label-on-the-card-is-html",
+            'html.escape(" ".join(kept.split()), quote=False)',
+            '" ".join(kept.split())',
+        ),
+        (
+            "somebodys-card-is-replaced",
+            "not path.exists() or MARK in",
+            'not path.exists() or "" in',
+        ),
+        (
+            "the-card-says-where-a-folder-was",
+            "escape(Path(base).name if local else base)",
+            "escape(base)",
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/stablehlo.py",
+        "tests/pretrained/test_stablehlo.py",
+        (
+            "the-program-knows-no-padding",
+            "input_ids, attention_mask, token_type_ids)\n        return",
+            "input_ids, None, token_type_ids)\n        return",
+        ),
+    ),
+    *faults(
+        "align_jax/pretrained/hub.py",
+        "tests/pretrained/test_hub.py",
+        ("uploads-are-public", "private=private", "private=False"),
+    ),
 )
 
 LIBRARY: tuple[Mutation, ...] = (*_DIVERGENCES, *_ALIGNMENT, *_MODELS, *_PRETRAINED)
