@@ -280,6 +280,7 @@ def _use(
     texts = _PAIR if card.pairs and kind == "classification" else head.texts
     ones = "(1, 2, 8)" if several else "(1, 8)"
     choices = _CHOICES if several and tokenizer else ""
+    trust = ", trust_remote_code=True" if own_code else ""
     place = name if re.fullmatch(r"[\w./-]+", name, flags=re.ASCII) else "model"
     flax = _FLAX.format(
         imports="" if tokenizer else "import jax.numpy as jnp\n\n",
@@ -295,8 +296,8 @@ def _use(
         own=_OWN if own_code else "",
         reader=head.reader,
         place=place,
-        trust=", trust_remote_code=True" if own_code else "",
-        batch=f"AutoTokenizer.from_pretrained(name)(\n"
+        trust=trust,
+        batch=f"AutoTokenizer.from_pretrained(name{trust})(\n"
         f'    {texts}, padding=True, return_tensors="pt"\n)'
         if tokenizer
         else f'{{"input_ids": torch.ones({ones}, dtype=torch.long)}}',
