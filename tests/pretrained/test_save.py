@@ -113,6 +113,24 @@ def test_what_transformers_has_no_class_for_is_exact_by_its_own_code_or_refused(
     assert loaded.model.pooling == pooling
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["classification", "regression", "multiple_choice"])
+@pytest.mark.parametrize("pooling", ["pooler", "mean", "dense"])
+def test_minilm_with_every_head_and_pooling_is_exact_or_refused(pooling, head, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    labels = 3 if head == "classification" else None
+    start = pretrained.load(checkpoints.minilm(), head=head, num_labels=labels, pooling=pooling)
+    pretrained.save(tmp_path, start.model, start.params)
+    batch = batch_for(start.config, head)
+    own = {} if pooling == "pooler" else {"trust_remote_code": True}
+    theirs = outputs_in_torch(tmp_path, head, batch, **own)
+    ours = outputs_in_jax(start.model, start.params, head, batch)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    if own:
+        with pytest.raises(OSError, match="no file named"):
+            transformers.BertForSequenceClassification.from_pretrained(tmp_path)
+
+
 def test_an_encoder_without_a_pooler_is_not_given_a_random_one(tmp_path) -> None:
     transformers = pytest.importorskip("transformers")
     model, params = initialised(CONFIGS["bert"], "encoder")
