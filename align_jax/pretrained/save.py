@@ -114,7 +114,7 @@ def save(
     )
     tensors = to_tensors(reconfigured(model, config, alignment=None), config, plain)
     if stablehlo:
-        require("flatbuffers", "Writing StableHLO", package="flatbuffers")
+        require("flatbuffers", "Writing StableHLO")
 
     path.mkdir(parents=True, exist_ok=True)
     own = pooling is not None

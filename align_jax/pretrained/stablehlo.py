@@ -54,7 +54,7 @@ def export_stablehlo(
     Example:
         See `load_stablehlo`.
     """
-    require("flatbuffers", "Writing StableHLO", package="flatbuffers")
+    require("flatbuffers", "Writing StableHLO")
     config = getattr(model, "config", None)
     if not isinstance(config, EncoderConfig):
         raise PretrainedError(
@@ -119,7 +119,7 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Callable[..., Any]:
         >>> program(tokens, tokens, jnp.zeros_like(tokens)).shape  # doctest: +SKIP
         (2, 3)
     """
-    require("flatbuffers", "Reading StableHLO", package="flatbuffers")
+    require("flatbuffers", "Reading StableHLO")
     data = Path(path).read_bytes()
     try:
         return jax.jit(export.deserialize(bytearray(data)).call)
