@@ -393,6 +393,29 @@ _STEP: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "train/step/freezing.py",
+        "tests/train/step/test_freezing.py",
+        (
+            "a-frozen-layer-freezes-its-networks",
+            'any(name in expression for name in _OWN_NAMES.get(kind, ("",)))',
+            "bool(kind)",
+        ),
+        (
+            "an-encoder-frozen-whole-is-forgotten",
+            "{name: trained.get(name, {}) for name in params}",
+            "trained",
+        ),
+    ),
+    *faults(
+        "train/step/step.py",
+        "tests/train/step/test_freezing.py",
+        (
+            "frozen-parameters-are-differentiated",
+            "trained, frozen = split(state.params, state.freeze)",
+            "trained, frozen = state.params, {}",
+        ),
+    ),
+    *faults(
         "train/step/optimizer.py",
         "tests/train/step/test_optimizer.py",
         ("biases-are-decayed", 'NOT_DECAYED = ("bias", "scale")', 'NOT_DECAYED = ("scale",)'),

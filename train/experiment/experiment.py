@@ -59,15 +59,14 @@ class Experiment:
         """The state before the first step.
 
         Raises:
-            ConfigError: parameters to start from have another shape than the model's.
+            ConfigError: parameters to start from have another shape than the model's; or those to
+                freeze are none of them, or all.
         """
-        tx = make_optimizer(
-            _construct(OptimizerConfig, "optimizer", self.config.optimizer.to_dict()),
-            self.config.train.steps,
-        )
+        config = _construct(OptimizerConfig, "optimizer", self.config.optimizer.to_dict())
         state = create_state(
-            self.model, tx, self.task, self.alignment, self.data.example_batch(), self.config.seed
-        )
+            self.model, make_optimizer(config, self.config.train.steps), self.task, self.alignment,
+            self.data.example_batch(), self.config.seed, config.freeze,
+        )  # fmt: skip
         if not self.pretrained:
             return state
         fresh, given = (traverse_util.flatten_dict(x) for x in (state.params, self.pretrained))
@@ -77,8 +76,7 @@ class Experiment:
                     f"The parameter {'/'.join(path)} to start from has shape {x.shape}; the "
                     f"model's has {fresh[path].shape}. Change config.model, or what it starts from."
                 )
-        params = traverse_util.unflatten_dict(fresh | given)
-        return state.replace(params=params, opt_state=tx.init(params))
+        return state.start_from(traverse_util.unflatten_dict(fresh | given))
 
 
 def build_experiment(config: ConfigDict) -> Experiment:

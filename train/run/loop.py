@@ -184,8 +184,7 @@ def start_from(
         f"{len(taken)} parameters from {workdir}; {len(fresh)} start anew"
         f"{': ' + ', '.join(fresh[:4]) if fresh else ''}; {len(unused)} are not used."
     )
-    params = traverse_util.unflatten_dict(own | taken, sep="/")
-    return state.replace(params=params, opt_state=state.tx.init(params))
+    return state.start_from(traverse_util.unflatten_dict(own | taken, sep="/"))
 
 
 def _sink(config: ConfigDict) -> str:

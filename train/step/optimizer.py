@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -51,6 +52,9 @@ class OptimizerConfig:
             outside the module `encoder`. Other than 1, the head is clipped by its own norm.
         skip_nonfinite: steps in a row that may be left out because their gradient is not finite;
             0 stops the run at the first one.
+        freeze: regular expressions, each searched for in the parameters' paths: "^encoder/" is the
+            encoder, "layer_[0-3]/" four of its layers. What one fits keeps its value, and has
+            neither gradient nor moments (see `train.step.freezing`).
 
     Raises:
         ConfigError: an unknown name, or a number out of range.
@@ -72,9 +76,20 @@ class OptimizerConfig:
     alignment_beta1: float = BETA1
     head_rate_multiplier: float = 1.0
     skip_nonfinite: int = 0
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay_at", tuple(self.decay_at))  # JSON has lists
+        freeze = (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze)
+        object.__setattr__(self, "freeze", freeze)
+        for expression in freeze:
+            try:
+                re.compile(expression)
+            except (re.error, TypeError) as error:
+                raise ConfigError(
+                    f"optimizer.freeze holds {expression!r}, which is no regular expression: "
+                    f"{error}. Expected such as '^encoder/embeddings/' or 'layer_[0-3]/'."
+                ) from None
         for field, known in (("name", OPTIMIZERS), ("decay", DECAYS)):
             value = getattr(self, field)
             if value not in known:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from align_jax import AlignmentConfig
 from train.registry import ConfigError
+from train.step.freezing import split
 from train.tasks.base import Batch, Task
 
 
@@ -64,6 +65,7 @@ class TrainState(flax.struct.PyTreeNode):
         opt_state: the optimiser's state.
         rng: the run's key; a step folds `step` and the device's index into it and leaves it as is.
         model, tx, task, alignment: fixed parts, compiled into the step.
+        freeze: likewise; what keeps its value, see `OptimizerConfig.freeze`.
     """
 
     step: Int[Array, ""]
@@ -74,6 +76,12 @@ class TrainState(flax.struct.PyTreeNode):
     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
     task: Task = flax.struct.field(pytree_node=False)
     alignment: AlignmentTerm = flax.struct.field(pytree_node=False)
+    freeze: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+
+    def start_from(self, params: Any) -> TrainState:
+        """The same with other parameters, of which the optimiser knows nothing yet."""
+        trained, _ = split(params, self.freeze)
+        return self.replace(params=params, opt_state=self.tx.init(trained))
 
 
 def create_state(
@@ -83,6 +91,7 @@ def create_state(
     alignment: AlignmentTerm,
     batch: Batch,
     seed: int,
+    freeze: tuple[str, ...] = (),
 ) -> TrainState:
     """Initialises the parameters and the optimiser.
 
@@ -96,9 +105,13 @@ def create_state(
         alignment: the alignment's part of the loss.
         batch: an example batch; only its shapes matter.
         seed: of the parameters, and of dropout.
+        freeze: what keeps its value, see `OptimizerConfig.freeze`.
+
+    Raises:
+        ConfigError: an expression of `freeze` fits nothing, or all of them fit everything.
     """
     init_rng, train_rng = jax.random.split(jax.random.key(seed))
-    params, opt_state = _initialised(model, tx, task, init_rng, dict(batch))
+    params, opt_state = _initialised(model, tx, task, freeze, init_rng, dict(batch))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -108,12 +121,19 @@ def create_state(
         tx=tx,
         task=task,
         alignment=alignment,
+        freeze=freeze,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tx", "task"))  # once for all seeds
+# Once for all seeds.
+@functools.partial(jax.jit, static_argnames=("model", "tx", "task", "freeze"))
 def _initialised(
-    model: nn.Module, tx: optax.GradientTransformation, task: Task, rng: Array, batch: Batch
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    task: Task,
+    freeze: tuple[str, ...],
+    rng: Array,
+    batch: Batch,
 ) -> tuple[Any, optax.OptState]:
     params = task.init(model, rng, batch)
-    return params, tx.init(params)
+    return params, tx.init(split(params, freeze)[0])

