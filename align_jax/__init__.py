@@ -1,6 +1,7 @@
 """Alignment attention for JAX and Flax (Zhang et al., NeurIPS 2021, arXiv 2110.12567)."""
 
 from align_jax import calibration, divergences, yardstick
+from align_jax.adapters import AdapterConfig, init_adapters, merge_adapters
 from align_jax.aligned_function import AlignedFunction, aligned_function
 from align_jax.alignment import Alignment
 from align_jax.attention import MultiHeadDotProductAttention
@@ -25,6 +26,7 @@ from align_jax.optimizer import game_optimizer
 from align_jax.version import __version__
 
 __all__ = [
+    "AdapterConfig",
     "AlignedFunction",
     "AlignedModel",
     "Alignment",
@@ -45,8 +47,10 @@ __all__ = [
     "cloud_mmd",
     "divergences",
     "game_optimizer",
+    "init_adapters",
     "label_parameters",
     "merge_parameters",
+    "merge_adapters",
     "reverse_gradient",
     "strip_alignment",
     "token_masks",

@@ -240,6 +240,25 @@ _DIVERGENCES: tuple[Mutation, ...] = (
 
 _ALIGNMENT: tuple[Mutation, ...] = (
     *faults(
+        "align_jax/adapters.py",
+        "tests/test_adapters.py",
+        (
+            "adapters-are-not-scaled-by-their-rank",
+            "config.alpha / config.rank, stacked",
+            "config.alpha, stacked",
+        ),
+        (
+            "networks-have-adapters",
+            'if label == "model"]',
+            "if label]",
+        ),
+        (
+            "a-kernels-outputs-are-all-axes-but-the-first",
+            "and own[-len(bias) :] == bias",
+            "and own == bias",
+        ),
+    ),
+    *faults(
         "align_jax/gradient_reversal.py",
         "tests/test_numerics.py",
         ("gradient-reversal-gone", "return (-cotangent,)", "return (cotangent,)"),
