@@ -146,7 +146,7 @@ def _answered(
 
 @jax.jit
 def _spans(state: TrainState, batch: Batch) -> Any:
-    outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
+    outputs = state.task.apply(state.model, state.variables, batch, train=False)
     return state.task.predictions(outputs, batch)
 
 
@@ -213,7 +213,7 @@ def export(
             save(
                 part,
                 state.model,
-                state.params,
+                state.variables["params"],
                 data.text_tokenizer,
                 label_names=names,
                 card=card,

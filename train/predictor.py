@@ -76,7 +76,7 @@ def batch_outputs(
 @jax.jit
 def _outputs(state: TrainState, batch: Batch) -> Any:
     """Probabilities [B, C], or numbers [B, 1]."""
-    outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
+    outputs = state.task.apply(state.model, state.variables, batch, train=False)
     if isinstance(state.task, Classification):
         return state.task.probabilities(outputs)
     return outputs

@@ -417,6 +417,33 @@ _STEP: tuple[Mutation, ...] = (
     ),
     *faults(
         "train/step/optimizer.py",
+        "tests/train/experiment/test_adapters.py",
+        (
+            "adapters-have-the-heads-rate",
+            "inside = (ENCODER, ADAPTERS)",
+            "inside = (ENCODER,)",
+        ),
+    ),
+    *faults(
+        "train/predict.py",
+        "tests/train/experiment/test_adapters.py",
+        (
+            "an-export-leaves-adapters-out",
+            'state.variables["params"], data.text_tokenizer',
+            "state.params, data.text_tokenizer",
+        ),
+    ),
+    *faults(
+        "train/run/loop.py",
+        "tests/train/experiment/test_adapters.py",
+        (
+            "other-adapters-are-not-taken-over",
+            'other.params if other.adapters == state.adapters else other.variables["params"]',
+            "other.params",
+        ),
+    ),
+    *faults(
+        "train/step/optimizer.py",
         "tests/train/step/test_optimizer.py",
         ("biases-are-decayed", 'NOT_DECAYED = ("bias", "scale")', 'NOT_DECAYED = ("scale",)'),
         ("clipping-by-entries", "optax.clip_by_global_norm(", "optax.clip("),

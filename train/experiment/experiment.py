@@ -11,12 +11,12 @@ import flax.linen as nn
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from align_jax import AlignmentConfig
+from align_jax import AdapterConfig, AlignmentConfig
 from train.data import DATA
 from train.data.base import DataSource
 from train.places import check_no_url
 from train.registry import ConfigError, look_up, nearest
-from train.step.optimizer import OptimizerConfig, make_optimizer
+from train.step.optimizer import ENCODER, OptimizerConfig, make_optimizer
 from train.step.state import AlignmentTerm, TrainState, create_state
 from train.tasks import TASKS
 from train.tasks.base import Task
@@ -46,6 +46,8 @@ class Experiment:
         model: the Linen module, aligned as the config says.
         alignment: the alignment's part of the loss.
         pretrained: parameters that the first state starts from, instead of random ones.
+        adapters: which of the model's kernels have low-rank adapters. The encoder beneath them is
+            frozen, unless `optimizer.freeze` says what is.
     """
 
     config: ConfigDict
@@ -54,18 +56,21 @@ class Experiment:
     model: nn.Module
     alignment: AlignmentTerm
     pretrained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    adapters: AdapterConfig | None = None
 
     def initial_state(self) -> TrainState:
         """The state before the first step.
 
         Raises:
             ConfigError: parameters to start from have another shape than the model's; or those to
-                freeze are none of them, or all.
+                freeze are none of them, or all; or adapters do not fit the model.
         """
         config = _construct(OptimizerConfig, "optimizer", self.config.optimizer.to_dict())
+        freeze = config.freeze or ((f"^{ENCODER}/",) if self.adapters else ())
+        tx = make_optimizer(config, self.config.train.steps)
         state = create_state(
-            self.model, make_optimizer(config, self.config.train.steps), self.task, self.alignment,
-            self.data.example_batch(), self.config.seed, config.freeze,
+            self.model, tx, self.task, self.alignment, self.data.example_batch(), self.config.seed,
+            freeze, self.adapters,
         )  # fmt: skip
         if not self.pretrained:
             return state
@@ -96,8 +101,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
     alignment = build_alignment(config)
     data = _build(config, "data", DATA, seed=config.seed)
     task = _build(config, "task", TASKS)
-    model, pretrained = _build_model(config, data, alignment)
-    return Experiment(config, data, task, model, alignment, pretrained)
+    model, pretrained, adapters = _build_model(config, data, alignment)
+    return Experiment(config, data, task, model, alignment, pretrained, adapters)
 
 
 def _build(config: ConfigDict, kind: str, registry: dict[str, str], **extra: Any) -> Any:
@@ -121,7 +126,7 @@ def build_alignment(config: ConfigDict) -> AlignmentTerm:
 
 def _build_model(
     config: ConfigDict, data: DataSource, alignment: AlignmentTerm
-) -> tuple[nn.Module, Mapping[str, Any]]:
+) -> tuple[nn.Module, Mapping[str, Any], AdapterConfig | None]:
     section = config.model.to_dict()
     name = section.pop("name")
     settings = look_up("model", name, {key: value[0] for key, value in MODELS.items()})
@@ -129,9 +134,10 @@ def _build_model(
     fields = {field.name for field in dataclasses.fields(settings)}
     from_data = {key: value for key, value in data.metadata.model.items() if key in fields}
     section = from_data | section | {"alignment": alignment.config}
-    made = functools.partial(module, _construct(settings, "model", section))
-    model = _construct(made, "model", {})
-    return model if isinstance(model, tuple) else (model, data.metadata.parameters)
+    made_of = _construct(settings, "model", section)
+    model = _construct(functools.partial(module, made_of), "model", {})
+    pair = model if isinstance(model, tuple) else (model, data.metadata.parameters)
+    return *pair, getattr(made_of, "adapters", None)
 
 
 def _construct(factory: Any, kind: str, values: dict[str, Any]) -> Any:

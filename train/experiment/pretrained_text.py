@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 from flax import traverse_util
 
-from align_jax import AlignmentConfig
+from align_jax import AdapterConfig, AlignmentConfig
 from align_jax.pretrained import Pretrained, Tokenizer, load
 
 HEADS = ("classification", "regression", "multiple_choice", "span")
@@ -29,13 +29,19 @@ class PretrainedTextConfig:
         dtype: of the computation, "float32" or "bfloat16".
         remat: recompute activations in the backward pass, for less memory.
         scan_layers: compile one layer, whatever their number; see `align_jax.models.EncoderConfig`.
+        adapter_rank: of the low-rank adapters that are trained in place of the encoder's kernels,
+            see `align_jax.AdapterConfig`; 0 for none. Without `optimizer.freeze`, the whole encoder
+            is frozen beneath them.
+        adapter_alpha: an adapter is multiplied by `adapter_alpha / adapter_rank`.
+        adapter_targets: regular expressions of the kernels that have one; the query and key
+            projections.
         alignment: what to align.
         head: "classification", "regression", "multiple_choice" or "span"; from the data.
         num_labels: number of classes; from the data.
         tokenizer: the data's, which must be the checkpoint's; None is not checked.
 
     Raises:
-        ValueError: an unknown head.
+        ValueError: an unknown head, or adapters out of range.
     """
 
     pretrained: str = "albert/albert-base-v2"
@@ -48,6 +54,9 @@ class PretrainedTextConfig:
     dtype: str = "float32"
     remat: bool = False
     scan_layers: bool = False
+    adapter_rank: int = 0
+    adapter_alpha: float = 16.0
+    adapter_targets: tuple[str, ...] = AdapterConfig().targets
     alignment: AlignmentConfig | None = None
     head: str = "classification"
     num_labels: int = 2
@@ -56,6 +65,15 @@ class PretrainedTextConfig:
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise ValueError(f"model.head is {self.head!r}; expected one of {HEADS}.")
+        object.__setattr__(self, "adapter_targets", tuple(self.adapter_targets))  # JSON has lists
+        _ = self.adapters  # refuses numbers that make none
+
+    @property
+    def adapters(self) -> AdapterConfig | None:
+        """Which kernels have an adapter; None if none has."""
+        if self.adapter_rank == 0:
+            return None
+        return AdapterConfig(self.adapter_rank, self.adapter_alpha, self.adapter_targets)
 
 
 def pretrained_text(config: PretrainedTextConfig) -> tuple[nn.Module, dict[str, Any]]:

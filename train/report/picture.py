@@ -174,7 +174,7 @@ def run_points(experiment: Experiment, state: TrainState, layer: str, head: int)
     query, key, query_mask, key_mask = map(np.asarray, collect_clouds(state, batch)[layer])
     clouds = (query[:, :, head][query_mask], key[:, :, head][key_mask])
 
-    embeddings = state.task.embeddings(state.model, {"params": state.params}, batch)
+    embeddings = state.task.embeddings(state.model, state.variables, batch)
     labels = None
     if embeddings is not None:
         known = np.flatnonzero(np.asarray(batch["label"]) >= 0)

@@ -271,7 +271,7 @@ def collect_clouds(state: TrainState, batch: Batch) -> dict[str, Clouds]:
 @jax.jit
 def _clouds(state: TrainState, batch: Batch) -> Any:
     _, collections = state.task.apply(
-        state.model, {"params": state.params}, batch, train=False, mutable=["alignment_clouds"]
+        state.model, state.variables, batch, train=False, mutable=["alignment_clouds"]
     )
     return collections
 

@@ -67,7 +67,8 @@ def run(
         "query_norm", "key_norm" (see `evaluation.measure_clouds`) and "classifier_accuracy" (see
         there), also "classifier_accuracy_per_head", all None if `eval.mmd_examples` is 0;
         "alignment" (mean divergence over the last logged steps), "parameters" (their number),
-        "steps", "seconds" and "hardware", both of the last start.
+        "trained_parameters" (how many of them are not frozen), "steps", "seconds" and "hardware",
+        both of the last start.
 
     Raises:
         ConfigError: the config names or combines things that do not exist or fit.
@@ -97,6 +98,11 @@ def run(
                 other = place_of(config.train.init_from, "config.train.init_from", bucket=True)
                 initial = start_from(initial, other, console)
             trainer = Trainer.start(experiment, initial, checkpoints, devices)
+            if trainer.trained_parameters < trainer.parameters and hosts.is_first():
+                console.print(
+                    f"{trainer.trained_parameters:,} of {trainer.parameters:,} parameters are "
+                    f"trained; the others are frozen."
+                )
             del initial  # a second copy of everything, if the run goes on from a checkpoint
             make_log = RunLog if hosts.is_first() else SilentLog
             with (
@@ -172,7 +178,10 @@ def start_from(
         CheckpointError: the folder is no run's, or nothing in it fits.
     """
     _, other = restore_run(workdir)
-    own, found = (traverse_util.flatten_dict(x.params, sep="/") for x in (state, other))
+    # Where the two do not have the same adapters, what those of the other have learnt is taken over
+    # in the kernels that they belong to.
+    params = other.params if other.adapters == state.adapters else other.variables["params"]
+    own, found = (traverse_util.flatten_dict(x, sep="/") for x in (state.params, params))
     taken = {n: x for n, x in found.items() if n in own and own[n].shape == x.shape}
     if not taken:
         raise CheckpointError(

@@ -35,6 +35,7 @@ from train.run.hardware import hardware
 from train.run.interruption import Interrupted, Interruption, OutOfTime
 from train.run.log import RunLog
 from train.run.runaway import distance_notices, objective_notices
+from train.step import freezing
 from train.step.state import TrainState
 from train.tasks import metrics
 
@@ -62,6 +63,7 @@ class Trainer:
         examples: the ids of these steps' examples, None where the data have no ids.
         input_seconds: how long batches were prepared and handed over since the last record.
         parameters: their number.
+        trained_parameters: of those that are not frozen.
         skipped: steps in a row whose update was left out, since their gradient was not finite.
         first_clouds: how far apart queries and keys lay when this process first measured it.
     """
@@ -79,6 +81,7 @@ class Trainer:
     examples: list[np.ndarray | None] = dataclasses.field(default_factory=list)
     input_seconds: float = 0.0
     parameters: int = 0
+    trained_parameters: int = 0
     skipped: int = 0
     first_clouds: dict[str, Any] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -126,10 +129,12 @@ class Trainer:
                 f"processes cannot share. Start a single process."
             )
         parallel = parallel_of(config, devices, splittable=splittable)
-        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        trained, _ = freezing.split(state.params, state.freeze)
+        counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.params, trained)]
         return cls(
             experiment, parallel, checkpoints, parallel.place(state), int(state.step),
-            stopping, progress.best_params, parameters=parameters, skipped=skipped,
+            stopping, progress.best_params, parameters=counts[0], trained_parameters=counts[1],
+            skipped=skipped,
         )  # fmt: skip
 
     def train(self, log: RunLog, interruption: Interruption, deadline: float | None = None) -> None:
@@ -213,6 +218,7 @@ class Trainer:
             **self._yardsticks(measured),
             "alignment": log.last_train.get("alignment"),
             "parameters": self.parameters,
+            "trained_parameters": self.trained_parameters,
             "steps": self.step,
             "seconds": time.perf_counter() - self.started,
             "hardware": hardware(),

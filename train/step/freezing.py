@@ -83,7 +83,7 @@ def _frozen(
         if not fitting:
             raise ConfigError(
                 f"optimizer.freeze names {expression!r}, which fits no parameter; "
-                f"{nearest(expression, _modules(flat))}the model has {', '.join(_top(flat))}."
+                f"{nearest(expression, _parts(flat))}the model has {', '.join(_top(flat))}."
             )
         found |= fitting
     if not any(kind != "alignment" and name not in found for name, kind in kinds.items()):
@@ -98,10 +98,11 @@ def _means(expression: str, kind: str) -> bool:
     return any(name in expression for name in _OWN_NAMES.get(kind, ("",)))
 
 
-def _modules(flat: Iterable[str]) -> list[str]:
-    """Every parameter's path, and those of the modules above it."""
-    parts = [name.split("/") for name in flat]
-    return sorted({"/".join(x[:length]) for x in parts for length in range(1, len(x) + 1)})
+def _parts(flat: Iterable[str]) -> list[str]:
+    """Every part of a parameter's path, "layer_0/query" say: what an expression may have meant."""
+    split_up = [name.split("/") for name in flat]
+    ends = [(x, end) for x in split_up for end in range(1, len(x) + 1)]
+    return sorted({"/".join(x[start:end]) for x, end in ends for start in range(end)})
 
 
 def _top(flat: Iterable[str]) -> dict[str, None]:

@@ -20,6 +20,7 @@ import optax
 from align_jax import label_parameters
 from align_jax.optimizer import BETA1, LEARNING_RATE
 from train.registry import ConfigError, nearest
+from train.step.freezing import ADAPTERS
 
 OPTIMIZERS = ("adamw", "adam")
 DECAYS = ("linear", "constant", "steps")
@@ -49,7 +50,8 @@ class OptimizerConfig:
         alignment_beta1: their momentum; a player of a game that goes on in its old direction comes
             to circle around the solution instead of reaching it.
         head_rate_multiplier: likewise of a new head on a pretrained encoder: of whatever lies
-            outside the module `encoder`. Other than 1, the head is clipped by its own norm.
+            outside the module `encoder`, and is no adapter. Other than 1, the head is clipped by
+            its own norm.
         skip_nonfinite: steps in a row that may be left out because their gradient is not finite;
             0 stops the run at the first one.
         freeze: regular expressions, each searched for in the parameters' paths: "^encoder/" is the
@@ -178,7 +180,7 @@ def parameter_groups(params: Any, *, head: bool = False) -> Any:
 
     Args:
         params: of the model.
-        head: whether to label "head" what lies outside the module `encoder`.
+        head: whether to label "head" what lies outside the module `encoder` and is no adapter.
 
     Raises:
         ConfigError: a head is asked for, and there is no encoder that it could be on.
@@ -195,7 +197,8 @@ def parameter_groups(params: Any, *, head: bool = False) -> Any:
     def in_head(label: str) -> str:
         return "head" if label == "model" else label
 
-    outside = {name: jax.tree.map(in_head, labels[name]) for name in labels if name != ENCODER}
+    inside = (ENCODER, ADAPTERS)
+    outside = {n: jax.tree.map(in_head, x) for n, x in labels.items() if n not in inside}
     return labels | outside
 
 

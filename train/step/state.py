@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from align_jax import AlignmentConfig
+from align_jax import AdapterConfig, AlignmentConfig, init_adapters, merge_adapters
 from train.registry import ConfigError
-from train.step.freezing import split
+from train.step.freezing import ADAPTERS, split
 from train.tasks.base import Batch, Task
 
 
@@ -66,6 +66,7 @@ class TrainState(flax.struct.PyTreeNode):
         rng: the run's key; a step folds `step` and the device's index into it and leaves it as is.
         model, tx, task, alignment: fixed parts, compiled into the step.
         freeze: likewise; what keeps its value, see `OptimizerConfig.freeze`.
+        adapters: likewise, of the low-rank adapters in `params`; None if there are none.
     """
 
     step: Int[Array, ""]
@@ -77,6 +78,15 @@ class TrainState(flax.struct.PyTreeNode):
     task: Task = flax.struct.field(pytree_node=False)
     alignment: AlignmentTerm = flax.struct.field(pytree_node=False)
     freeze: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+    adapters: AdapterConfig | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied to: its parameters, with the adapters merged into them."""
+        if self.adapters is None:
+            return {"params": self.params}
+        params = {name: child for name, child in self.params.items() if name != ADAPTERS}
+        return {"params": merge_adapters(params, self.params[ADAPTERS], self.adapters)}
 
     def start_from(self, params: Any) -> TrainState:
         """The same with other parameters, of which the optimiser knows nothing yet."""
@@ -92,6 +102,7 @@ def create_state(
     batch: Batch,
     seed: int,
     freeze: tuple[str, ...] = (),
+    adapters: AdapterConfig | None = None,
 ) -> TrainState:
     """Initialises the parameters and the optimiser.
 
@@ -106,12 +117,14 @@ def create_state(
         batch: an example batch; only its shapes matter.
         seed: of the parameters, and of dropout.
         freeze: what keeps its value, see `OptimizerConfig.freeze`.
+        adapters: which kernels get a low-rank adapter; they lie in the parameters as "adapters".
 
     Raises:
-        ConfigError: an expression of `freeze` fits nothing, or all of them fit everything.
+        ConfigError: an expression of `freeze` fits nothing, or all of them fit everything; or the
+            adapters do not fit the model.
     """
     init_rng, train_rng = jax.random.split(jax.random.key(seed))
-    params, opt_state = _initialised(model, tx, task, freeze, init_rng, dict(batch))
+    params, opt_state = _initialised(model, tx, task, freeze, adapters, init_rng, dict(batch))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -122,18 +135,25 @@ def create_state(
         task=task,
         alignment=alignment,
         freeze=freeze,
+        adapters=adapters,
     )
 
 
 # Once for all seeds.
-@functools.partial(jax.jit, static_argnames=("model", "tx", "task", "freeze"))
+@functools.partial(jax.jit, static_argnames=("model", "tx", "task", "freeze", "adapters"))
 def _initialised(
     model: nn.Module,
     tx: optax.GradientTransformation,
     task: Task,
     freeze: tuple[str, ...],
+    adapters: AdapterConfig | None,
     rng: Array,
     batch: Batch,
 ) -> tuple[Any, optax.OptState]:
     params = task.init(model, rng, batch)
+    if adapters is not None:
+        try:
+            params |= {ADAPTERS: init_adapters(jax.random.fold_in(rng, 0), params, adapters)}
+        except ValueError as error:
+            raise ConfigError(f"The adapters of config.model: {error}") from error
     return params, tx.init(split(params, freeze)[0])

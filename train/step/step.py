@@ -135,7 +135,7 @@ def eval_step(
         Sums and counts over all devices ("loss", the task's loss alone, and the task's metrics),
         and this device's predictions [B, ...], padding rows included.
     """
-    outputs = state.task.apply(state.model, {"params": state.params}, batch, train=False)
+    outputs = state.task.apply(state.model, state.variables, batch, train=False)
     report = {"loss": Mean.of(_losses(state, outputs, batch), batch["mask"])}
     report |= state.task.metrics(outputs, batch)
     return _sum(report, axis_name), state.task.predictions(outputs, batch)
@@ -159,8 +159,8 @@ def stochastic_step(
     rng = jax.random.fold_in(_step_rng(state, axis_name), number)
 
     def outputs(rng: Array) -> Any:
-        variables = {"params": state.params}
-        return state.task.apply(state.model, variables, batch, train=True, rngs={"dropout": rng})
+        rngs = {"dropout": rng}
+        return state.task.apply(state.model, state.variables, batch, train=True, rngs=rngs)
 
     stacked = jax.lax.map(outputs, jax.random.split(rng, passes))
     return _sum(state.task.stochastic_metrics(stacked, batch), axis_name)
@@ -197,7 +197,7 @@ def _forward(
     state: TrainState, params: Any, batch: Batch, rngs: dict[str, Array]
 ) -> tuple[Any, Mapping[str, Any]]:
     """Outputs and what was sown; a plain model is not asked to sow, so that it costs nothing."""
-    variables = {"params": params}
+    variables = state.replace(params=params).variables
     if not state.alignment.active:
         return state.task.apply(state.model, variables, batch, train=True, rngs=rngs), {}
     return state.task.apply(

@@ -61,8 +61,11 @@ def test_an_expression_freezes_what_it_fits_and_networks_only_if_it_names_them(
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
-        (("head", "encoder/embedings/"), 'embedings/.* fits no .*mean "encoder/embeddings".*head'),
-        (("^layer_0",), 'fits no parameter; did you mean "encoder/layer_0"'),
+        (
+            ("head", "encoder/embedings/"),
+            'embedings/.* fits no .*mean "encoder/embeddings".*encoder, head',
+        ),
+        (("^layer_0",), 'fits no parameter; did you mean "layer_0"'),
         (("attention",), "fits no parameter"),  # it fits networks alone, and names none
         (("encoder", "head", "adapters"), "every parameter.*nothing would be trained"),
         ((".*", "adapters", "alignment"), "every parameter"),
