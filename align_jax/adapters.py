@@ -7,6 +7,10 @@ as parameters, whatever module the kernel belongs to: no model is changed, and w
 what is exported.
 """
 
+# Qwix (0.1.8) puts LoRA into a model by replacing `dot_general` where its right side is a parameter
+# itself. The encoders here reshape kernels first (`flat_dot_general`), so that it adds nothing and
+# does not say so; and it cannot merge.
+
 import dataclasses
 import difflib
 import math

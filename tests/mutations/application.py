@@ -611,8 +611,8 @@ _RUNS: tuple[Mutation, ...] = (
         ),
         (
             "the-best-parameters-are-forgotten",
-            "progress.best_params, parameters=parameters",
-            "None, parameters=parameters",
+            "progress.best_params, parameters=counts[0]",
+            "None, parameters=counts[0]",
         ),
     ),
     *faults(
