@@ -429,8 +429,8 @@ _STEP: tuple[Mutation, ...] = (
         "tests/train/experiment/test_adapters.py",
         (
             "an-export-leaves-adapters-out",
-            'state.variables["params"], data.text_tokenizer',
-            "state.params, data.text_tokenizer",
+            'state.variables["params"],',
+            "state.params,",
         ),
     ),
     *faults(
