@@ -42,6 +42,7 @@ class Tokenizer:
         max_length: the longest sequence that the model takes.
         pad_token_id: what padding is filled with.
         token_types: number of token types of the model; with 1, all are 0.
+        truncation_side: "right" where too long a text loses its end, "left" its beginning.
 
     Raises:
         PretrainedError: it has tokens that the model does not, or adds no special tokens.
@@ -62,12 +63,20 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: Any, *, max_length: int, pad_token_id: int, token_types: int, vocab_size: int
+        self,
+        backend: Any,
+        *,
+        max_length: int,
+        pad_token_id: int,
+        token_types: int,
+        vocab_size: int,
+        truncation_side: str = "right",
     ) -> None:
         self.backend = backend
         self.max_length = max_length
         self.pad_token_id = pad_token_id
         self.token_types = token_types
+        self.truncation_side = truncation_side
         # Truncation is a setting of the backend: two threads must not change it at once.
         self._lock = threading.Lock()
         self._trimming = backend.post_processor
@@ -182,15 +191,20 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.max_length,
             "padding_side": "right",
+            "truncation_side": self.truncation_side,
+            "split_special_tokens": self.backend.encode_special_tokens,
             "model_input_names": ["input_ids", "attention_mask"],
             "pad_token": self.backend.id_to_token(self.pad_token_id),
         }
         if self.token_types > 1:
             settings["model_input_names"].insert(1, "token_type_ids")
+        around = self.backend.encode("").tokens
+        settings.update(cls_token=around[0], sep_token=around[-1])
         for name, candidates in _SPECIAL.items():
+            own = getattr(self.backend.model, name, None)  # WordPiece and BPE know the unknown
             known = [x for x in candidates if self.backend.token_to_id(x) is not None]
-            if known:
-                settings[name] = known[0]
+            if own or known:
+                settings[name] = own or known[0]
         path = folder / "tokenizer_config.json"
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -224,7 +238,7 @@ class Tokenizer:
     def truncating(self, length: int, **settings: Any) -> Iterator[Any]:
         """The backend, truncating as told for the time being, and for this thread alone."""
         with self._lock, _clear_errors():
-            self.backend.enable_truncation(length, **settings)
+            self.backend.enable_truncation(length, direction=self.truncation_side, **settings)
             try:
                 yield self.backend
             finally:
@@ -305,8 +319,6 @@ _BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\
 _BLANK = re.compile(f"[{re.escape(_BLANKS)}]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPECIAL: Mapping[str, tuple[str, ...]] = {
-    "cls_token": ("[CLS]", "<s>"),
-    "sep_token": ("[SEP]", "</s>"),
     "unk_token": ("[UNK]", "<unk>"),
     "mask_token": ("[MASK]", "<mask>"),
 }

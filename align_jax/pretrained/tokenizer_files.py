@@ -12,7 +12,12 @@ from align_jax.pretrained.errors import PretrainedError, require
 from align_jax.pretrained.files import TOKENIZERS
 from align_jax.pretrained.sentencepiece_model import read_sentencepiece
 from align_jax.pretrained.tokenizer import Tokenizer
-from align_jax.pretrained.tokenizer_settings import Settings, add_tokens, agreeing_json
+from align_jax.pretrained.tokenizer_settings import (
+    Settings,
+    add_tokens,
+    agreeing_json,
+    check_roles,
+)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -68,12 +73,15 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
     try:
         backend = read[files[0]](folder, settings)
         add_tokens(backend, settings)
+        backend.encode_special_tokens = settings.flag("split_special_tokens", False)
+        _check_padding(backend, settings)
         return Tokenizer(
             backend,
             max_length=config.max_length,
             pad_token_id=config.pad_token_id,
             token_types=config.token_types,
             vocab_size=config.vocab_size,
+            truncation_side=settings.side("truncation_side", _direction(backend.truncation)),
         )
     except (PretrainedError, KeyboardInterrupt, SystemExit):
         raise
@@ -84,11 +92,27 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
         ) from error
 
 
+def _direction(settings: Mapping[str, Any] | None) -> str:
+    """Where a tokenizer.json truncates or pads."""
+    return str((settings or {}).get("direction", "right")).lower()
+
+
+def _check_padding(backend: Any, settings: Settings) -> None:
+    if settings.side("padding_side", _direction(backend.padding)) == "left":
+        raise PretrainedError(
+            f"{settings.path.parent} says padding_side = 'left'; expected 'right': the models have "
+            "the text's first token at position 0. Set it to 'right' in tokenizer_config.json if "
+            "the model was trained so, as all models of BERT, RoBERTa and ALBERT are published."
+        )
+
+
 def _from_json(folder: Path, settings: Settings) -> Any:
     from tokenizers import Tokenizer as Backend
 
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    return Backend.from_str(agreeing_json(text, settings))
+    backend = Backend.from_str(agreeing_json(text, settings))
+    check_roles(backend, settings)
+    return backend
 
 
 def _word_piece(folder: Path, settings: Settings) -> Any:

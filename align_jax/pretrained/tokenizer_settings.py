@@ -24,9 +24,14 @@ _FAMILIES = {name: family[0] for family in (_BERT, _ROBERTA, _ALBERT) for name i
 _GENERIC = ("PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 # They do more than tokenizer.json can say, in Python of their own.
 _PYTHON = ("BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenizer", "TapasTokenizer")
-# Whose vocabulary a file is, or a kind of model in tokenizer.json, where no class is named.
+# Which class a model's is, whose vocabulary a file is, or a kind of model in tokenizer.json, where
+# no class is named.
+_BY_MODEL = {"bert": _BERT[0], "roberta": _ROBERTA[0], "albert": _ALBERT[0]}
 _USUAL = {"vocab.txt": _BERT[0], "vocab.json": _ROBERTA[0], "spiece.model": _ALBERT[0],
           "WordPiece": _BERT[0], "BPE": _ROBERTA[0], "Unigram": _ALBERT[0]}  # fmt: skip
+# A vocabulary's classes have two more special tokens than those that it is read with.
+_ENDS = {_ROBERTA[0]: ("<s>", "</s>"), _ALBERT[0]: ("[CLS]", "[SEP]")}
+_ROLES = tuple(f"{x}_token" for x in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 class Settings:
@@ -39,6 +44,8 @@ class Settings:
     Attributes:
         family: whose settings count, such as "BertTokenizer"; "" for those of the kind of model.
         named: whether a file names the class; then its defaults count too.
+        file: the one that was given.
+        by_model: the class that `transformers` takes for the model where no file names one.
 
     Raises:
         PretrainedError: a file is no JSON, or names a class that is not supported.
@@ -51,9 +58,12 @@ class Settings:
         newer = "added_tokens_decoder" in self._values
         self._older = {} if newer else _read(folder / SPECIAL)
         self._added = None if newer else _read(folder / ADDED)
+        model = _read(folder / "config.json")
         name = self._values.get("tokenizer_class")
         if name is None:
-            name = _read(folder / "config.json").get("tokenizer_class")
+            name = model.get("tokenizer_class")
+        self.by_model = _BY_MODEL.get(str(model.get("model_type"))) if name is None else None
+        self.file, self._ends = file, _ENDS.get(_USUAL.get(file, ""), ())
         self.family, self.named = self._class(name, folder, file)
 
     def _class(self, kind: Any, folder: Path, file: str) -> tuple[str, bool]:
@@ -92,20 +102,36 @@ class Settings:
         """Whether a file states the setting."""
         return self._values.get(name) is not None
 
+    def side(self, name: str, default: str) -> str:
+        """Of "truncation_side", say: "left" or "right"."""
+        value = self._values.get(name) or default
+        if value not in ("left", "right"):
+            raise self.wrong(name, value, "left or right")
+        return str(value)
+
     def special(self, name: str, default: str) -> str:
-        """A special token such as "cls_token"."""
+        """A special token such as "cls_token"; the default, which may be "", where none is said."""
         value = _content(self._older.get(name) or self._values.get(name) or default)
         if not isinstance(value, str):
             raise self.wrong(name, value, "a token")
         return value
 
+    def _special_tokens(self) -> Iterator[Any]:
+        """Those that have a role, which are found in a text like all added tokens."""
+        defaults = dict(zip(_ROLES, self._ends, strict=False))
+        for name in _ROLES:
+            if content := self.special(name, defaults.get(name, "")):
+                said = self._older.get(name) or self._values.get(name)
+                yield {**said, "special": True} if isinstance(said, Mapping) else content
+
     def added_tokens(self) -> Iterator[tuple[int | None, Any]]:
         """The tokens beside the vocabulary in order, each with its number if it has one."""
-        further = []
+        further = list(self._special_tokens())
         for values in (self._values, self._older):
             for name in ("additional_special_tokens", "extra_special_tokens"):
                 found = values.get(name)
-                further += list(found) if isinstance(found, list | tuple) else []
+                found = list(found.values()) if isinstance(found, Mapping) else found
+                further += found if isinstance(found, list) else []
         if self._added is None:
             numbered = self._values["added_tokens_decoder"]
             if not isinstance(numbered, Mapping):
@@ -155,7 +181,11 @@ def add_tokens(backend: Any, settings: Settings) -> None:
     Raises:
         PretrainedError: a number is another token's, or leaves a gap.
     """
+    decoder = backend.get_added_tokens_decoder() if settings.file == "tokenizer.json" else {}
+    known = {token.content for token in decoder.values()}
     for number, token in settings.added_tokens():
+        if number is None and token.content in known:
+            continue  # tokenizer.json says more about it
         (backend.add_special_tokens if token.special else backend.add_tokens)([token])
         found = backend.token_to_id(token.content)
         if number is not None and found != number:
@@ -163,6 +193,33 @@ def add_tokens(backend: Any, settings: Settings) -> None:
                 f"{settings.path.parent}: the added token {token.content!r} should be number "
                 f"{number}, but with this vocabulary it is {found}. The files do not belong "
                 "together: get them anew."
+            )
+
+
+def check_roles(backend: Any, settings: Settings) -> None:
+    """Refuses a tokenizer.json that puts other tokens around a text than are named beside it.
+
+    `transformers` 5 makes such a tokenizer anew of its vocabulary; version 4 leaves it as it is.
+
+    Raises:
+        PretrainedError: names the token.
+    """
+    if not settings.named:
+        return
+    empty = backend.encode("")  # which the file may pad
+    around = [x for x, real in zip(empty.tokens, empty.attention_mask, strict=True) if real] or [""]
+    there = {
+        "cls_token": around[0],
+        "sep_token": around[-1],
+        "unk_token": getattr(backend.model, "unk_token", ""),
+    }
+    for name, found in there.items():
+        said = settings.special(name, "")
+        if said and found and said != found:
+            raise PretrainedError(
+                f"{settings.path.parent}: the files beside tokenizer.json say {name} = {said!r}, "
+                f"and tokenizer.json has {found!r} in its place. Set {name} to that if the model "
+                "was trained with tokenizer.json, or get all of them anew."
             )
 
 
@@ -183,7 +240,10 @@ def agreeing_json(text: str, settings: Settings) -> str:
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, Mapping):
         return text  # its reader says what is wrong
-    family = settings.family or _USUAL.get(str(model.get("type")), "")
+    usual = _USUAL.get(str(model.get("type")), "")
+    if not settings.family and usual == settings.by_model:
+        settings.family, settings.named = usual, True
+    family = settings.family or usual
     change = {_BERT[0]: _as_bert, _ROBERTA[0]: _as_roberta, _ALBERT[0]: _as_albert}.get(family)
     return json.dumps(content) if change and change(content, settings) else text
 

@@ -733,6 +733,11 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "align_jax/pretrained/tokenizer.py",
+        "tests/pretrained/test_tokenizer_settings.py",
+        ("always-truncated-on-the-right", "direction=self.truncation_side, ", ""),
+    ),
+    *faults(
         "align_jax/pretrained/tokenizer_files.py",
         "tests/pretrained/test_tokenizer.py",
         (
@@ -756,6 +761,12 @@ _PRETRAINED: tuple[Mutation, ...] = (
             "settings.says(name)",
         ),
         ("any-class-of-tokenizer", "if name in _PYTHON or", "if not name or"),
+        (
+            "bos-and-eos-are-no-special-tokens",
+            "further = list(self._special_tokens())",
+            "further = []",
+        ),
+        ("the-models-class-does-not-count", "and usual == settings.by_model", "and not usual"),
     ),
     *faults(
         "align_jax/pretrained/load.py",

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from align_jax import pretrained
@@ -19,7 +20,10 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 BYTES = {token: number for number, token in enumerate([*SPECIAL, *LETTERS])}
 BERT = {"vocab.txt": "\n".join(WORDS)}
 ROBERTA = {"vocab.json": BYTES, "merges.txt": "#version: 0.2\n"}
-TEXTS = ["Café <e1> sings 東京", "cafe<e1>  Café", "sings [BOS] Cafe", " hi there", ""]
+TEXTS = [
+    "Café <e1> sings 東京", "cafe<e1>  Café", "sings [BOS] Cafe", "[CLS] cafe <s>a</s>",
+    "hi <mask> there", "",
+]  # fmt: skip
 N, R = len(WORDS), len(BYTES)
 
 
@@ -63,6 +67,10 @@ ADDED = {
     },
     "additional": settings(additional_special_tokens=["<e1>"]),
     "additional in the map": {"special_tokens_map.json": {"additional_special_tokens": ["<e1>"]}},
+    "additional with names": settings(extra_special_tokens={"image_token": "<e1>"}),
+    "ends with names": settings(bos_token="[BOS]", eos_token="<e1>"),
+    "found in no text": settings(split_special_tokens=True),
+    "truncated on the left": settings(truncation_side="left"),
     "in the vocabulary": settings(added_tokens_decoder={str(WORDS.index("Café")): token("Café")}),
     "other names": settings(cls_token="[BOS]", sep_token="[EOS]", unk_token="[OOV]"),
     "other names in the map": {
@@ -79,6 +87,24 @@ SAME = {
     "vocab.json, mask strips": (
         ROBERTA,
         settings(added_tokens_decoder={"4": token("<mask>", lstrip=True, special=True)}),
+    ),
+    "vocab.json, mask strips by the map": (
+        ROBERTA,
+        {"special_tokens_map.json": {"mask_token": token("<mask>", lstrip=True)}},
+    ),
+    "vocab.json, another end": (ROBERTA, settings(sep_token="<pad>")),
+    "tokenizer.json that truncates on the left": ({"tokenizer.json": BERT}, {}),
+    "cased tokenizer.json, of the model's class": (
+        {"tokenizer.json": {**BERT, **settings(do_lower_case=False)}},
+        {},
+    ),
+    "tokenizer.json with a prefix, of the model's class": (
+        {"tokenizer.json": {**ROBERTA, **settings(add_prefix_space=True)}},
+        {},
+    ),
+    "tokenizer.json, ends with names": (
+        {"tokenizer.json": BERT},
+        settings(bos_token="[BOS]", tokenizer_class="PreTrainedTokenizerFast"),
     ),
     **{
         f"tokenizer.json {x}": (
@@ -134,15 +160,25 @@ def made(folder, files, further):
 def test_tokens_are_those_of_transformers(case, tmp_path) -> None:
     transformers = pytest.importorskip("transformers")
     config = made(tmp_path, *SAME[case])
-    ours = pretrained.load_tokenizer(tmp_path, config)
     sizes = {"vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
     write(tmp_path, {"config.json": {"model_type": config.family, **sizes}})
+    if case == "tokenizer.json that truncates on the left":
+        backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        backend.enable_truncation(9, direction="left")
+        write(tmp_path, {"tokenizer.json": backend.to_str()})
+    ours = pretrained.load_tokenizer(tmp_path, config)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for text in TEXTS:
-        ids = ours.tokenize([text])[0].input_ids.tolist()
-        assert ids == theirs(text)["input_ids"], text
-    (pair,) = ours.tokenize([TEXTS[0]], [TEXTS[1]])
-    assert pair.input_ids.tolist() == theirs(TEXTS[0], TEXTS[1])["input_ids"]
+    for length in (64, 7):
+        for first, second in ((TEXTS, None), (TEXTS[:1], TEXTS[1:2])):
+            found = [x.input_ids.tolist() for x in ours.tokenize(first, second, max_length=length)]
+            assert found == theirs(first, second, truncation=True, max_length=length)["input_ids"]
+    again = tmp_path / "again"
+    again.mkdir()
+    ours.save(again)  # which keeps all of it
+    loaded = pretrained.load_tokenizer(again, config)
+    for length in (64, 7):
+        pairs = zip(*(x.tokenize(TEXTS, max_length=length) for x in (loaded, ours)), strict=True)
+        assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in pairs)
 
 
 def unigram(*steps):
@@ -214,6 +250,26 @@ REFUSED = {
         "expected an object with its content",
     ),
     "tokens in a list": (BERT, settings(added_tokens_decoder=[1]), "an object of tokens by number"),
+    "padding on the left": (BERT, settings(padding_side="left"), "says padding_side = 'left'"),
+    "a side that is none": (BERT, settings(truncation_side="top"), "truncation_side = 'top'; exp"),
+    "another start than tokenizer.json's": (
+        {"tokenizer.json": BERT},
+        settings(cls_token="[BOS]", tokenizer_class="BertTokenizer"),
+        r"say cls_token = '\[BOS\]', and tokenizer.json has '\[CLS\]'",
+    ),
+    "another end, by the map": (
+        {"tokenizer.json": ROBERTA},
+        {
+            **settings(tokenizer_class="RobertaTokenizer"),
+            "special_tokens_map.json": {"sep_token": token("<pad>")},
+        },
+        "say sep_token = '<pad>', and tokenizer.json has '</s>'",
+    ),
+    "another unknown token": (
+        {"tokenizer.json": BERT},
+        settings(unk_token="[OOV]", tokenizer_class="BertTokenizer"),
+        r"say unk_token = '\[OOV\]', and tokenizer.json has '\[UNK\]'",
+    ),
     "more than the model has": (
         BERT,
         settings(additional_special_tokens=["<1>", "<2>", "<3>", "<4>", "<5>"]),
