@@ -20,6 +20,7 @@ from align_jax.pretrained.forms import (
     SAFETENSORS,
     has_weights,
     refuse_adapters,
+    what_a_repository_has,
     what_there_is,
 )
 
@@ -105,11 +106,14 @@ def _in_package(name: str) -> Path:
 def _download(name: str, *, revision: str | None, offline: bool, cache_dir: Any) -> Path:
     hub = require("huggingface_hub", "Loading a checkpoint by its name on the hub")
     options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": offline}
+    found: list[str] = []
     try:
         folder = Path(hub.snapshot_download(name, allow_patterns=list(_NEEDED), **options))
         if not any(has_weights(folder, x) for x in (OWN_SAFETENSORS, SAFETENSORS, BIN)):
             patterns = [*_NEEDED, *_BIN_NEEDED]
             folder = Path(hub.snapshot_download(name, allow_patterns=patterns, **options))
+        if not has_weights(folder, SAFETENSORS) and not has_weights(folder, BIN) and not offline:
+            found = hub.list_repo_files(name, revision=revision)
     # Every kind of failure there (no such name or revision, no permission, no network, not in the
     # cache) is a different class, some of them httpx's; the message tells them apart.
     except Exception as error:
@@ -120,6 +124,11 @@ def _download(name: str, *, revision: str | None, offline: bool, cache_dir: Any)
             f"as a folder, it does not exist. Check the name and revision; without a network, "
             "load it once where there is one, or pass the folder of a copy."
         ) from error
+    if found:  # only what is read was downloaded, which cannot show what is not
+        raise PretrainedError(
+            f"{name!r} on the hub holds neither {SAFETENSORS} nor {BIN}, nor an index of either. "
+            f"{what_a_repository_has(found)}"
+        )
     return folder
 
 

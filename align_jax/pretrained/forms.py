@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from align_jax.pretrained.errors import PretrainedError
@@ -60,15 +61,41 @@ def what_there_is(folder: Path) -> str:
         'It holds model.onnx, an exported graph: use the checkpoint that it was made from.'
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [x.name for x in entries if x.is_file() and not x.name.startswith(_NO_WEIGHTS)]
-    for ending, form in _OTHERS.items():
-        for file in files:
-            if file.endswith(ending) and file not in (SAFETENSORS, BIN):
-                return f"It holds {file}, {form}."
+    if found := _other_form(x.name for x in entries if x.is_file()):
+        return found
     for path in entries:
         if path.is_dir() and any(has_weights(path, file) for file in (SAFETENSORS, BIN)):
             return f"Its folder {path.name!r} holds weights: give {str(path)!r}."
     return "Point to the folder with the weights."
+
+
+def what_a_repository_has(files: Sequence[str]) -> str:
+    """`what_there_is`, of a repository on the hub without weights that are read.
+
+    Args:
+        files: their paths in it.
+
+    Example:
+        >>> what_a_repository_has(["README.md", "0_Transformer/model.safetensors"])
+        "Its folder '0_Transformer' has weights: download it, and give that folder."
+    """
+    if found := _other_form(file for file in files if "/" not in file):
+        return found
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if folder and name in (SAFETENSORS, BIN):
+            return f"Its folder {folder!r} has weights: download it, and give that folder."
+    return _other_form(files) or "Choose one with weights."
+
+
+def _other_form(files: Iterable[str]) -> str:
+    """What the first file is that holds weights in another form; "" if none does."""
+    files = [x for x in files if not x.rpartition("/")[2].startswith(_NO_WEIGHTS)]
+    for ending, form in _OTHERS.items():
+        for file in files:
+            if file.endswith(ending) and file not in (SAFETENSORS, BIN):
+                return f"It holds {file}, {form}."
+    return ""
 
 
 def refuse_adapters(folder: Path) -> None:

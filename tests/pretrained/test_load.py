@@ -422,6 +422,7 @@ def test_a_name_is_downloaded_with_only_the_files_needed(folder, monkeypatch) ->
         return str(folder)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "list_repo_files", lambda name, revision: [files.ALIGNMENT])
     pretrained.load("owner/small-bert", revision="v1")
     assert [(name, revision, offline) for name, _, revision, offline in calls] == [
         ("owner/small-bert", "v1", False)
@@ -429,6 +430,29 @@ def test_a_name_is_downloaded_with_only_the_files_needed(folder, monkeypatch) ->
     assert files.SAFETENSORS in calls[0][1]
     assert not any(pattern.endswith(".bin") for pattern in calls[0][1])
     (folder / files.SAFETENSORS).unlink()
-    with pytest.raises(PretrainedError, match="holds neither"):
+    with pytest.raises(PretrainedError, match="holds neither .* Choose one with weights"):
         pretrained.load("owner/small-bert")
     assert files.BIN in calls[2][1]
+
+
+@pytest.mark.fault(
+    "A repository on the hub without weights in a form that is read",
+    "An error that names what it has, which was not downloaded, and what to do",
+)
+@pytest.mark.parametrize(
+    ("file", "advice"),
+    [
+        ("flax_model.msgpack", "flax_model.msgpack, the weights of a Flax model"),
+        ("tf_model.h5", "tf_model.h5, the weights of a Keras model"),
+        ("adapter_model.safetensors", "adapter_model.safetensors, an adapter of another"),
+        ("onnx/model.onnx", "onnx/model.onnx, an exported graph"),
+        ("0_Transformer/model.safetensors", "Its folder '0_Transformer' has weights: download"),
+    ],
+)
+def test_a_repository_in_another_form_is_named(file, advice, tmp_path, monkeypatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    there = ["README.md", "config.json", "training_args.bin", file]
+    monkeypatch.setattr(hub, "list_repo_files", lambda name, revision: there)
+    with pytest.raises(PretrainedError, match=f"'owner/flax' on the hub holds neither .*{advice}"):
+        pretrained.load("owner/flax")
