@@ -49,6 +49,7 @@ def find_folder(
     revision: str | None = None,
     offline: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
+    weights: bool = True,
 ) -> Path:
     """The folder with a checkpoint's files, downloaded first if it is a hub name.
 
@@ -58,6 +59,7 @@ def find_folder(
         revision: branch, tag or commit on the hub.
         offline: use what the hub's cache holds, and no network; as HF_HUB_OFFLINE=1 does.
         cache_dir: the hub's cache; None for its default.
+        weights: whether to refuse a name on the hub that has none which are read.
 
     Raises:
         PretrainedError: there is no such folder, package or name, or it cannot be reached.
@@ -87,7 +89,7 @@ def find_folder(
             f"There is no folder {text!r}. Give an existing folder, or a name on the hub such as "
             "'albert/albert-base-v2'."
         )
-    return _download(text, revision=revision, offline=offline, cache_dir=cache_dir)
+    return _download(text, revision=revision, offline=offline, cache_dir=cache_dir, weights=weights)
 
 
 def _in_package(name: str) -> Path:
@@ -103,7 +105,9 @@ def _in_package(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inside
 
 
-def _download(name: str, *, revision: str | None, offline: bool, cache_dir: Any) -> Path:
+def _download(
+    name: str, *, revision: str | None, offline: bool, cache_dir: Any, weights: bool
+) -> Path:
     hub = require("huggingface_hub", "Loading a checkpoint by its name on the hub")
     options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": offline}
     found: list[str] = []
@@ -112,7 +116,8 @@ def _download(name: str, *, revision: str | None, offline: bool, cache_dir: Any)
         if not any(has_weights(folder, x) for x in (OWN_SAFETENSORS, SAFETENSORS, BIN)):
             patterns = [*_NEEDED, *_BIN_NEEDED]
             folder = Path(hub.snapshot_download(name, allow_patterns=patterns, **options))
-        if not has_weights(folder, SAFETENSORS) and not has_weights(folder, BIN) and not offline:
+        there = has_weights(folder, SAFETENSORS) or has_weights(folder, BIN)
+        if weights and not there and not offline:
             found = hub.list_repo_files(name, revision=revision)
     # Every kind of failure there (no such name or revision, no permission, no network, not in the
     # cache) is a different class, some of them httpx's; the message tells them apart.

@@ -17,7 +17,7 @@ import numpy as np
 
 from train.data.base import Batch, Illustration
 from train.data.labelled import Examples, LabelledTexts, checked_examples
-from train.data.prepared import prepared_builder
+from train.data.prepared import prepared_builder, prepared_text
 from train.data.text import subset_rows, text_illustration
 from train.registry import ConfigError, nearest
 
@@ -139,15 +139,15 @@ class Glue(LabelledTexts):
         rows = self._train_rows if split == "train" else np.arange(self.examples[split])
         source = self._builder.as_data_source(split=split)
         examples = source.__getitems__(rows.tolist())
+        where = f"{self.title}, split {split!r}"
         columns = [
-            [example[field].decode("utf-8") for example in examples] for field in self.fields
+            [prepared_text(x[field], where, x["idx"]) for x in examples] for field in self.fields
         ]
         ids = np.array([example["idx"] for example in examples])
         labels = np.array([example["label"] for example in examples])
         if split == "train" and self.both_orders:
             columns = [columns[0] + columns[1], columns[1] + columns[0]]
             ids, labels = np.tile(ids, 2), np.tile(labels, 2)
-        where = f"{self.title}, split {split!r}"
         return checked_examples(columns, labels, ids, len(self.label_names), where)
 
     def illustration(self, batch: Batch) -> Illustration:
@@ -180,13 +180,13 @@ def _builder(dataset: str, folder: str) -> Any:
 
 def _compared_texts(dataset: str, split: str, folder: str) -> list[set[str]]:
     """Of each example of a split its texts, their letters and digits in lower case."""
-    builder = _builder(dataset, folder)
+    builder, where = _builder(dataset, folder), f"glue/{dataset}, split {split!r}"
     examples = builder.as_data_source(split=split).__getitems__(
         list(range(builder.info.splits[split].num_examples))
     )
     return [
         {
-            re.sub(r"\W+", "", example[field].decode("utf-8").lower())
+            re.sub(r"\W+", "", prepared_text(example[field], where, example["idx"]).lower())
             for field in GLUE[dataset].fields
         }
         for example in examples

@@ -46,3 +46,29 @@ def prepared_builder(name: str, module: str, folder: str = "") -> Any:
             f"data.folder to the folder that holds {name.partition('/')[0]}/."
         )
     return builder
+
+
+def prepared_text(value: bytes, where: str, example: Any) -> str:
+    r"""A text of a record that tensorflow-datasets has prepared.
+
+    Args:
+        value: its bytes.
+        where: the data set and its split, for messages.
+        example: which, likewise.
+
+    Raises:
+        ConfigError: it is not UTF-8; says where.
+
+    Example:
+        >>> prepared_text(b"caf\xe9", "glue/mrpc, split 'train'", 3)
+        Traceback (most recent call last):
+        train.registry.ConfigError: glue/mrpc, split 'train', example 3 is not UTF-8: ...
+    """
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{where}, example {example} is not UTF-8: it has the byte {value[error.start]:#04x} "
+            f"after {value[max(error.start - 20, 0) : error.start].decode('utf-8', 'replace')!r}. "
+            "Prepare the data set anew."
+        ) from error

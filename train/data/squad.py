@@ -219,8 +219,8 @@ class Squad(DataSource):
         else:
             builder = prepared_builder(f"squad/{self.version}", TFDS_MODULE, self.folder)
             source = builder.as_data_source(split=split)
-            questions = read_prepared(source.__getitems__(list(range(len(source)))))
             where = f"squad/{self.version}, split {split!r}"
+            questions = read_prepared(source.__getitems__(list(range(len(source)))), where)
         check_questions(questions, where)
         if split != "train":
             return questions

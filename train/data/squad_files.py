@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from train.data.json_text import loads, read_text
+from train.data.prepared import prepared_text
 from train.registry import ConfigError
 
 
@@ -64,18 +65,24 @@ def read_json(path: Path) -> list[Question]:
     return questions
 
 
-def read_prepared(examples: Sequence[Mapping[str, Any]]) -> list[Question]:
-    """What tensorflow-datasets' records of SQuAD say."""
-    return [
-        Question(
-            example["id"].decode(),
-            example["question"].decode(),
-            example["context"].decode(),
-            tuple(answer.decode() for answer in example["answers"]["text"]),
-            tuple(int(start) for start in example["answers"]["answer_start"]),
+def read_prepared(examples: Sequence[Mapping[str, Any]], where: str) -> list[Question]:
+    """What tensorflow-datasets' records of SQuAD say.
+
+    Raises:
+        ConfigError: a text is not UTF-8; names the question.
+    """
+    questions = []
+    for number, example in enumerate(examples):
+        identity, question, context, *answers = (
+            prepared_text(text, where, number)
+            for text in (
+                *(example[name] for name in ("id", "question", "context")),
+                *example["answers"]["text"],
+            )
         )
-        for example in examples
-    ]
+        starts = tuple(int(start) for start in example["answers"]["answer_start"])
+        questions.append(Question(identity, question, context, tuple(answers), starts))
+    return questions
 
 
 def check_questions(questions: Sequence[Question], where: str) -> None:

@@ -215,7 +215,7 @@ def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -
         ConfigError: it cannot be found or read.
     """
     try:
-        folder = find_folder(name, revision=revision or None, offline=offline)
+        folder = find_folder(name, revision=revision or None, offline=offline, weights=False)
         values = read_json(folder / "config.json")
         return load_tokenizer(folder, from_json(values, str(folder / "config.json")))
     except (PretrainedError, ImportError) as error:

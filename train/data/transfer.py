@@ -17,7 +17,7 @@ import numpy as np
 from align_jax.pretrained.tokenizer import Tokens
 from train.data.base import check_least
 from train.data.labelled import Examples, LabelledTexts, checked_examples
-from train.data.prepared import prepared_builder
+from train.data.prepared import prepared_builder, prepared_text
 from train.data.text import subset_rows
 from train.data.transfer_files import READERS, read_labelled
 from train.registry import ConfigError, nearest
@@ -232,7 +232,10 @@ class Transfer(LabelledTexts):
             texts = [[example["context"] for example in examples], *endings]
         else:
             texts = [[x[field] for x in examples] for field in corpus.fields or self.fields]
-        return [[text.decode("utf-8") for text in column] for column in texts], labels, where
+        columns = [
+            [prepared_text(text, where, row) for row, text in enumerate(column)] for column in texts
+        ]
+        return columns, labels, where
 
     def _local(self, corpus: Corpus, split: str) -> tuple[list[list[str]], np.ndarray, str]:
         data = os.environ.get("ALIGN_JAX_DATA")

@@ -11,6 +11,7 @@ from tests.train.commands import run_quietly
 from tests.train.tiny_glue import BUCKETS, SIZES, fake_glue, tiny_config
 from train.data.glue import GLUE, Glue
 from train.data.prepared import prepared_builder
+from train.data.squad_files import read_prepared
 from train.registry import ConfigError
 
 
@@ -132,6 +133,21 @@ def test_bad_examples_are_named(checkpoint, monkeypatch, change, message) -> Non
     builder.examples["validation"][0].update(change)
     with pytest.raises(ConfigError, match=message):
         make(checkpoint).eval_batches("validation")
+
+
+@pytest.mark.fault(
+    "Text that is no text in a data set or in what is to be labelled: half an emoji, wrong bytes",
+    "An error with file, line and place, from every reader alike",
+)
+def test_prepared_text_of_wrong_bytes_is_named(checkpoint, monkeypatch) -> None:
+    builder = fake_glue(monkeypatch)
+    builder.examples["validation"][3]["sentence2"] = b"the caf\xe9"
+    message = "'validation', example 103 is not UTF-8: it has the byte 0xe9 after 'the caf'"
+    with pytest.raises(ConfigError, match=message):
+        make(checkpoint).eval_batches("validation")
+    record = {"id": b"q", "question": b"\xff", "context": b"", "answers": {"text": []}}
+    with pytest.raises(ConfigError, match="^squad, example 0 is not UTF-8"):
+        read_prepared([record], "squad")
 
 
 def test_a_score_out_of_range_or_not_a_number_is_named(checkpoint, monkeypatch) -> None:
