@@ -157,7 +157,8 @@ class Alignment(nn.Module):
         def sampled(x: Array, mask: Array | None) -> tuple[Array, Array | None]:
             if x.shape[1] <= self.config.tokens:
                 return x, mask
-            order = jax.random.uniform(rng, x.shape[:2])
+            # The same draw on purpose, which JAX's check of used keys is told.
+            order = jax.random.uniform(jax.random.clone(rng), x.shape[:2])
             if mask is not None:  # padding comes last
                 order = jnp.where(mask, order, -1.0)
             chosen = jax.lax.top_k(order, self.config.tokens)[1]
@@ -310,7 +311,7 @@ class Alignment(nn.Module):
         return value, {
             "sinkhorn_iterations": report.iterations.astype(jnp.float32),
             "sinkhorn_residual": report.residual,
-            "sinkhorn_unconverged": 1.0 - report.converged,
+            "sinkhorn_unconverged": 1.0 - report.converged.astype(jnp.float32),
         }
 
 

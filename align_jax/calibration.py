@@ -225,7 +225,7 @@ def adaptive_calibration_error(
     )
     gaps = jnp.where(where, correct - confidence, 0.0)
     per_bin = jnp.zeros(bins, jnp.float32).at[jnp.clip(index, 0, bins - 1)].add(gaps)
-    return jnp.sum(jnp.abs(per_bin)) / jnp.maximum(count, 1)
+    return jnp.sum(jnp.abs(per_bin)) / jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def negative_log_likelihood(

@@ -1,12 +1,11 @@
 """What to align, and how: the library's one configuration object."""
 
 import dataclasses
-import math
 import re
 from typing import Any
 
 from align_jax.divergences.conditional_transport import COSTS, TRANSPORT_IMPLEMENTATIONS
-from align_jax.numerics import check_choice, check_fraction
+from align_jax.numerics import check_choice, check_fraction, check_positive
 
 # Of `AlignmentConfig.paper`.
 PAPER: dict[str, Any] = {
@@ -115,11 +114,12 @@ class AlignmentConfig:
         check_choice("discriminator", self.discriminator, ("highway", "mlp"))
         check_fraction("rho", self.rho)
         for name in ("epsilon", "sinkhorn_threshold"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+            check_positive(name, getattr(self, name))
         for name in ("bandwidth", "gradient_penalty", "constant_feature"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}.")
+            check_positive(name, getattr(self, name), zero=True)
+        for name in ("normalize_navigator", "shared_networks", "unit_scale", "saturating"):
+            if not isinstance(getattr(self, name), bool):  # the text "False" counts as true
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         if (self.method, self.cost) == ("ct", "squared_euclidean"):
             raise ValueError(
                 "method 'ct' learns the features that its cost is measured between, and would let "

@@ -20,6 +20,8 @@ SATURATION = 1e9
 # Clouds whose largest entry is smaller have no scale: a fraction of it might be no normal float32.
 _NOTHING = 1e-33
 
+_LARGEST = float(jnp.finfo(jnp.float32).max)
+
 # Below this norm the gradient of a direction is damped; see `unit_vectors`.
 _DAMPING_RADIUS = 1e-2
 
@@ -49,13 +51,13 @@ def masked_mean(
     mask = jnp.broadcast_to(mask, values.shape)
     count = jnp.sum(mask, axis=axis)
     total = jnp.sum(jnp.where(mask, values, 0.0), axis=axis)
-    return total / jnp.maximum(count, 1)
+    return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def token_weights(mask: Bool[Array, "B N"]) -> Float[Array, "B N"]:
     """Uniform probabilities over the tokens that take part; all 0 where none does."""
     count = jnp.sum(mask, axis=-1, keepdims=True)
-    return mask / jnp.maximum(count, 1).astype(jnp.float32)
+    return mask.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def with_leading_axes(x: Array, like: Array) -> Array:
@@ -386,6 +388,21 @@ def check_fraction(name: str, value: float) -> None:
     """Raises ValueError unless `value` lies in `[0, 1]`."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+
+
+def check_positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Raises ValueError unless `value` is a number above 0 (or 0, if `zero`) that float32 holds.
+
+    Example:
+      >>> check_positive("epsilon", float("inf"))
+      Traceback (most recent call last):
+      ...
+      ValueError: epsilon must be above 0 and finite, got inf.
+    """
+    text = isinstance(value, str)
+    if text or not (value > 0 or (zero and value == 0)) or value > _LARGEST:
+        least = "at least 0" if zero else "above 0"
+        raise ValueError(f"{name} must be {least} and finite, got {value!r}.")
 
 
 def check_clouds(

@@ -1,4 +1,4 @@
-"""JAX's switches under which flax works: 64-bit numbers, no implied axes, checks, no NaN.
+"""JAX's switches under which flax works: 64-bit numbers, no implied axes or dtypes, checks.
 
 Traced alone, where that shows it; so are derivatives, which promote ranks of their own.
 """
@@ -27,6 +27,8 @@ from align_jax.models import (
 SWITCHES = {
     "jax_enable_x64": True,
     "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_debug_key_reuse": True,
     "jax_enable_checks": True,
 }
 B, N, M, H, D = 2, 5, 7, 2, 4
@@ -114,8 +116,7 @@ def switch(request):
 
 
 def under_each_switch(names):
-    """A test of each name and switch, but for ott under JAX's checks: its logsumexp takes an axis
-    for an array."""
+    """A test of each name and switch, but for ott under JAX's checks."""
     pairs = [
         (name, switch)
         for name in names
@@ -130,8 +131,8 @@ def no_float64(tree):
 
 
 @pytest.mark.fault(
-    "64-bit mode, ranks that must not be promoted, JAX's checks, `jax_debug_nans`",
-    "All works, but for the solver of ott-jax under the checks; parameters stay float32",
+    "64-bit mode, ranks and dtypes that must not be promoted, JAX's checks, `jax_debug_nans`",
+    'All works, but for "ot" under `jax_enable_checks`, which is refused; parameters stay float32',
 )
 @under_each_switch(DIVERGENCES)
 def test_divergences_under_each_switch(name, switch):
@@ -141,6 +142,11 @@ def test_divergences_under_each_switch(name, switch):
         return function(*arrays, **MASKS).sum()
 
     assert no_float64(jax.eval_shape(jax.value_and_grad(loss), arrays))
+
+
+def test_transport_refuses_jaxs_checks():
+    with jax.enable_checks(True), pytest.raises(ValueError, match="ott-jax takes an axis for"):
+        divergences.optimal_transport(QUERY, KEY)
 
 
 @under_each_switch(MODELS)

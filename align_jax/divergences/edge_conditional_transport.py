@@ -113,4 +113,4 @@ def _mean_cost(
     plan = segment_softmax(scores, nodes, num_nodes, indices_are_sorted=indices_are_sorted)
     has_edge = jnp.zeros(num_nodes, bool).at[nodes].set(True)
     # Each node's plan sums to 1, so the sum over all edges is the sum of the nodes' expectations.
-    return jnp.sum(plan * costs, axis=0) / jnp.sum(has_edge)
+    return jnp.sum(plan * costs, axis=0) / jnp.sum(has_edge).astype(jnp.float32)

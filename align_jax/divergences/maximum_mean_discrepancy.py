@@ -39,8 +39,8 @@ def maximum_mean_discrepancy(
       keys.
 
     Raises:
-      ValueError: for a wrong rank, an empty axis, shapes that do not fit, bandwidth <= 0, or
-        an unknown implementation.
+      ValueError: for a wrong rank, an empty axis, shapes that do not fit, a bandwidth that is not
+        above 0 or infinite, or an unknown implementation.
       TypeError: for clouds that are not floating point or masks that are not bool.
 
     Example:
@@ -50,8 +50,8 @@ def maximum_mean_discrepancy(
       [[0.0, 0.0]]
     """
     numerics.check_clouds(query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D")
-    if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"bandwidth must be above 0, got {bandwidth}.")
+    if bandwidth is not None:
+        numerics.check_positive("bandwidth", bandwidth)
     numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)

@@ -93,7 +93,8 @@ def optimal_transport(
 
     Raises:
       ValueError: for a wrong rank, an empty axis, shapes that do not fit, an unknown cost,
-        epsilon, threshold or max_iterations not above 0, or an epsilon below float32's reach.
+        epsilon, threshold or max_iterations not above 0, infinite or no number, or an epsilon below
+        float32's reach; or under `jax_enable_checks`, which ott-jax fails.
       TypeError: for clouds that are not floating point or masks that are not bool.
       ImportError: when ott-jax is missing.
 
@@ -105,10 +106,16 @@ def optimal_transport(
     """
     numerics.check_clouds(query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D")
     numerics.check_choice("cost", cost, COSTS)
-    limits = {"epsilon": epsilon, "threshold": threshold, "max_iterations": max_iterations}
-    for name, limit in limits.items():
-        if not limit > 0:
-            raise ValueError(f"{name} must be above 0, got {limit}.")
+    if getattr(jax.config, "jax_enable_checks", False):
+        raise ValueError(
+            "optimal_transport cannot be traced under jax_enable_checks: the logsumexp of ott-jax "
+            "takes an axis for an array, which they refuse. Switch them off, or use another method."
+        )
+    numerics.check_positive("epsilon", epsilon)
+    numerics.check_positive("threshold", threshold)
+    numerics.check_positive("max_iterations", max_iterations)
+    if max_iterations != int(max_iterations):
+        raise ValueError(f"max_iterations must be a whole number, got {max_iterations}.")
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)
     costs = numerics.pairwise_cost(query, key, cost, query_mask, key_mask)
@@ -213,7 +220,8 @@ def _plan(
         # at the error at all.)
         min_iterations=min(_ANNEALING, max_iterations - 1),
     )
-    with jax.numpy_rank_promotion("allow"):  # ott relies on it
+    # ott relies on both.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         output = solver(problem)
     has_mass = (rows > 0)[:, None] & (columns > 0)[None, :]
 

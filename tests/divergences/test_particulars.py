@@ -1,6 +1,7 @@
 """What holds for one divergence alone."""
 
 import functools
+import re
 import warnings
 
 import jax
@@ -98,9 +99,15 @@ def test_energy_of_single_points_is_its_largest_and_draws_them_together():
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_mmd_rejects_a_bandwidth_of_zero():
-    with pytest.raises(ValueError, match="bandwidth must be above 0, got 0"):
-        divergences.maximum_mean_discrepancy(*clouds(), bandwidth=0.0)
+NO_LIMITS = [0.0, -1, float("inf"), float("nan"), 1e39, "1"]
+
+
+@pytest.mark.parametrize("value", NO_LIMITS)
+def test_mmd_rejects_a_bandwidth_that_is_none(value):
+    with pytest.raises(
+        ValueError, match=f"bandwidth must be above 0 and finite, got {re.escape(repr(value))}"
+    ):
+        divergences.maximum_mean_discrepancy(*clouds(), bandwidth=value)
 
 
 def test_transport_of_identical_clouds_is_the_entropic_minimum():
@@ -216,9 +223,14 @@ def test_a_plan_that_has_not_converged_is_warned_of():
 
 
 @pytest.mark.parametrize("name", ["epsilon", "threshold", "max_iterations"])
-def test_transport_rejects_limits_of_zero(name):
-    with pytest.raises(ValueError, match=f"{name} must be above 0, got 0"):
-        divergences.optimal_transport(*clouds(), **{name: 0})
+def test_transport_rejects_limits_that_are_none(name):
+    for value in NO_LIMITS:
+        with pytest.raises(
+            ValueError, match=f"{name} must be above 0 and finite, got {re.escape(repr(value))}"
+        ):
+            divergences.optimal_transport(*clouds(), **{name: value})
+    with pytest.raises(ValueError, match=r"max_iterations must be a whole number, got 1.5"):
+        divergences.optimal_transport(*clouds(), max_iterations=1.5)
 
 
 @pytest.mark.parametrize("function", ["conditional_transport", "optimal_transport"])
