@@ -259,6 +259,25 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "align_jax/config.py",
+        "tests/test_alignment.py",
+        ("the-text-false-is-true", "if not isinstance(getattr(self, name), bool)", "if False"),
+    ),
+    *faults(
+        "align_jax/numerics.py",
+        "tests/divergences/test_particulars.py",
+        ("an-infinite-limit-is-one", " or value > _LARGEST", ""),
+    ),
+    *faults(
+        "align_jax/numerics.py",
+        "tests/test_switches.py",
+        (
+            "a-mean-promotes-its-count",
+            "total / jnp.maximum(count, 1).astype(total.dtype)",
+            "total / jnp.maximum(count, 1)",
+        ),
+    ),
+    *faults(
         "align_jax/gradient_reversal.py",
         "tests/test_numerics.py",
         ("gradient-reversal-gone", "return (-cotangent,)", "return (cotangent,)"),
@@ -723,25 +742,6 @@ _MODELS: tuple[Mutation, ...] = (
 )
 
 _PRETRAINED: tuple[Mutation, ...] = (
-    *faults(
-        "align_jax/config.py",
-        "tests/test_alignment.py",
-        ("the-text-false-is-true", "if not isinstance(getattr(self, name), bool)", "if False"),
-    ),
-    *faults(
-        "align_jax/numerics.py",
-        "tests/divergences/test_particulars.py",
-        ("an-infinite-limit-is-one", " or value > _LARGEST", ""),
-    ),
-    *faults(
-        "align_jax/numerics.py",
-        "tests/test_switches.py",
-        (
-            "a-mean-promotes-its-count",
-            "total / jnp.maximum(count, 1).astype(total.dtype)",
-            "total / jnp.maximum(count, 1)",
-        ),
-    ),
     *faults(
         "align_jax/pretrained/tokenizer.py",
         "tests/pretrained/test_tokenizer.py",
