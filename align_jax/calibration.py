@@ -349,6 +349,9 @@ def _known(values: Array, predictions: Array, labels: Array) -> Array:
 
 
 def _check_pair(name: str, predictions: Array, labels: Array, where: Array | None) -> None:
+    for what, x in ((name, predictions), ("labels", labels)):
+        if not hasattr(x, "ndim"):
+            raise TypeError(f"{what} must be an array, got a {type(x).__name__}: use np.asarray.")
     if predictions.ndim != 2 or labels.shape != predictions.shape[:1]:
         raise ValueError(
             f"{name} must be [B, C] and labels [B], got {predictions.shape} and {labels.shape}."

@@ -142,6 +142,8 @@ def check_where(where: Any, shape: tuple[int, ...]) -> None:
     """
     if where is None:
         return
+    if not hasattr(where, "dtype"):
+        raise TypeError(f"where must be an array, got a {type(where).__name__}: use np.asarray.")
     if where.dtype != jnp.bool_:
         raise TypeError(f"where must be bool (True = counts), got {where.dtype}.")
     if where.shape != shape:

@@ -122,6 +122,14 @@ def test_bad_input_is_named():
         calibration.calibration_bins(jnp.ones((4, 3)), jnp.ones(5, int))
     with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
         calibration.calibration_bins(jnp.ones((4, 3)), jnp.ones(4, int), bins=0)
+    both, labels = jnp.full((2, 2), 0.5), jnp.array([0, 1])
+    for arguments, name in (
+        ((both.tolist(), labels, None), "probabilities must be an array, got a list"),
+        ((both, [0, 1], None), "labels must be an array, got a list"),
+        ((both, labels, [True, False]), "where must be an array, got a list"),
+    ):
+        with pytest.raises(TypeError, match=name):
+            calibration.brier_score(*arguments[:2], where=arguments[2])
 
 
 @pytest.mark.parametrize("draws", [2, 3, 20])

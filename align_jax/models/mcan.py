@@ -262,12 +262,12 @@ def _check_inputs(
     question_mask: Array | None,
     image_mask: Array | None,
 ) -> None:
-    if question.ndim != 2:
-        raise ValueError(f"question must be [B, N], got shape {question.shape}.")
-    if image.ndim != 3 or image.shape[0] != question.shape[0]:
+    if question.ndim != 2 or question.shape[1] == 0:
+        raise ValueError(f"question must be [B, N], N above 0, got shape {question.shape}.")
+    if image.ndim != 3 or image.shape[0] != question.shape[0] or image.shape[1] == 0:
         raise ValueError(
-            f"image must be [B, M, F] with B = {question.shape[0]} as question has, got shape "
-            f"{image.shape}."
+            f"image must be [B, M, F] with B = {question.shape[0]} as question has and M above 0, "
+            f"got shape {image.shape}."
         )
     if image.shape[2] != config.region_features:
         raise ValueError(

@@ -265,8 +265,8 @@ def check_inputs(
     config: EncoderConfig, input_ids: Array, attention_mask: Array | None, types: Array | None
 ) -> Bool[Array, "B N"]:
     """Checks shapes and, unless they are traced, ids; returns which positions hold tokens."""
-    if input_ids.ndim != 2:
-        raise ValueError(f"input_ids must be [B, N], got shape {input_ids.shape}.")
+    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"input_ids must be [B, N], N above 0, got shape {input_ids.shape}.")
     if input_ids.shape[1] > config.max_length:
         raise ValueError(
             f"input_ids holds {input_ids.shape[1]} tokens per sequence; this model has positions "

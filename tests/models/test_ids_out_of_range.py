@@ -61,6 +61,7 @@ def test_encoders_refuse_ids_without_an_embedding(encoder):
         ),
         ((IDS, -1e4 * (1 - MASK), TYPES), ValueError, "attention_mask holds -10000.0; expected 1"),
         ((IDS / 2, MASK, TYPES), TypeError, "input_ids must be integers, got float32"),
+        ((IDS[:, :0],), ValueError, r"N above 0, got shape \(1, 0\)"),
     ):
         with pytest.raises(error, match=message):
             applied(model, *inputs)
@@ -80,6 +81,9 @@ def test_mcan_refuses_words_without_an_embedding():
     for bad in (-1, 9):
         with pytest.raises(ValueError, match=rf"question hold {bad} at \[0, 1\].*9 words, 0 to 8"):
             applied(model, np.array([[1, bad, 0]]), regions)
+    for words, regions in ((0, 4), (3, 0)):
+        with pytest.raises(ValueError, match=r"above 0, got shape \(1, 0"):
+            applied(model, np.ones((1, words), int), np.ones((1, regions, 5), np.float32))
 
 
 def test_graphs_refuse_edges_of_nodes_that_do_not_exist():

@@ -6,6 +6,7 @@ import re
 
 # Anywhere in a line, and what only its beginning means something for.
 _MARKS = re.compile(r"[\\`*_{}\[\]<>|~$#&]|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+_EMAIL = re.compile(r"(?<=\S)@(?=\w)")  # a link of GitHub's dialect, also where it is escaped
 _START = re.compile(r"(\d*)([-+=.)])")
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 
@@ -18,7 +19,7 @@ def literal(text: str) -> str:
         1\. \[x\](http:\//a) \<b\>
     """
     text = _NO_TEXT.sub("\ufffd", " ".join(text.split()))
-    text = _MARKS.sub(r"\\\g<0>", text)
+    text = _EMAIL.sub("@<!-- -->", _MARKS.sub(r"\\\g<0>", text))
     return _START.sub(r"\1\\\2", text, count=1) if _START.match(text) else text
 
 
