@@ -8,6 +8,7 @@ import pathlib
 import re
 import runpy
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from logging import ERROR, LogRecord
 from typing import NoReturn
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from train import process
 from train.devices import hosts
+from train.places import is_remote, place_of
 from train.registry import ConfigError, nearest
 
 # A flag that a function below defines is that of the command which calls it: --help shows it there.
@@ -185,13 +187,30 @@ def find_config(file: str) -> str:
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in ~/.cache/align_jax or $ALIGN_JAX_CACHE.
 
-    An empty $ALIGN_JAX_CACHE switches the cache off.
+    An empty $ALIGN_JAX_CACHE switches the cache off, and so does, with a warning, a folder that
+    cannot be written to: JAX would warn of every program.
+
+    Raises:
+        ConfigError: it is a URL of what JAX cannot reach.
     """
     default = pathlib.Path.home() / ".cache" / "align_jax"
     folder = os.environ.get(CACHE_VARIABLE, str(default))
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if not folder:
+        return
+    place = place_of(folder, f"${CACHE_VARIABLE}", bucket=True)
+    if not is_remote(place):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            print(
+                f"warning: compiled programs are not kept, for {place} cannot be written to "
+                f"({error.strerror}). Name another folder by {CACHE_VARIABLE}, or none.",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            return
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint._src.path import gcs_utils
 
 from tests.train.commands import command
+from train import cli
 from train.attack import __main__ as attack
 from train.experiment.experiment import build_experiment
 from train.places import check_no_url, is_remote, place_of, reaching
@@ -70,6 +71,29 @@ def test_a_bucket_needs_its_package_and_a_name(monkeypatch) -> None:
         place_of("gs://bucket/run", "--workdir", bucket=True)
     with pytest.raises(ConfigError, match="names no bucket"):
         place_of("gs:///", "--workdir", bucket=True)
+
+
+def test_the_cache_lies_where_it_can_be_written(monkeypatch, tmp_path, capsys) -> None:
+    kept: list[tuple[str, object]] = []
+    monkeypatch.setattr(jax.config, "update", lambda *pair: kept.append(pair))
+    (tmp_path / "file").touch()
+    for given, folder in (
+        (tmp_path / "new/cache", tmp_path / "new/cache"),
+        (f"file://{tmp_path}/my%20cache", tmp_path / "my cache"),
+        (tmp_path / "file" / "cache", None),  # no folder can be made there
+        (tmp_path / "file", None),
+        ("", None),
+    ):
+        kept.clear()
+        monkeypatch.setenv("ALIGN_JAX_CACHE", str(given))
+        cli.use_compilation_cache()
+        assert dict(kept).get("jax_compilation_cache_dir") == (folder and str(folder))
+        said = capsys.readouterr().err
+        assert said.count("\n") == (folder is None and given != "")
+        assert (str(given) in said and "ALIGN_JAX_CACHE" in said) or not said
+    monkeypatch.setenv("ALIGN_JAX_CACHE", "s3://bucket/cache")
+    with pytest.raises(ConfigError, match=r"\$ALIGN_JAX_CACHE is the URL 's3://bucket/cache'"):
+        cli.use_compilation_cache()
 
 
 @pytest.mark.parametrize("key", ["data.folder", "model.pretrained"])
