@@ -43,8 +43,8 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
         A `Tokenizer`, which pads and truncates as the model expects.
 
     Raises:
-        PretrainedError: no files, damaged ones, ones that disagree, another class of tokenizer, or
-            a vocabulary larger than the model's.
+        PretrainedError: no files, damaged ones, ones that disagree, another class of tokenizer, one
+            that pads on the left, or a vocabulary larger than the model's.
         ImportError: the package `tokenizers` is not installed.
 
     Example:
