@@ -111,9 +111,9 @@ class OptimizerConfig:
         for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm",
                       "decay_factor", "alignment_learning_rate", "head_rate_multiplier",
                       "skip_nonfinite"):  # fmt: skip
-            if getattr(self, field) < 0:
+            if not 0 <= getattr(self, field) < float("inf"):  # nor NaN
                 raise ConfigError(
-                    f"optimizer.{field} is {getattr(self, field)}; expected 0 or more."
+                    f"optimizer.{field} is {getattr(self, field)}; expected 0 or more, and finite."
                 )
 
 

@@ -41,8 +41,10 @@ class AlignmentTerm:
         if self.weight is None:
             object.__setattr__(self, "weight", self.config.default_weight)
         for name in ("weight", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"alignment.{name} is {getattr(self, name)}; expected >= 0.")
+            if not 0 <= getattr(self, name) < float("inf"):  # nor NaN
+                raise ConfigError(
+                    f"alignment.{name} is {getattr(self, name)}; expected 0 or more, and finite."
+                )
 
     @property
     def active(self) -> bool:
