@@ -31,7 +31,7 @@ from train.benchmarks.step_time import StepTime, measure_step_times, read_step_t
 from train.comparison import table
 from train.comparison.markdown import literal
 from train.comparison.statistics import findings
-from train.experiment.experiment import build_alignment
+from train.experiment.experiment import build_alignment, settled_config
 from train.places import place_of
 from train.registry import ConfigError
 from train.report.attention import draw_attention
@@ -96,10 +96,11 @@ def sweep(
         if not given or len(set(given)) < len(given):
             shown = ",".join(map(str, given))
             raise ConfigError(f"--{flag} is {shown!r}; expected one or more, each of them once.")
-    if not config.eval.final:
-        raise ConfigError("config.eval.final is empty; name the split whose metrics to compare.")
     for method in methods:
         build_alignment(variant(config, method, 0))  # refuses what there is not, before any run
+    config = settled_config(config)
+    if not config.eval.final:
+        raise ConfigError("config.eval.final is empty; name the split whose metrics to compare.")
     with claimed(workdir, variant(config, PLAIN, 0)):
         if command:
             write_text(workdir / COMMAND, command + "\n")

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict, config_dict
 from align_jax import AlignmentConfig
 from train.step.optimizer import OptimizerConfig
 
+_OPTIONAL = {"int | None": int, "float | None": float}  # the others are tuples, such as of layers
+
 
 def default_config() -> ConfigDict:
     """The common sections: optimizer, alignment, train, eval, and the seed.
@@ -33,6 +35,10 @@ def default_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 1000  # the run's length; one step is one batch
+    # Instead of steps, which is then 0: how often each example is seen; of few examples more often,
+    # until there are min_steps.
+    config.train.epochs = 0.0
+    config.train.min_steps = 0
     config.train.parallel = "pmap"  # or "mesh": parameters cut as well, many hosts
     config.train.mesh_model = 1  # devices that share a copy of the parameters, by heads and units
     config.train.mesh_fsdp = False  # whether the copies, too, hold a part of each parameter
@@ -43,7 +49,7 @@ def default_config() -> ConfigDict:
     config.train.log_every = 50  # steps between records of the loss and the alignment
     # Where curves go beside the run's folder: "wandb", or "module:class" of a train.run.sinks.Sink.
     config.train.log_to = ""
-    config.train.checkpoint_every = 500  # steps
+    config.train.checkpoint_every = 500  # steps; -1: as eval.every
     config.train.keep_checkpoints = 2  # the newest ones; the best one is kept beside them
     # Which checkpoint is the best, of those saved right after an evaluation; for --step of predict.
     config.train.monitor = "validation/accuracy:max"
@@ -53,7 +59,8 @@ def default_config() -> ConfigDict:
     config.train.patience_metrics = ("validation/loss:min", "validation/accuracy:max")
 
     config.eval = ConfigDict()
-    config.eval.every = 500  # steps
+    # Steps; -1: after each epoch, of long ones more often, of short ones less.
+    config.eval.every = 500
     config.eval.at_start = True  # the curves' first point; and a mistake shows now, not in hours
     config.eval.during = ("validation",)  # splits evaluated while training
     config.eval.final = ("validation", "test")  # splits evaluated at the end
@@ -91,8 +98,9 @@ def section(settings: type, without: Collection[str] = (), **values: Any) -> Con
         if field.name in without:
             continue
         default = values.pop(field.name, field.default)
-        # None has no type that a command-line flag could be parsed as; here it means "all layers".
-        result[field.name] = config_dict.placeholder(tuple) if default is None else default
+        # None has no type that a command-line flag could be parsed as.
+        kind = _OPTIONAL.get(str(field.type), tuple)
+        result[field.name] = config_dict.placeholder(kind) if default is None else default
     if values:
         raise TypeError(f"{settings.__name__} has no field {sorted(values)}.")
     return result

@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task.name = "classification"
 
     config.optimizer.learning_rate = 4e-3
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_share = 1 / 6
     config.optimizer.weight_decay = 0.05
 
     config.train.steps = 600

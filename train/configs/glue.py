@@ -72,7 +72,7 @@ def get_config(arg: str = "mrpc") -> ConfigDict:
 
     rate, batch_size, dropout, steps, warmup = TABLE_7[task]
     config.optimizer.learning_rate = rate
-    config.optimizer.warmup_steps = warmup
+    config.optimizer.warmup_share = warmup / steps
     config.data.batch_size = batch_size
     config.model.dropout = config.model.attention_dropout = dropout
     config.train.steps = steps

@@ -43,7 +43,7 @@ def get_config(arg: str = "v2") -> ConfigDict:
     config.task.name = "span_extraction"
 
     config.optimizer.learning_rate = rate
-    config.optimizer.warmup_steps = warmup
+    config.optimizer.warmup_share = warmup / steps
     config.train.steps = steps
     config.train.checkpoint_every = config.eval.every = steps // 4
     config.train.keep_checkpoints = 1

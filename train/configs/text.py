@@ -70,7 +70,7 @@ def use_minilm(config: ConfigDict, examples: int, epochs: int) -> None:
     config.train.microbatch_size, config.train.microbatch_cpu_only = 8, True
     config.optimizer.learning_rate = 1e-4
     config.train.steps = epochs * epoch
-    config.optimizer.warmup_steps = config.train.steps // 10
+    config.optimizer.warmup_share = 0.1
     config.train.checkpoint_every = config.eval.every = epoch
     config.train.log_every = 20
     config.eval.mmd_bandwidth = 5.7

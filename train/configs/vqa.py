@@ -62,7 +62,7 @@ def _easy(config: ConfigDict) -> None:
     config.data = section(EasyVQA, without=("seed",), eval_batch_size=256)
     config.data.name = "easy_vqa"
     config.optimizer.learning_rate = 4e-4  # at 1e-3 it is slow to learn shapes
-    config.optimizer.warmup_steps = 200
+    config.optimizer.warmup_share = 0.05
     config.train.steps = 4000
     config.train.checkpoint_every = config.eval.every = 1000
     config.eval.final = ("test_noisy", "test")
@@ -79,7 +79,7 @@ def _v2(config: ConfigDict) -> None:
     config.data = section(VQAv2, without=("seed",))
     config.data.name = "vqa_v2"
     config.optimizer.learning_rate = 1e-4
-    config.optimizer.warmup_steps = 3 * EPOCH  # as published, but without its steps
+    config.optimizer.warmup_share = 3 / 13  # 3 epochs, as published, but without its steps
     config.optimizer.decay = "steps"
     config.optimizer.decay_at = (10 * EPOCH, 12 * EPOCH)
     config.optimizer.decay_factor = 0.2

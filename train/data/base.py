@@ -7,7 +7,7 @@ False marks a row that only fills the batch up to its size and is no example.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,6 +105,35 @@ class DataSource(Protocol):
     @property
     def examples(self) -> Mapping[str, int]:
         """Number of examples per split, {"train": 1078, ...}."""
+
+    @property
+    def found(self) -> Mapping[str, Any]:
+        """What only the data say and a run keeps, so that its model is restored without them.
+
+        By the key in the config that it is for: {"data.labels": ("bad", "good")}.
+        """
+        return {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in which each example is seen about once.
+
+        Raises:
+            ConfigError: there are fewer examples than a batch holds.
+        """
+        examples, batch_size = self.examples["train"], getattr(self, "batch_size", None)
+        if batch_size is None:  # one batch is all that there is
+            return 1
+        if not 1 <= batch_size <= examples:
+            raise ConfigError(
+                f"data.batch_size is {batch_size}; expected 1 to {examples}, the number of "
+                f"examples."
+            )
+        return examples // batch_size
+
+    def description(self) -> Sequence[str]:
+        """Lines about the data that people see before training."""
+        return ()
 
     def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless batches from a step on, of which each holds the share's rows.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from align_jax.models import EncoderConfig
 from align_jax.pretrained import PretrainedError, Tokenizer, load_tokenizer
 from align_jax.pretrained.config import from_json
 from align_jax.pretrained.files import find_folder, read_json
@@ -215,8 +217,23 @@ def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -
         ConfigError: it cannot be found or read.
     """
     try:
-        folder = find_folder(name, revision=revision or None, offline=offline, weights=False)
-        values = read_json(folder / "config.json")
-        return load_tokenizer(folder, from_json(values, str(folder / "config.json")))
+        return load_tokenizer(*_checkpoint(name, revision, offline))
     except (PretrainedError, ImportError) as error:
         raise ConfigError(f"config.data.tokenizer: {error}") from error
+
+
+def checkpoint_width(name: str, revision: str = "", offline: bool = False) -> int:
+    """The size of a checkpoint's hidden vectors; arguments as of `checkpoint_tokenizer`.
+
+    Raises:
+        ConfigError: it cannot be found or read.
+    """
+    try:
+        return _checkpoint(name, revision, offline)[1].hidden_size
+    except (PretrainedError, ImportError) as error:
+        raise ConfigError(f"config.model.pretrained: {error}") from error
+
+
+def _checkpoint(name: str, revision: str, offline: bool) -> tuple[Path, EncoderConfig]:
+    folder = find_folder(name, revision=revision or None, offline=offline, weights=False)
+    return folder, from_json(read_json(folder / "config.json"), str(folder / "config.json"))

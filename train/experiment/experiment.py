@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from align_jax import AdapterConfig, AlignmentConfig
 from train.data import DATA
 from train.data.base import DataSource
+from train.experiment.settled import settled
 from train.places import check_no_url
 from train.registry import ConfigError, look_up, nearest
 from train.step.optimizer import ENCODER, OptimizerConfig, make_optimizer
@@ -40,7 +41,7 @@ class Experiment:
     """The parts of one experiment, each built by name from its section of the config.
 
     Attributes:
-        config: the whole config.
+        config: the whole config, with what it left open (see `train.experiment.settled`).
         data: where batches come from.
         task: loss and metrics.
         model: the Linen module, aligned as the config says.
@@ -99,10 +100,52 @@ def build_experiment(config: ConfigDict) -> Experiment:
         raise ConfigError(f"config.seed is {config.seed}; expected 0 or more.")
     check_no_url(config)
     alignment = build_alignment(config)
-    data = _build(config, "data", DATA, seed=config.seed)
+    config, data = _settled_data(config)
     task = _build(config, "task", TASKS)
     model, pretrained, adapters = _build_model(config, data, alignment)
     return Experiment(config, data, task, model, alignment, pretrained, adapters)
+
+
+def settled_config(config: ConfigDict) -> ConfigDict:
+    """A config with what it left open, as `build_experiment` takes it.
+
+    Raises:
+        ConfigError: an unknown name or key, or data that cannot be read or used.
+    """
+    check_no_url(config)
+    return _settled_data(config)[0]
+
+
+def default_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """For each section that a class describes, the defaults of its fields.
+
+    Args:
+        config: names the classes: as in a run's folder, perhaps without keys that came later.
+
+    Example:
+        >>> default_settings({"optimizer": {}})["optimizer"]["decay"]
+        'linear'
+    """
+    models = {key: value[0] for key, value in MODELS.items()}
+    classes: dict[str, Any] = {"optimizer": OptimizerConfig, "alignment": AlignmentConfig}
+    for kind, registry in (("data", DATA), ("task", TASKS), ("model", models)):
+        name = config.get(kind, {}).get("name")
+        if name in registry:
+            classes[kind] = look_up(kind, name, registry)
+    return {
+        kind: {
+            field.name: field.default
+            for field in dataclasses.fields(settings)
+            if field.default is not dataclasses.MISSING
+        }
+        for kind, settings in classes.items()
+        if kind in config
+    }
+
+
+def _settled_data(config: ConfigDict) -> tuple[ConfigDict, DataSource]:
+    data = _build(config, "data", DATA, seed=config.seed)
+    return settled(config, data), data
 
 
 def _build(config: ConfigDict, kind: str, registry: dict[str, str], **extra: Any) -> Any:

@@ -17,9 +17,11 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from train.experiment.experiment import default_settings
 from train.places import is_remote, reaching
 from train.process import UserError, naming
 from train.run.lock import LOCK, locked
+from train.step.optimizer import OptimizerConfig
 
 CONFIG = "config.json"
 RESULT = "result.json"
@@ -96,7 +98,8 @@ def check_same_experiment(workdir: pathlib.Path, config: ConfigDict) -> None:
         CheckpointError: the folder is no run's, or its config differs in what determines the model
             or its training; names the differing keys.
     """
-    differing = config_differences(read_config(workdir), to_json(config))
+    saved, given = (_completed(x) for x in (read_config(workdir), to_json(config)))
+    differing = config_differences(saved, given)
     if differing:
         raise CheckpointError(
             f"{workdir} holds a run with another config: {'; '.join(differing)}. Resume with the "
@@ -169,6 +172,10 @@ def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> li
         traverse_util.flatten_dict({k: v for k, v in x.items() if k not in FREE_SECTIONS}, sep=".")
         for x in (saved, given)
     ]
+    if _warmup(saved) == _warmup(given):  # the same, given in steps or as a share of them
+        for x in flat:
+            for key in ("optimizer.warmup_steps", "optimizer.warmup_share"):
+                x.pop(key, None)
     missing = object()
     lines = []
     for key in sorted(flat[0].keys() | flat[1].keys()):
@@ -178,6 +185,23 @@ def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> li
             shown = ["absent" if x is missing else repr(x) for x in (old, new)]
             lines.append(f"{key} was {shown[0]}, now {shown[1]}")
     return lines
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of keys that it does not have: a run may be older than they are."""
+    defaults = json.loads(json.dumps(default_settings(config)))
+    return dict(config) | {kind: x | config[kind] for kind, x in defaults.items()}
+
+
+def _warmup(config: Mapping[str, Any]) -> int | None:
+    """How many steps the rate rises; None if the config does not say."""
+    optimizer, steps = config.get("optimizer", {}), config.get("train", {}).get("steps")
+    if steps is None or not {"warmup_steps", "warmup_share"} & optimizer.keys():
+        return None
+    given = optimizer.get("warmup_steps")
+    return OptimizerConfig(
+        warmup_steps=given, warmup_share=optimizer.get("warmup_share", 0.0)
+    ).warmup(steps)
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def run(
         check_not_locked(workdir)  # at once; the data and the model may take minutes
     console = console or rich.console.Console()
     experiment = build_experiment(config)
+    config = experiment.config
     initial = experiment.initial_state()
     experiment = dataclasses.replace(experiment, pretrained={})  # these are in the state now
     with claimed(workdir, config) if hosts.is_first() else contextlib.nullcontext():
@@ -97,6 +98,9 @@ def run(
             if config.train.init_from and checkpoints.latest_step is None:
                 other = place_of(config.train.init_from, "config.train.init_from", bucket=True)
                 initial = start_from(initial, other, console)
+            if hosts.is_first():
+                for line in experiment.data.description():
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
             trainer = Trainer.start(experiment, initial, checkpoints, devices)
             if trainer.trained_parameters < trainer.parameters and hosts.is_first():
                 console.print(

@@ -282,7 +282,7 @@ class Trainer:
                     f"the gradient's norm {norm}{batch}{skips}; expected finite numbers. "
                     f"{_not_finite_heads(report)}The last good checkpoint is that of step "
                     f"{self.checkpoints.latest_step}. Try a lower optimizer.learning_rate, a "
-                    f"longer optimizer.warmup_steps, a smaller alignment.weight, or leave out such "
+                    f"larger optimizer.warmup_share, a smaller alignment.weight, or leave out such "
                     f"steps with optimizer.skip_nonfinite."
                 )
         return finite

@@ -36,7 +36,8 @@ class OptimizerConfig:
         name: "adamw" decays the weights beside the gradient; "adam" adds `weight_decay` times the
             weight to the gradient (L2, as PyTorch's Adam and the GAT paper do).
         learning_rate: the highest rate, reached after the warm-up.
-        warmup_steps: steps of linear increase from 0.
+        warmup_steps: steps of linear increase from 0; None for `warmup_share` of the run's.
+        warmup_share: of the run's steps, rounded down; used where `warmup_steps` is None.
         decay: "linear" falls to 0 at the last step; "constant" stays; "steps" is multiplied by
             `decay_factor` at each step of `decay_at`.
         decay_at: rising steps of the run; for "steps" alone.
@@ -64,7 +65,8 @@ class OptimizerConfig:
 
     name: str = "adamw"
     learning_rate: float = 1e-3
-    warmup_steps: int = 0
+    warmup_steps: int | None = None
+    warmup_share: float = 0.0
     decay: str = "linear"
     decay_at: tuple[int, ...] = ()
     decay_factor: float = 0.1
@@ -111,10 +113,27 @@ class OptimizerConfig:
         for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm",
                       "decay_factor", "alignment_learning_rate", "head_rate_multiplier",
                       "skip_nonfinite"):  # fmt: skip
-            if not 0 <= getattr(self, field) < float("inf"):  # nor NaN
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < float("inf"):  # nor NaN
                 raise ConfigError(
-                    f"optimizer.{field} is {getattr(self, field)}; expected 0 or more, and finite."
+                    f"optimizer.{field} is {value}; expected 0 or more, and finite."
                 )
+        if not 0 <= self.warmup_share <= 1:
+            raise ConfigError(
+                f"optimizer.warmup_share is {self.warmup_share}; expected 0 to 1, a share of the "
+                f"run's steps."
+            )
+
+    def warmup(self, steps: int) -> int:
+        """The steps of the warm-up in a run of so many.
+
+        Example:
+            >>> OptimizerConfig(warmup_share=0.1).warmup(365)
+            36
+        """
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return int(self.warmup_share * steps + 1e-6)  # a third of 300 is 100
 
 
 @functools.cache  # equal runs, as of several seeds, share the programs that hold it
@@ -136,14 +155,16 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         >>> jax.numpy.sign(updates["classifier"]["kernel"]).tolist()
         [-1.0, 1.0]
     """
-    if config.warmup_steps > steps:
+    warmup = config.warmup(steps)
+    if warmup > steps:
         raise ConfigError(
-            f"optimizer.warmup_steps is {config.warmup_steps}, longer than train.steps {steps}."
+            f"optimizer.warmup_steps is {warmup}, longer than train.steps {steps}. Give "
+            f"optimizer.warmup_share instead, which fits any number of steps."
         )
-    if config.decay_at and config.decay_at[0] < config.warmup_steps:
+    if config.decay_at and config.decay_at[0] < warmup:
         raise ConfigError(
-            f"optimizer.decay_at begins at {config.decay_at[0]}, within the warm-up of "
-            f"{config.warmup_steps} steps."
+            f"optimizer.decay_at begins at {config.decay_at[0]}, within the warm-up of {warmup} "
+            f"steps."
         )
     rate = functools.partial(learning_rate, config, steps)
     groups = {
@@ -161,18 +182,18 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def learning_rate(config: OptimizerConfig, steps: int, multiplier: float = 1.0) -> optax.Schedule:
     """The rate at each step: linear from 0 over the warm-up, then as `config.decay` says."""
-    peak = config.learning_rate * multiplier
+    peak, rise = config.learning_rate * multiplier, config.warmup(steps)
     if config.decay == "linear":
-        after = optax.linear_schedule(peak, 0.0, max(steps - config.warmup_steps, 1))
+        after = optax.linear_schedule(peak, 0.0, max(steps - rise, 1))
     elif config.decay == "steps":
-        falls = {step - config.warmup_steps: config.decay_factor for step in config.decay_at}
+        falls = {step - rise: config.decay_factor for step in config.decay_at}
         after = optax.piecewise_constant_schedule(peak, falls)
     else:
         after = optax.constant_schedule(peak)
-    if not config.warmup_steps:
+    if not rise:
         return after
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, peak, rise)
+    return optax.join_schedules([warmup, after], [rise])
 
 
 def parameter_groups(params: Any, *, head: bool = False) -> Any:

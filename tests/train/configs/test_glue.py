@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from align_jax import AlignmentConfig
+from tests.train.configs.schedule import warmup
 from train.configs.glue import TABLE_7, get_config
 from train.data.glue import GLUE
 from train.registry import look_up
@@ -29,7 +30,7 @@ def test_what_is_watched_and_reported_is_measured(task: str, model: str) -> None
     assert split in config.eval.during
     assert metric in measured
     assert set(config.eval.during) <= set(GLUE[task].splits)
-    assert config.optimizer.warmup_steps < config.train.steps
+    assert 0 < warmup(config) < config.train.steps
     assert config.data.both_orders == (bool(model) and task in ("mrpc", "qqp", "stsb"))
 
 
@@ -39,7 +40,7 @@ def test_the_settings_are_those_of_table_7() -> None:
     assert config.model.pretrained == "albert/albert-base-v2"
     assert (config.optimizer.learning_rate, config.data.batch_size) == (5e-5, 128)
     assert (config.model.dropout, config.model.classifier_dropout) == (0.1, 0.1)
-    assert (config.train.steps, config.optimizer.warmup_steps) == (14000, 1000)
+    assert (config.train.steps, warmup(config)) == (14000, 1000)
     assert config.data.max_length == 512
 
 

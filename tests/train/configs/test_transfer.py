@@ -12,6 +12,7 @@ import sklearn.metrics
 
 from align_jax.pretrained import load
 from tests.train.commands import run_quietly
+from tests.train.configs.schedule import warmup
 from tests.train.tiny_transfer import tiny_config, write_domains
 from train import sweep
 from train.configs.transfer import get_config
@@ -26,7 +27,7 @@ from train.registry import ConfigError
 def test_what_is_reported_is_evaluated(name, model) -> None:
     config = get_config(name + model).lock()
     assert {column.partition("/")[0] for column in config.eval.report} == set(config.eval.final)
-    assert config.optimizer.warmup_steps < config.train.steps
+    assert warmup(config) < config.train.steps
     assert config.eval.temperature_split not in config.eval.final
 
 

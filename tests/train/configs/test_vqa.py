@@ -12,6 +12,7 @@ import rich.console
 
 from tests.train import tiny_vqa
 from tests.train.commands import run_quietly
+from tests.train.configs.schedule import warmup
 from train.configs.vqa import get_config
 from train.data import DATA
 from train.data.visual_questions import NOISY
@@ -41,7 +42,7 @@ def test_the_published_schedule() -> None:
     config = get_config("v2")
     assert config.optimizer.learning_rate == 1e-4
     assert (config.optimizer.beta1, config.optimizer.beta2) == (0.9, 0.98)
-    epochs = np.array([config.optimizer.warmup_steps, *config.optimizer.decay_at]) * 64 / 443_757
+    epochs = np.array([warmup(config), *config.optimizer.decay_at]) * 64 / 443_757
     np.testing.assert_allclose(epochs, [3, 10, 12], atol=0.01)
     assert config.data.batch_size == 64
     with pytest.raises(ValueError, match="'v3' is no data set"):

@@ -94,3 +94,24 @@ def test_written_json_reads_back_and_leaves_no_temporary_file(tmp_path, tiny_con
     write_json(tmp_path / "config.json", to_json(tiny_config()))
     assert read_config(tmp_path) == json.loads(json.dumps(tiny_config().to_dict()))
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_older_than_a_key_goes_on(tmp_path, tiny_config) -> None:
+    """Before there was a share, its warm-up was a number of steps; other keys had no names yet."""
+    config = tiny_config("ct", train__steps=600)
+    with config.unlocked():
+        config.optimizer.warmup_steps, config.optimizer.warmup_share = None, 1 / 6
+    claim_folder(tmp_path, config)
+    old = read_config(tmp_path)
+    del old["optimizer"]["warmup_share"], old["data"]["split_seed"], old["train"]["epochs"]
+    old["optimizer"]["warmup_steps"] = 100
+    write_json(tmp_path / "config.json", old)
+    claim_folder(tmp_path, config)
+    old["optimizer"]["warmup_steps"] = 99
+    write_json(tmp_path / "config.json", old)
+    with pytest.raises(CheckpointError, match="optimizer.warmup_steps was 99, now None"):
+        claim_folder(tmp_path, config)
+    del old["data"]["test_fraction"]  # the config's 0.2 is not the default
+    write_json(tmp_path / "config.json", old)
+    with pytest.raises(CheckpointError, match="data.test_fraction was 0.3, now 0.2"):
+        claim_folder(tmp_path, config)

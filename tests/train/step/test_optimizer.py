@@ -35,6 +35,10 @@ def kernel(params):
     return params["layer_0"]["attention"]["query"]["kernel"]
 
 
+# Of GLUE and SQuAD, with the steps of the whole run.
+WARMUPS = ((320, 5336), (214, 3598), (1256, 20935), (1986, 33112), (200, 800), (365, 3649))
+
+
 def critic(params):
     return params["layer_0"]["attention"]["alignment"]["critic"]["kernel"]
 
@@ -48,6 +52,18 @@ def test_the_rate_rises_and_falls_linearly() -> None:
     np.testing.assert_allclose(
         [rate(step) for step in (0, 1, 4, 8, 12, 20)], [0, 0.25, 1.0, 0.5, 0.0, 0.0]
     )
+
+
+def test_a_share_of_the_steps_is_their_warm_up() -> None:
+    """It fits runs of any length; a number of steps, if there is one, counts instead."""
+    share = OptimizerConfig(learning_rate=1.0, warmup_share=1 / 6)
+    assert [share.warmup(steps) for steps in (600, 60, 5, 0)] == [100, 10, 0, 0]
+    rate = learning_rate(share, steps=12)
+    np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 7, 12)], [0, 0.5, 1, 0.5, 0])
+    assert OptimizerConfig(warmup_share=0.5, warmup_steps=0).warmup(600) == 0
+    # The paper's numbers of steps come back from their shares.
+    shares = [OptimizerConfig(warmup_share=few / all_).warmup(all_) for few, all_ in WARMUPS]
+    assert shares == [few for few, _ in WARMUPS]
 
 
 def test_a_constant_rate_stays() -> None:
@@ -193,6 +209,8 @@ def test_a_huge_critic_gradient_does_not_shrink_the_models_step() -> None:
         ({"head_rate_multiplier": -1.0}, "head_rate_multiplier is -1.0"),
         ({"decay": "steps"}, "decay 'steps' needs steps"),
         ({"decay_at": (5,)}, "no other takes any"),
+        ({"warmup_share": 1.5}, "warmup_share is 1.5; expected 0 to 1"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; expected 0 or more"),
         ({"decay": "steps", "decay_at": (5, 4)}, r"decay_at is \(5, 4\); expected rising"),
     ],
 )
