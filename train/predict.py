@@ -6,7 +6,8 @@ r"""Labels texts, or answers questions, with a trained run; or exports it for `t
         --export_stablehlo --push_to_hub=OWNER/NAME
 
 A line of the input is a JSON object with the texts that the task has, such as {"sentence1": "...",
-"sentence2": "..."} for MRPC; "-" reads standard input. For each, a line goes to standard output:
+"sentence2": "..."} for MRPC, or a row of a *.csv, *.tsv or *.parquet with columns of these names;
+"-" reads JSON lines on standard input. For each, a line goes to standard output:
 {"label": "equivalent", "probabilities": {"not_equivalent": 0.1, "equivalent": 0.9}}; for a
 regression {"score": 3.8}; for a question and its context {"answer": "France", "start": 159, "end":
 165, "probability": 0.8, "n_best": [...]}, the answer "" where there is none. A question about a
@@ -35,6 +36,7 @@ from train import cli, process
 from train.data.base import Batch
 from train.data.json_text import loads
 from train.data.squad_files import Question
+from train.data.tables import Problems, read_rows
 from train.data.text import ordered_text_batches
 from train.places import place_of
 from train.predictor import PredictSource, batch_outputs, restore_predictor
@@ -43,11 +45,13 @@ from train.report.card import run_card
 from train.step.state import TrainState
 from train.tasks.answers import Answers, best_answers
 from train.tasks.span import SpanExtraction
-from train.tasks.text import MultipleChoice
+from train.tasks.text import MultipleChoice, TextRegression
 from train.tasks.vqa import QuestionAnswering
 
 CHECKPOINT = cli.define_checkpoint_flag()
-INPUT = flags.DEFINE_string("input", None, "The texts: a file of JSON lines, or - for stdin.")
+INPUT = flags.DEFINE_string(
+    "input", None, "The texts: JSON lines, *.csv, *.tsv or *.parquet; or - for JSON lines on stdin."
+)
 STEP = flags.DEFINE_integer(
     "step", None, "Of the checkpoint; by default the last. The folder checkpoints/ names them."
 )
@@ -59,6 +63,7 @@ PUSH_TO_HUB = flags.DEFINE_string(
     "push_to_hub", None, "OWNER/NAME of a repository on the hub to upload the export to."
 )
 PRIVATE = flags.DEFINE_bool("private", True, "Whether a repository made there is private.")
+TABLES = (".csv", ".tsv", ".parquet")  # of --input; all else is JSON lines
 SHOWN = 10  # labels whose probabilities are written
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts labelled at once.", lower_bound=1)
 
@@ -206,6 +211,9 @@ def export(
     card = dataclasses.replace(
         card or Card(), name=folder.resolve().name, pairs=len(data.fields) > 1
     )
+    params = state.variables["params"]
+    if isinstance(state.task, TextRegression):  # whoever loads it knows no task
+        params = state.task.in_units(params)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{os.getpid()}"  # what could not be written whole is not left behind
     try:
@@ -213,7 +221,7 @@ def export(
             save(
                 part,
                 state.model,
-                state.variables["params"],
+                params,
                 data.text_tokenizer,
                 label_names=names,
                 card=card,
@@ -254,9 +262,12 @@ def main() -> None:
         if PUSH_TO_HUB.value:
             address = _upload(target, PUSH_TO_HUB.value, private=PRIVATE.value)
             print(f"Uploaded to {address}", file=sys.stderr)
+    rows = BATCH_SIZE.value
     if source == "-":
         stdin = None if sys.stdin is None else sys.stdin.buffer
         _write(data, state, stdin, "standard input")
+    elif source and pathlib.Path(source).suffix.lower() in TABLES:
+        _print(predict(data, state, table_texts(pathlib.Path(source), data.fields), rows))
     elif source:
         try:
             file = open(source, "rb")  # noqa: SIM115
@@ -264,6 +275,29 @@ def main() -> None:
             raise ConfigError(f"--input: {error}") from error
         with file:
             _write(data, state, file, str(source))
+
+
+def table_texts(path: pathlib.Path, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The texts in a file of CSV, TSV or Parquet.
+
+    Args:
+        path: the file.
+        fields: the columns of the texts.
+
+    Raises:
+        ConfigError: it cannot be read, lacks a column, or has rows without a text; names them.
+    """
+    problems, texts = Problems(), []
+    names = {f"text {number} of the run": name for number, name in enumerate(fields, start=1)}
+    for row in read_rows(path, names, problems):
+        values = tuple("" if value is None else value for value in row.values)
+        if not all(isinstance(value, str) for value in values):
+            problems.add(path, row.place, f"has no text but {row.values!r:.60}")
+        elif not any(value.strip() for value in values):
+            problems.add(path, row.place, f"has no text in {' or '.join(map(repr, fields))}")
+        texts.append(values)
+    problems.raise_any()
+    return texts
 
 
 def decoded(lines: Iterable[bytes], where: str) -> Iterator[str]:
@@ -292,8 +326,12 @@ def _write(
         raise ConfigError(f"--input: {where} is closed; give it the texts, or name a file.")
     every = isinstance(state.task, SpanExtraction | QuestionAnswering)
     texts = read_texts(decoded(lines, where), data.fields, where, every=every)
+    _print(predict(data, state, texts, BATCH_SIZE.value))
+
+
+def _print(answers: Iterable[dict[str, Any]]) -> None:
     try:
-        for answer in predict(data, state, texts, BATCH_SIZE.value):
+        for answer in answers:
             print(json.dumps(answer), flush=True)
     except BrokenPipeError:  # whoever reads has seen enough, such as head
         process.abandon_output()

@@ -14,6 +14,7 @@ from train.registry import ConfigError
 from train.run.loop import restore_run
 from train.step.state import TrainState
 from train.tasks.classification import Classification
+from train.tasks.text import TextRegression
 
 
 class PredictSource(DataSource, Protocol):
@@ -79,4 +80,6 @@ def _outputs(state: TrainState, batch: Batch) -> Any:
     outputs = state.task.apply(state.model, state.variables, batch, train=False)
     if isinstance(state.task, Classification):
         return state.task.probabilities(outputs)
+    if isinstance(state.task, TextRegression):
+        return state.task.numbers(outputs)[:, None]
     return outputs

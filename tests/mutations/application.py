@@ -429,8 +429,8 @@ _STEP: tuple[Mutation, ...] = (
         "tests/train/experiment/test_adapters.py",
         (
             "an-export-leaves-adapters-out",
-            'state.variables["params"],',
-            "state.params,",
+            'state.variables["params"]',
+            "state.params",
         ),
     ),
     *faults(
@@ -452,7 +452,7 @@ _STEP: tuple[Mutation, ...] = (
             '(adam, decay) if config.name == "adamw" else (decay, adam)',
             '(decay, adam) if config.name == "adamw" else (adam, decay)',
         ),
-        ("decay-ends-behind-the-last-step", "max(steps - config.warmup_steps, 1)", "max(steps, 1)"),
+        ("decay-ends-behind-the-last-step", "max(steps - rise, 1)", "max(steps, 1)"),
         (
             "alignment-networks-are-always-decayed",
             "config.alignment_beta1, config.decay_alignment",
@@ -468,6 +468,28 @@ _STEP: tuple[Mutation, ...] = (
             "config, config.alignment_learning_rate, config.alignment_beta1,",
             "config, rate(), config.alignment_beta1,",
         ),
+    ),
+    *faults(
+        "train/data/held_out.py",
+        "tests/train/data/test_held_out.py",
+        ("each-class-is-rounded-alone", "seen += sum(", "seen = len(out) / share + sum("),
+        ("a-class-may-go-whole", "for group in candidates[:-1]:", "for group in candidates:"),
+    ),
+    *faults(
+        "train/data/tables.py",
+        "tests/train/data/test_tables.py",
+        ("a-row-is-named-by-its-end", "line = reader.line_num + 1", "line = reader.line_num + 2"),
+        ("quotes-need-not-close", "delimiter=delimiter, strict=True", "delimiter=delimiter"),
+    ),
+    *faults(
+        "train/data/own_texts.py",
+        "tests/train/data/test_own_texts.py",
+        (
+            "numbers-go-by-their-digits",
+            "sorted(counts, key=int) if whole",
+            "sorted(counts) if whole",
+        ),
+        ("copies-differ-by-capitals", ".casefold()", ""),
     ),
     *faults(
         "train/devices/parallel.py",

@@ -6,6 +6,7 @@ DATA = {
     "glue": "train.data.glue:Glue",
     "planetoid": "train.data.planetoid:Planetoid",
     "squad": "train.data.squad:Squad",
+    "texts": "train.data.own_texts:OwnTexts",
     "transfer": "train.data.transfer:Transfer",
     "vqa_v2": "train.data.vqa_v2:VQAv2",
 }

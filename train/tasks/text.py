@@ -89,22 +89,54 @@ class TextRegression(Task):
     """A number for each text or pair. The batch holds "label", float [B]; the model returns [B, 1].
 
     The loss is the squared error; the metrics are the absolute error and both correlations.
+
+    Attributes:
+        center: what the model's output of 0 stands for, such as the mean of the labels.
+        scale: what an output of 1 is above it, such as their standard deviation. A new head starts
+            near 0 and moves slowly: with both, labels of any size are learnt alike.
+
+    Raises:
+        ConfigError: the scale is not above 0.
     """
 
     inputs: tuple[str, ...] = TEXT_INPUTS
+    center: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scale > 0:
+            raise ConfigError(f"task.scale is {self.scale}; expected a number above 0.")
 
     def loss(self, outputs: Float[Array, "B 1"], batch: Batch) -> Float[Array, "B"]:
-        """Squared error of each example, in the label's unit squared."""
-        return jnp.square(outputs[:, 0].astype(jnp.float32) - batch["label"])
+        """Squared error of each example, in units of the scale, squared."""
+        return jnp.square((self.numbers(outputs) - batch["label"]) / self.scale)
 
     def metrics(self, outputs: Float[Array, "B 1"], batch: Batch) -> dict[str, Any]:
         """Mean absolute error, in the label's unit."""
-        error = jnp.abs(outputs[:, 0].astype(jnp.float32) - batch["label"])
+        error = jnp.abs(self.numbers(outputs) - batch["label"])
         return {"absolute_error": Mean.of(error, batch["mask"])}
+
+    def numbers(self, outputs: Float[Array, "B 1"]) -> Float[Array, "B"]:
+        """The predicted number of each example, in the label's unit, float32."""
+        return outputs[:, 0].astype(jnp.float32) * self.scale + self.center
 
     def predictions(self, outputs: Float[Array, "B 1"], batch: Batch) -> dict[str, Array]:
         """The predicted number of each example."""
-        return {"prediction": outputs[:, 0].astype(jnp.float32), "label": batch["label"]}
+        return {"prediction": self.numbers(outputs), "label": batch["label"]}
+
+    def in_units(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A model's parameters with its last layer in the label's unit, for use without this task.
+
+        Args:
+            params: with "classifier", the last layer, a kernel [E, 1] and a bias [1].
+        """
+        last = params["classifier"]
+        scaled = {
+            "kernel": last["kernel"] * self.scale,
+            "bias": last["bias"] * self.scale + self.center,
+        }
+        return {**params, "classifier": {**last, **scaled}}
 
     def corpus_metrics(
         self, predictions: Mapping[str, np.ndarray], references: Any = None

@@ -1,0 +1,437 @@
+"""A user's own labelled texts, out of files with named columns (see `train.data.tables`)."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align_jax.pretrained.tokenizer import Tokens
+from train.data.base import Batch, Illustration, check_least
+from train.data.held_out import held_out
+from train.data.labelled import Examples, LabelledTexts
+from train.data.tables import Problems, files_of, read_rows
+from train.data.text import subset_rows, text_illustration
+from train.registry import ConfigError
+
+_INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")  # programs write 5 as 5.0 now and then
+CHUNK = 4096  # texts tokenised at once: what the tokenizer returns takes far more than its tokens
+SHOWN = 20  # classes that are counted by name
+SCORES = " If the labels are scores, take --config=train/configs/texts.py:regression."
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labelled:
+    """The rows of a file or several, as they were read.
+
+    Attributes:
+        columns: for each field, the texts.
+        labels: as the files have them, in writing.
+        places: the file and line of each row.
+    """
+
+    columns: list[list[str]]
+    labels: list[str]
+    places: list[tuple[Path, str]]
+
+    def take(self, rows: np.ndarray) -> _Labelled:
+        """Some of the rows."""
+        numbers = rows.tolist()
+        return _Labelled(
+            [[column[row] for row in numbers] for column in self.columns],
+            [self.labels[row] for row in numbers],
+            [self.places[row] for row in numbers],
+        )
+
+    @functools.cached_property
+    def keys(self) -> list[tuple[str, ...]]:
+        """What is the same for copies of a text, also with other blanks or capitals."""
+        same = [[" ".join(text.split()).casefold() for text in column] for column in self.columns]
+        return [tuple(sorted(texts)) for texts in zip(*same, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnTexts(LabelledTexts):
+    """Texts or pairs of texts in a user's own files, each with a class or a score.
+
+    The splits are "train", "validation" and, where a file is named for it, "test". Batches and
+    other settings are those of `LabelledTexts`.
+
+    Attributes:
+        train: the file to train on, CSV, TSV, JSON lines or Parquet; or a pattern, "parts/*.csv".
+        validation: a file to validate on; "" for a share of `train`.
+        test: a file to test on; "" for none.
+        text: the column of the texts.
+        text_pair: the column of the second texts; "" where an example is a single text.
+        label: the column of the labels.
+        regression: whether the labels are scores, not classes.
+        labels: the names of the classes in order. () for those that `train` has, in the order of
+            their numbers if they are whole numbers, else of their letters.
+        validation_share: of `train`, at random and with as much of each class; copies of a text
+            stay on one side.
+        split_seed: of that choice; apart from `seed`, so that runs with different seeds are
+            validated on the same texts.
+        fingerprint: of all texts and labels; "" for whatever they are. A run keeps it, so that it
+            does not go on with other data.
+
+    Raises:
+        ConfigError: a value is out of range, or two columns are the same.
+
+    Example:
+        >>> OwnTexts(train="reviews.csv", labels=("bad", "good")).splits
+        ('train', 'validation')
+    """
+
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+    text: str = "text"
+    text_pair: str = ""
+    label: str = "label"
+    regression: bool = False
+    labels: tuple[str, ...] = ()
+    validation_share: float = 0.1
+    split_seed: int = 0
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "labels", tuple(map(str, self.labels)))  # JSON has lists
+        check_least(self, {"split_seed": 0})
+        if not self.train:
+            raise ConfigError(
+                "data.train is empty; name your file of texts: --config.data.train=reviews.csv "
+                "--config.data.text=COLUMN --config.data.label=COLUMN."
+            )
+        for name in ("text", "label"):
+            if not getattr(self, name):
+                raise ConfigError(f"data.{name} is empty; name the column.")
+        columns = list(self._columns.values())
+        if len(set(columns)) < len(columns):
+            raise ConfigError(f"data names a column twice: {', '.join(columns)}.")
+        if not self.validation and not 0 < self.validation_share < 1:
+            raise ConfigError(
+                f"data.validation_share is {self.validation_share}; expected a number between 0 "
+                f"and 1, or a file of its own as data.validation."
+            )
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
+            raise ConfigError(f"data.labels is {self.labels}; expected two or more, each once.")
+
+    @property
+    def title(self) -> str:
+        """What messages call the data."""
+        return self.train
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return ("train", "validation", "test") if self.test else ("train", "validation")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns of the texts."""
+        return (self.text, self.text_pair) if self.text_pair else (self.text,)
+
+    @functools.cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the classes in order; none for a regression.
+
+        Raises:
+            ConfigError: they are not given, and cannot be found in the training file.
+        """
+        if self.regression or self.labels:
+            return () if self.regression else self.labels
+        return _classes(self._raw("train"))
+
+    @functools.cached_property
+    def examples(self) -> dict[str, int]:
+        """Sizes of the splits.
+
+        Raises:
+            ConfigError: a file cannot be read or used.
+        """
+        return {split: len(self.read(split)) for split in self.splits}
+
+    @property
+    def found(self) -> Mapping[str, Any]:
+        """What a run keeps of its data: classes, fingerprint, the scores' place and scale."""
+        if self.fingerprint:  # it has been kept
+            return {}
+        scores = {}
+        if self.regression:
+            labels = self.read("train").labels.astype(np.float64)
+            scores = {"task.center": float(labels.mean()), "task.scale": float(labels.std())}
+        return {
+            "data.labels": self.label_names,
+            "data.fingerprint": self._fingerprint,
+            "eval.final": self.splits[1:],
+            **scores,
+        }
+
+    def read(self, split: str) -> Examples:
+        """The examples of a split; their ids count the rows of its files.
+
+        Raises:
+            ConfigError: a file cannot be read, or has rows that cannot be used; names them.
+        """
+        self.check_split(split)
+        if self.fingerprint and self.fingerprint != self._fingerprint:
+            raise ConfigError(
+                f"The texts or labels in {self.train}{' and the others' if self.test else ''} are "
+                f"not those of the run any more: their fingerprint is {self._fingerprint}, "
+                f"data.fingerprint {self.fingerprint}. Train anew in another --workdir."
+            )
+        return self._examples[split]
+
+    @functools.cached_property
+    def _examples(self) -> dict[str, Examples]:
+        """Of each split."""
+        whole = self._labelled("train")
+        if self.validation:
+            kept, others = whole, {"validation": self._labelled("validation")}
+        else:
+            rows, out = held_out(
+                self._raw("train").keys, whole.labels, self.validation_share, self.split_seed
+            )
+            if not len(out):
+                raise ConfigError(
+                    f"data.validation_share is {self.validation_share}, which of the "
+                    f"{len(whole)} texts in {self.train} is none. Raise it, or name a file of its "
+                    f"own as data.validation."
+                )
+            kept, others = whole.take(rows), {"validation": whole.take(out)}
+        if self.test:
+            others["test"] = self._labelled("test")
+        train = kept.take(subset_rows(len(kept), self.train_examples))
+        return {"train": train, **others}
+
+    def description(self) -> list[str]:
+        """Lines on classes, lengths and copies, for people to see before training."""
+        train = self.read("train")
+        sizes = ", ".join(f"{name} {size}" for name, size in self.examples.items())
+        return [f"Texts: {sizes}.", self._spread(train), self._lengths(train), *self._copies()]
+
+    def illustration(self, batch: Batch) -> Illustration:
+        """The batch's first example, token by token."""
+        return text_illustration(batch, self.text_tokenizer, self.label_names)
+
+    def tokenize(self, columns: Sequence[Sequence[str]]) -> list[Tokens]:
+        """One entry for each example."""
+        chunks = range(0, len(columns[0]), CHUNK)
+        parts = ([column[at : at + CHUNK] for column in columns] for at in chunks)
+        return [tokens for part in parts for tokens in self._tokens(*part)]
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        """The columns by the settings that name them; the label's is the last."""
+        names = ("text", "text_pair", "label") if self.text_pair else ("text", "label")
+        return {f"data.{name}": getattr(self, name) for name in names}
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for split in ("train", "validation", "test"):
+            if getattr(self, split):
+                raw = self._raw(split)
+                digest.update(json.dumps([raw.columns, raw.labels]).encode())
+        return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def _read_before(self) -> dict[str, _Labelled]:
+        return {}
+
+    def _raw(self, split: str) -> _Labelled:
+        """The rows of a split's files.
+
+        Raises:
+            ConfigError: a file cannot be read, or rows lack a text or a label.
+        """
+        if split not in self._read_before:
+            self._read_before[split] = self._read_files(getattr(self, split), f"data.{split}")
+        return self._read_before[split]
+
+    def _read_files(self, pattern: str, what: str) -> _Labelled:
+        problems, rows, places = Problems(), [], []
+        for path in files_of(pattern, what):
+            for row in read_rows(path, self._columns, problems):
+                *texts, label = row.values
+                wrong = self._wrong(texts) or _wrong_label(label, self.label, self.regression)
+                if wrong:
+                    problems.add(path, row.place, wrong)
+                    continue
+                rows.append((*(text or "" for text in texts), _written(label)))
+                places.append((path, row.place))
+        problems.raise_any()
+        *columns, labels = (list(column) for column in zip(*rows, strict=True))
+        return _Labelled(columns, labels, places)
+
+    def _wrong(self, texts: Sequence[Any]) -> str:
+        """What is wrong with the texts of a row; of a pair one may be empty."""
+        for name, text in zip(self.fields, texts, strict=True):
+            if text is not None and not isinstance(text, str):
+                return f"has no text in {name!r} but {text!r:.60}"
+        if not any(text and text.strip() for text in texts):
+            return f"has no text in {' or '.join(map(repr, self.fields))}"
+        return ""
+
+    def _labelled(self, split: str) -> Examples:
+        """The examples of a split's files.
+
+        Raises:
+            ConfigError: a label is none of the classes.
+        """
+        raw, ids = self._raw(split), np.arange(1, len(self._raw(split).labels) + 1, dtype=np.int32)
+        if self.regression:
+            scores = np.array([float(x) for x in raw.labels], np.float32)
+            if split == "train" and np.ptp(scores) == 0:
+                raise ConfigError(
+                    f"All {len(scores)} scores in {self.train} are {scores[0]:g}; there is nothing "
+                    f"to learn. Check data.label, {self.label!r}."
+                )
+            return Examples(raw.columns, scores, ids)
+        numbers, problems = {name: at for at, name in enumerate(self.label_names)}, Problems()
+        labels = np.zeros(len(ids), np.int32)
+        known = ", ".join(self.label_names[:SHOWN]) + (", ..." if len(numbers) > SHOWN else "")
+        for row, (label, place) in enumerate(zip(raw.labels, raw.places, strict=True)):
+            number = numbers.get(label, numbers.get(_whole(label)))
+            if number is None:
+                whose = "is none of data.labels" if self.labels else f"{self.train} does not have"
+                problems.add(*place, f"has the label {label[:60]!r}, which {whose}")
+            else:
+                labels[row] = number
+        problems.raise_any(f" Known: {known}.")
+        return Examples(raw.columns, labels, ids)
+
+    def _spread(self, train: Examples) -> str:
+        if self.regression:
+            x = train.labels
+            return (
+                f"Scores: {x.min():g} to {x.max():g}, mean {x.mean():.4g}, standard deviation "
+                f"{x.std():.4g}."
+            )
+        others = {split: self.read(split).labels for split in self.splits}
+        classes = len(self.label_names)
+        counts = {name: np.bincount(x, minlength=classes) for name, x in others.items()}
+        often = np.argsort(-counts["train"], kind="stable")
+        shown = sorted(often[:SHOWN].tolist())
+        by_name = ", ".join(
+            f"{self.label_names[x]} {' + '.join(str(count[x]) for count in counts.values())}"
+            for x in shown
+        )
+        more = f", and {classes - SHOWN} rarer ones" if classes > SHOWN else ""
+        return f"Classes ({' + '.join(counts)}): {by_name}{more}."
+
+    def _lengths(self, train: Examples) -> str:
+        lengths = self._split("train").lengths
+        full = np.flatnonzero(lengths >= self.max_length)
+        cut = self._cut(train.take(full).columns) if full.size else 0
+        middle, most = (int(x) for x in np.quantile(lengths, (0.5, 0.9), method="inverted_cdf"))
+        said = f"{cut / len(lengths):.1%} are longer than data.max_length and are cut there"
+        return (
+            f"Tokens: half of the texts to train on have {middle} or fewer, 90 % {most} or fewer, "
+            f"the longest {lengths.max()}; {said} ({self.max_length})."
+        )
+
+    def _cut(self, columns: Sequence[Sequence[str]]) -> int:
+        """How many of these lose tokens; some are just as long as is allowed."""
+        count = 0
+        for at in range(0, len(columns[0]), CHUNK):
+            part = [column[at : at + CHUNK] for column in columns]
+            inputs = list(zip(*part, strict=True)) if len(part) > 1 else list(part[0])
+            tokenizer = self.text_tokenizer
+            with tokenizer.truncating(self.max_length, strategy="longest_first") as backend:
+                count += sum(bool(x.overflowing) for x in backend.encode_batch_fast(inputs))
+        return count
+
+    def _copies(self) -> list[str]:
+        said = []
+        raw = self._raw("train")
+        kinds = collections.defaultdict(set)
+        for key, label in zip(raw.keys, raw.labels, strict=True):
+            kinds[key].add(label)
+        copies, torn = len(raw.keys) - len(kinds), sum(len(x) > 1 for x in kinds.values())
+        if copies:
+            other = f", of {torn} with different labels" if torn else ""
+            said.append(f"Copies: {copies} rows of {self.train} repeat the text of another{other}.")
+        for split in ("validation", "test"):
+            if getattr(self, split):
+                known = sum(key in kinds for key in self._raw(split).keys)
+                if known:
+                    said.append(
+                        f"Copies: {known} texts of {getattr(self, split)} are in {self.train} too, "
+                        f"so that {split} measures what was learnt by heart."
+                    )
+        return said
+
+
+def _wrong_label(label: Any, name: str, regression: bool) -> str:
+    """What is wrong with a label as a file has it."""
+    if label is None or (isinstance(label, str) and not label.strip()):
+        return f"has no label in {name!r}"
+    if isinstance(label, list):
+        return f"has the labels {label!r:.60}; expected one label for each text"
+    if not isinstance(label, str | int | float):
+        return f"has the label {label!r:.60}; expected a word or a number"
+    if isinstance(label, float) and not math.isfinite(label):
+        return f"has the label {label}; expected a finite number"
+    if not regression:
+        return ""
+    try:
+        score = float("nan" if isinstance(label, bool) else label)
+    except ValueError:
+        return f"has the score {label!r:.60}; expected a number, such as 3.5"
+    finite = math.isfinite(score) and abs(score) <= np.finfo(np.float32).max
+    return "" if finite else f"has the score {label!r:.60}; expected a finite number"
+
+
+def _written(label: Any) -> str:
+    """A label as people write it."""
+    if isinstance(label, bool):
+        return "true" if label else "false"  # as in JSON
+    return label.strip() if isinstance(label, str) else repr(label)
+
+
+def _whole(label: str) -> str:
+    """A whole number without decimals; anything else as it is."""
+    found = _INTEGER.fullmatch(label)
+    return found[1] if found else label
+
+
+def _classes(raw: _Labelled) -> tuple[str, ...]:
+    """The classes in order.
+
+    Raises:
+        ConfigError: there is a single one, or one with a single example.
+    """
+    whole = all(_INTEGER.fullmatch(label) for label in set(raw.labels))
+    labels = [_whole(label) for label in raw.labels] if whole else raw.labels
+    counts = collections.Counter(labels)
+    if len(counts) == 1:
+        raise ConfigError(
+            f"{raw.places[0][0]}: all {len(labels)} rows have the label {labels[0][:60]!r}; "
+            f"expected two classes or more. Check data.label."
+        )
+    problems = Problems()
+    for label, place in zip(labels, raw.places, strict=True):
+        if counts[label] == 1:
+            problems.add(*place, f"is the only one of its class, {label[:60]!r}")
+    problems.raise_any(
+        " A class takes two examples or more." + (SCORES if _numbers(counts) else "")
+    )
+    return tuple(sorted(counts, key=int) if whole else sorted(counts))
+
+
+def _numbers(labels: Mapping[str, int]) -> bool:
+    try:
+        return all(math.isfinite(float(label)) for label in labels)
+    except ValueError:
+        return False
