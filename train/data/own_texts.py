@@ -166,6 +166,7 @@ class OwnTexts(LabelledTexts):
         """What a run keeps of its data: classes, fingerprint, the scores' place and scale."""
         if self.fingerprint:  # it has been kept
             return {}
+        _ = self.examples  # what is wrong with any file is said before a run's folder is made
         scores = {}
         if self.regression:
             labels = self.read("train").labels.astype(np.float64)
@@ -186,9 +187,9 @@ class OwnTexts(LabelledTexts):
         self.check_split(split)
         if self.fingerprint and self.fingerprint != self._fingerprint:
             raise ConfigError(
-                f"The texts or labels in {self.train}{' and the others' if self.test else ''} are "
-                f"not those of the run any more: their fingerprint is {self._fingerprint}, "
-                f"data.fingerprint {self.fingerprint}. Train anew in another --workdir."
+                f"The texts or labels of {self.train}, or of the files beside it, are not those of "
+                f"the run any more: their fingerprint is {self._fingerprint}, data.fingerprint "
+                f"{self.fingerprint}. Train anew in another --workdir."
             )
         return self._examples[split]
 

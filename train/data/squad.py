@@ -129,6 +129,11 @@ class Squad(DataSource):
         """Number of questions per split."""
         return {split: len(self._questions(split)) for split in FILES}
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in which each window, of which long contexts have several, is seen."""
+        return max(len(self._split("train").texts) // self.batch_size, 1)
+
     def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless shuffled batches of the training split's windows."""
         return shuffled_text_batches(

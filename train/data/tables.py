@@ -235,8 +235,11 @@ def _json_lines(path: Path, columns: Mapping[str, str], problems: Problems) -> I
 
 def _parquet(path: Path, columns: Mapping[str, str], problems: Problems) -> Iterator[Row]:
     del problems  # a column has one type
-    import pyarrow
-    import pyarrow.parquet
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(f"{path}: reading Parquet takes pip install pyarrow.") from error
 
     try:
         names = pyarrow.parquet.read_schema(path).names

@@ -110,12 +110,16 @@ class TextRegression(Task):
 
     def loss(self, outputs: Float[Array, "B 1"], batch: Batch) -> Float[Array, "B"]:
         """Squared error of each example, in units of the scale, squared."""
-        return jnp.square((self.numbers(outputs) - batch["label"]) / self.scale)
+        return jnp.square(self._error(outputs, batch))
 
     def metrics(self, outputs: Float[Array, "B 1"], batch: Batch) -> dict[str, Any]:
         """Mean absolute error, in the label's unit."""
-        error = jnp.abs(self.numbers(outputs) - batch["label"])
+        error = jnp.abs(self._error(outputs, batch)) * self.scale
         return {"absolute_error": Mean.of(error, batch["mask"])}
+
+    def _error(self, outputs: Float[Array, "B 1"], batch: Batch) -> Float[Array, "B"]:
+        """In units of the scale; of labels far from 0, a difference of two would lose digits."""
+        return outputs[:, 0].astype(jnp.float32) - (batch["label"] - self.center) / self.scale
 
     def numbers(self, outputs: Float[Array, "B 1"]) -> Float[Array, "B"]:
         """The predicted number of each example, in the label's unit, float32."""

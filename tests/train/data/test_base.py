@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from train.data.base import Share, ordered_batches, pad, shuffled_batches
+from train.data.digits import Digits
+from train.registry import ConfigError
 
 
 def arrays(examples: int) -> dict[str, np.ndarray]:
@@ -29,6 +31,14 @@ def test_an_epoch_repeats_no_example_and_epochs_differ() -> None:
     first, second = np.split(np.concatenate(take(shuffled_batches(arrays(12), 4, 0), 6)), 2)
     assert sorted(first) == sorted(second) == list(range(12))
     assert list(first) != list(second)
+
+
+def test_an_epoch_has_as_many_steps_as_batches() -> None:
+    data = Digits(batch_size=100)
+    assert data.steps_per_epoch == data.examples["train"] // 100
+    object.__setattr__(data, "batch_size", 5000)
+    with pytest.raises(ConfigError, match="data.batch_size is 5000; expected 1 to"):
+        _ = data.steps_per_epoch
 
 
 def test_seeds_give_different_orders() -> None:

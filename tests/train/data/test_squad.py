@@ -86,6 +86,12 @@ def test_training_depends_on_seed_and_step_alone(source) -> None:
     assert (third["window"] != other["window"]).any()
 
 
+def test_an_epoch_counts_windows(source) -> None:
+    data = source(batch_size=2)
+    assert data.steps_per_epoch == len(data._split("train").texts) // 2
+    assert data.steps_per_epoch > data.examples["train"] // 2
+
+
 def test_a_subset_is_the_same_for_every_seed(source) -> None:
     ids = [
         [x.identity for x in source(train_examples=3, seed=seed).references("train").questions]

@@ -57,3 +57,21 @@ def test_regression_is_squared_error_and_correlations(rng) -> None:
 def test_a_constant_prediction_has_no_correlation() -> None:
     values = TextRegression().corpus_metrics({"label": np.arange(4.0), "prediction": np.ones(4)})
     assert values == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_a_regression_in_other_units_measures_the_same() -> None:
+    """Labels of a thousand million, as prices or times have them, lose no digits either."""
+    scaled = TextRegression(center=1e9, scale=128.0)
+    outputs, label = jnp.array([[0.5], [-1.0]]), jnp.array([1e9 + 128, 1e9 - 128], jnp.float32)
+    batch = {"label": label, "mask": jnp.array([True, True])}
+    np.testing.assert_allclose(scaled.loss(outputs, batch), [0.25, 0.0])
+    np.testing.assert_allclose(scaled.metrics(outputs, batch)["absolute_error"].compute(), 32.0)
+    np.testing.assert_allclose(
+        scaled.predictions(outputs, batch)["prediction"], [1e9 + 64, 1e9 - 128]
+    )
+    last = {"kernel": jnp.array([[2.0]]), "bias": jnp.array([0.5])}
+    found = TextRegression(center=10.0, scale=4.0).in_units({"classifier": last, "encoder": 1})
+    assert (found["classifier"]["kernel"].item(), found["classifier"]["bias"].item()) == (8.0, 12.0)
+    assert found["encoder"] == 1
+    with pytest.raises(ConfigError, match="task.scale is 0.0; expected a number above 0"):
+        TextRegression(scale=0.0)
