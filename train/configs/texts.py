@@ -6,8 +6,11 @@ Command:   python -m train --config=train/configs/texts.py --config.data.train=r
 Predict:   python -m train.predict --checkpoint=runs/reviews --input=new.csv
 Export:    python -m train.predict --checkpoint=runs/reviews --export=reviews-model
 Compare:   python -m train.sweep with the same options, --methods=none,energy and --seeds=0,1,2
-Expected:  EXPECTED
-Time:      TIME
+Expected:  measured here, 600 reviews of books, good or bad, 540 of them trained on, seed 0: 87.2 %
+           accuracy on 600 others.
+Time:      that, 100 steps, takes 5 minutes of CPU time over all cores, compilation included; labels
+           for 600 texts and the export half a minute. Reading and tokenising 200,000 texts takes 40
+           seconds and 630 MB.
 Data:      your files. The first line of CSV and TSV names the columns, a line of JSON is an object.
            --config.data.text_pair=COLUMN adds a second text. A tenth of the file is validated on,
            with as much of each class (--config.data.validation_share); or a file of its own,
