@@ -39,15 +39,6 @@ _TASKS: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
-        "train/run/folder.py",
-        "tests/train/run/test_folder.py",
-        (
-            "an-option-that-is-new-and-on-is-no-difference",
-            "(old is missing and not new)",
-            "(old is missing)",
-        ),
-    ),
-    *faults(
         "train/tasks/answers.py",
         "tests/train/tasks/test_answers.py",
         (

@@ -13,14 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from align_jax import AlignmentConfig
 from train.configs import common
-from train.data import DATA
-from train.experiment.experiment import MODELS
-from train.registry import look_up
-from train.step.optimizer import OptimizerConfig
+from train.experiment.experiment import settings_classes
 from train.step.state import AlignmentTerm
-from train.tasks import TASKS
 
 
 def describe(config: ConfigDict) -> str:
@@ -28,9 +23,6 @@ def describe(config: ConfigDict) -> str:
 
     Args:
         config: an experiment's.
-
-    Raises:
-        ConfigError: a part that it names does not exist.
 
     Example:
         >>> from train.configs import digits
@@ -41,14 +33,11 @@ def describe(config: ConfigDict) -> str:
             "adamw" decays the weights beside the gradient; ...
         ...
     """
-    models = {name: parts[0] for name, parts in MODELS.items()}
     meanings = {
-        "optimizer": attributes(OptimizerConfig),
-        "alignment": attributes(AlignmentConfig) | attributes(AlignmentTerm),
-        "data": attributes(look_up("data", config.data.name, DATA)),
-        "task": attributes(look_up("task", config.task.name, TASKS)),
-        "model": attributes(look_up("model", config.model.name, models)),
-    } | {kind: comments(common, f"config.{kind}") for kind in ("train", "eval")}
+        kind: attributes(documented) for kind, documented in settings_classes(config).items()
+    }
+    meanings["alignment"] |= attributes(AlignmentTerm)
+    meanings |= {kind: comments(common, f"config.{kind}") for kind in ("train", "eval")}
     lines = []
     for section, values in config.items():
         if not isinstance(values, ConfigDict):

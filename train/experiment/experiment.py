@@ -126,21 +126,26 @@ def default_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         >>> default_settings({"optimizer": {}})["optimizer"]["decay"]
         'linear'
     """
-    models = {key: value[0] for key, value in MODELS.items()}
-    classes: dict[str, Any] = {"optimizer": OptimizerConfig, "alignment": AlignmentConfig}
-    for kind, registry in (("data", DATA), ("task", TASKS), ("model", models)):
-        name = config.get(kind, {}).get("name")
-        if name in registry:
-            classes[kind] = look_up(kind, name, registry)
     return {
         kind: {
             field.name: field.default
             for field in dataclasses.fields(settings)
             if field.default is not dataclasses.MISSING
         }
-        for kind, settings in classes.items()
+        for kind, settings in settings_classes(config).items()
         if kind in config
     }
+
+
+def settings_classes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The class whose fields are a section's keys, for each section of a config that has one."""
+    models = {key: value[0] for key, value in MODELS.items()}
+    classes: dict[str, Any] = {"optimizer": OptimizerConfig, "alignment": AlignmentConfig}
+    for kind, registry in (("data", DATA), ("task", TASKS), ("model", models)):
+        name = config.get(kind, {}).get("name")
+        if name in registry:
+            classes[kind] = look_up(kind, name, registry)
+    return classes
 
 
 def _settled_data(config: ConfigDict) -> tuple[ConfigDict, DataSource]:

@@ -164,10 +164,7 @@ def making_sense_of(path: pathlib.Path) -> Iterator[None]:
 
 
 def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """'section.key: saved -> given' for each key that determines the model or its training.
-
-    A key that only the given config has, with a value that switches it off, is no difference.
-    """
+    """'section.key: saved -> given' for each key that determines the model or its training."""
     flat = [
         traverse_util.flatten_dict({k: v for k, v in x.items() if k not in FREE_SECTIONS}, sep=".")
         for x in (saved, given)
@@ -180,8 +177,7 @@ def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> li
     lines = []
     for key in sorted(flat[0].keys() | flat[1].keys()):
         old, new = flat[0].get(key, missing), flat[1].get(key, missing)
-        # A run from before there was an option is one without it.
-        if old != new and not (old is missing and not new):
+        if old != new:
             shown = ["absent" if x is missing else repr(x) for x in (old, new)]
             lines.append(f"{key} was {shown[0]}, now {shown[1]}")
     return lines

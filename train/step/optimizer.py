@@ -115,9 +115,7 @@ class OptimizerConfig:
                       "skip_nonfinite"):  # fmt: skip
             value = getattr(self, field)
             if value is not None and not 0 <= value < float("inf"):  # nor NaN
-                raise ConfigError(
-                    f"optimizer.{field} is {value}; expected 0 or more, and finite."
-                )
+                raise ConfigError(f"optimizer.{field} is {value}; expected 0 or more, and finite.")
         if not 0 <= self.warmup_share <= 1:
             raise ConfigError(
                 f"optimizer.warmup_share is {self.warmup_share}; expected 0 to 1, a share of the "
