@@ -69,8 +69,8 @@ def test_a_config_is_found_by_its_name_and_shows_its_keys(option: list[str]) -> 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert "--config.seed=7" in lines
-    place = lines.index("--config.optimizer.warmup_steps=100")
-    assert lines[place + 1].strip() == "steps of linear increase from 0."
+    place = lines.index("--config.optimizer.decay_alignment=False")
+    assert lines[place + 1].strip() == "whether the alignment networks are decayed as well."
 
 
 def test_only_a_single_run_is_shared_by_processes(tmp_path) -> None:

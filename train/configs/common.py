@@ -35,10 +35,9 @@ def default_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 1000  # the run's length; one step is one batch
-    # Instead of steps, which is then 0: how often each example is seen; of few examples more often,
-    # until there are min_steps.
+    # Instead of steps, which is then 0: how often each example is seen.
     config.train.epochs = 0.0
-    config.train.min_steps = 0
+    config.train.min_steps = 0  # with epochs: few examples are seen more often, for so many steps
     config.train.parallel = "pmap"  # or "mesh": parameters cut as well, many hosts
     config.train.mesh_model = 1  # devices that share a copy of the parameters, by heads and units
     config.train.mesh_fsdp = False  # whether the copies, too, hold a part of each parameter
