@@ -1,5 +1,6 @@
 """The module that measures how far keys and queries lie apart, and sows it for the loss."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from flax import linen as nn
 from flax.linen.module import _context
 from jaxtyping import Array, Bool, Float
 
-from align_jax import divergences, gradient_reversal, networks, numerics
+from align_jax import divergences, gradient_reversal, networks, numerics, placement
 from align_jax.config import PLAIN, AlignmentConfig
 
 # The collections' names. The module itself is called NAME inside its attention, so that its
@@ -258,7 +259,7 @@ class Alignment(nn.Module):
             return self._divergence(query, key, query_mask, key_mask)
         # The heads at one token play the part of the tokens in one head: swap the two axes.
         queries, keys = (tuple(jnp.swapaxes(x, 1, 2) for x in cloud) for cloud in (query, key))
-        per_token, report = self._divergence(queries, keys, None, None)
+        per_token, report = self._divergence(queries, keys, None, None, whole_heads=True)
         shape = query[0].shape[:3:2]
         mask = jnp.ones(per_token.shape, bool) if query_mask is None else query_mask
 
@@ -273,46 +274,62 @@ class Alignment(nn.Module):
         return per_head + value, report
 
     def _divergence(
-        self, query: Cloud, key: Cloud, query_mask: Array | None, key_mask: Array | None
+        self,
+        query: Cloud,
+        key: Cloud,
+        query_mask: Array | None,
+        key_mask: Array | None,
+        whole_heads: bool = False,
     ) -> Measured:
-        config = self.config
-        masks: dict[str, Any] = {"query_mask": query_mask, "key_mask": key_mask}
-        if config.method == "gan":
-            return divergences.adversarial(*query, *key, **masks), {}
-        if config.method == "mmd":
-            value = divergences.maximum_mean_discrepancy(
-                *query, *key, **masks, bandwidth=config.bandwidth or None
-            )
-            return value, {}
-        if config.method == "energy":
-            return divergences.energy_distance(*query, *key, **masks), {}
-        if config.method == "ct":
-            value = divergences.conditional_transport(
-                query[0],
-                key[0],
-                query[1],
-                key[1],
-                **masks,
-                rho=config.rho,
-                cost=config.cost,
-                implementation=config.implementation,
-            )
-            return value, {}
-        value, report = divergences.optimal_transport(
-            *query,
-            *key,
-            **masks,
-            epsilon=config.epsilon,
-            cost=config.cost,
-            threshold=config.sinkhorn_threshold,
-            max_iterations=config.sinkhorn_iterations,
-            with_report=True,
+        function = functools.partial(_divergence, self.config)
+        clouds = query, key, query_mask, key_mask
+        return placement.on_each_device(function, *clouds, whole_heads=whole_heads)
+
+
+def _divergence(
+    config: AlignmentConfig,
+    query: Cloud,
+    key: Cloud,
+    query_mask: Array | None,
+    key_mask: Array | None,
+) -> Measured:
+    masks: dict[str, Any] = {"query_mask": query_mask, "key_mask": key_mask}
+    if config.method == "gan":
+        return divergences.adversarial(*query, *key, **masks), {}
+    if config.method == "mmd":
+        value = divergences.maximum_mean_discrepancy(
+            *query, *key, **masks, bandwidth=config.bandwidth or None
         )
-        return value, {
-            "sinkhorn_iterations": report.iterations.astype(jnp.float32),
-            "sinkhorn_residual": report.residual,
-            "sinkhorn_unconverged": 1.0 - report.converged.astype(jnp.float32),
-        }
+        return value, {}
+    if config.method == "energy":
+        return divergences.energy_distance(*query, *key, **masks), {}
+    if config.method == "ct":
+        value = divergences.conditional_transport(
+            query[0],
+            key[0],
+            query[1],
+            key[1],
+            **masks,
+            rho=config.rho,
+            cost=config.cost,
+            implementation=config.implementation,
+        )
+        return value, {}
+    value, report = divergences.optimal_transport(
+        *query,
+        *key,
+        **masks,
+        epsilon=config.epsilon,
+        cost=config.cost,
+        threshold=config.sinkhorn_threshold,
+        max_iterations=config.sinkhorn_iterations,
+        with_report=True,
+    )
+    return value, {
+        "sinkhorn_iterations": report.iterations.astype(jnp.float32),
+        "sinkhorn_residual": report.residual,
+        "sinkhorn_unconverged": 1.0 - report.converged.astype(jnp.float32),
+    }
 
 
 def refuse_what_was_sown_before(module: nn.Module) -> None:

@@ -1,6 +1,12 @@
 """Where a computation runs, as far as that decides how to lay it out."""
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
 import jax
+from jax.sharding import PartitionSpec
 
 
 def works_in_cache() -> bool:
@@ -23,6 +29,68 @@ def spread_by_compiler() -> bool:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.size > 1 and any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+
+
+class _Axes(NamedTuple):
+    """The axes of a mesh along which samples and heads are cut."""
+
+    samples: str | None
+    heads: str | None
+
+
+_AXES: contextvars.ContextVar[_Axes | None] = contextvars.ContextVar("axes", default=None)
+
+
+@contextlib.contextmanager
+def cut_along(*, samples: str | None = None, heads: str | None = None) -> Iterator[None]:
+    """Says along which axes of a mesh a model's arrays are cut, while it is traced.
+
+    Alignment compares the tokens of one sample and one head, so each device can do it for its own.
+    The compiler does not see that by itself: it makes iterations of Sinkhorn wait for each other on
+    all devices, and gathers heads that are put on one axis with the samples.
+
+    Args:
+      samples: the axis of the batch, such as "data".
+      heads: the axis of the attention's heads, such as "model".
+
+    Example:
+      >>> with cut_along(samples="data"):
+      ...     pass  # jax.jit(train_step) under jax.set_mesh
+    """
+    token = _AXES.set(_Axes(samples, heads))
+    try:
+        yield
+    finally:
+        _AXES.reset(token)
+
+
+def on_each_device(function: Callable[..., Any], *arguments: Any, whole_heads: bool = False) -> Any:
+    """Calls a function of clouds on each device for its own samples and heads.
+
+    Args:
+      function: takes trees of clouds `[B, N, H, ...]` and masks `[B, N]` (or None), and returns a
+        tree of arrays `[B, H]`. It treats samples apart, and heads too.
+      *arguments: its own.
+      whole_heads: whether it needs all heads, which are then the axis N.
+    """
+    axes, mesh = _AXES.get(), jax.sharding.get_abstract_mesh()
+    if axes is None or not spread_by_compiler():
+        return function(*arguments)
+    batch, _, heads = jax.tree.leaves(arguments)[0].shape[:3]
+
+    def cut(axis: str | None, size: int) -> str | None:
+        # What cannot be cut into equal parts is whole on each device.
+        return axis if axis in mesh.axis_names and size % mesh.shape[axis] == 0 else None
+
+    samples, parts = cut(axes.samples, batch), None if whole_heads else cut(axes.heads, heads)
+    specs = jax.tree.map(
+        lambda x: PartitionSpec(samples, None, parts) if x.ndim > 2 else PartitionSpec(samples),
+        arguments,
+    )
+    mapped = jax.shard_map(
+        function, in_specs=specs, out_specs=PartitionSpec(samples, parts), check_vma=False
+    )
+    return mapped(*arguments)
 
 
 def matmul_precision() -> str | None:

@@ -53,8 +53,9 @@ class EdgeAlignment(Alignment):
         key: tuple[Array, ...],
         query_mask: Array | None,
         key_mask: Array | None,
+        whole_heads: bool = False,
     ) -> tuple[Array, dict[str, Array]]:
-        del query_mask, key_mask  # a node that takes no part has no edges
+        del query_mask, key_mask, whole_heads  # a node that takes no part has no edges
         (query_features,), (query_navigation,) = query
         (key_features,), (key_navigation,) = key
         value = edge_conditional_transport(

@@ -9,6 +9,11 @@ _TASKS: tuple[Mutation, ...] = (
         "train/devices/mesh.py",
         "tests/train/devices/test_mesh.py",
         (
+            "plans-wait-for-those-of-other-devices",
+            "placement.cut_along(samples=DATA, heads=MODEL)",
+            "placement.cut_along()",
+        ),
+        (
             "fsdp-gathers-the-batch",
             "gather=gather if fsdp else lambda params: params",
             "gather=lambda params: params",

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from align_jax import placement
 from train.data.base import Batch, pad
 from train.devices.partition import DATA, MODEL, shardings
 from train.registry import ConfigError
@@ -145,13 +146,14 @@ def _programs(mesh: Mesh, fsdp: bool, microbatch_size: int) -> _Programs:
     def placed_train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         # Left to itself, the partitioner gathers the batch rather than the parameters.
         batch = constrain(batch, jax.tree.map(lambda _: rows, batch))
-        state, report = train_step(
-            state,
-            batch,
-            microbatch_size=microbatch_size,
-            shares=mesh.shape[DATA],
-            gather=gather if fsdp else lambda params: params,
-        )
+        with placement.cut_along(samples=DATA, heads=MODEL):
+            state, report = train_step(
+                state,
+                batch,
+                microbatch_size=microbatch_size,
+                shares=mesh.shape[DATA],
+                gather=gather if fsdp else lambda params: params,
+            )
         where = shardings(state, mesh, fsdp)
         return constrain(state, where), constrain(report, jax.tree.map(lambda _: whole, report))
 

@@ -40,23 +40,23 @@ def example() -> dict[str, np.ndarray]:
     }
 
 
-def state() -> TrainState:
+def state(method: str = "ct") -> TrainState:
     config = BertConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, layers=1, heads=4, mlp_size=MLP, dropout=0.0,
-        attention_dropout=0.0, max_positions=TOKENS, alignment=AlignmentConfig("ct"),
+        attention_dropout=0.0, max_positions=TOKENS, alignment=AlignmentConfig(method),
     )  # fmt: skip
     batch = {name: x[:1] for name, x in example().items()}
     return create_state(
         SequenceClassifier(config, 2), make_optimizer(OptimizerConfig(), 100), TextClassification(),
-        AlignmentTerm(AlignmentConfig("ct"), 0.1, 0), batch, seed=0,
+        AlignmentTerm(AlignmentConfig(method), 0.1, 0), batch, seed=0,
     )  # fmt: skip
 
 
 @functools.cache
-def compiled(*, fsdp: bool):
+def compiled(method: str = "ct", *, model: int = 1, fsdp: bool = False):
     """The step on a mesh of four, compiled for placed arguments."""
-    runner = MeshRunner(jax.local_devices()[:4], fsdp=fsdp)
-    arguments = runner.place(state()), runner.shard(example())
+    runner = MeshRunner(jax.local_devices()[:4], model=model, fsdp=fsdp)
+    arguments = runner.place(state(method)), runner.shard(example())
     with jax.set_mesh(runner._mesh):
         return runner, runner._programs.train_step.lower(*arguments).compile()
 
@@ -103,3 +103,16 @@ def test_the_step_is_that_of_one_device() -> None:
         np.testing.assert_allclose(found[name], parameter, atol=5e-5, err_msg=name)
     moved = [name for name in after if not np.array_equal(before[name], after[name])]
     assert len(moved) > 0.9 * len(after)
+
+
+@pytest.mark.parametrize("method", ["ot", "energy"])
+def test_devices_align_their_own_samples_and_heads(method: str) -> None:
+    """Heads are cut over two devices and samples over two; the numbers are those of one device."""
+    runner, program = compiled(method, model=2)
+    operations = re.findall(r'.*op_name="[^"]*alignment\._divergence[^"]*".*', program.as_text())
+    assert len(operations) > 20
+    assert not collectives("\n".join(operations))
+    _, report = program(runner.place(state(method)), runner.shard(example()))
+    _, expected = jax.jit(train_step)(state(method), example())
+    for name in {"loss", "alignment", "gradient_norm", "sinkhorn_iterations"} & expected.keys():
+        np.testing.assert_allclose(report[name].compute(), expected[name].compute(), rtol=1e-5)
