@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from align_jax import AdapterConfig, AlignmentConfig
 from train.data import DATA
 from train.data.base import DataSource
-from train.experiment.settled import settled
+from train.experiment.settled import EACH_EPOCH, settled
 from train.places import check_no_url
 from train.registry import ConfigError, look_up, nearest
 from train.step.optimizer import ENCODER, OptimizerConfig, make_optimizer
@@ -34,6 +34,13 @@ MODELS = {
     ),
     "vit": ("align_jax.models:ViTConfig", "align_jax.models:VisionTransformer"),
 }
+
+# What the numbers in the sections `train` and `eval` are at least; 0 is never, or none.
+LEAST = {
+    "train.steps": 0, "train.min_steps": 0, "train.log_every": 0, "train.keep_checkpoints": 0,
+    "train.patience": 0, "train.checkpoint_every": EACH_EPOCH, "eval.every": EACH_EPOCH,
+    "eval.mmd_examples": 0, "eval.mmd_every": 0,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +105,11 @@ def build_experiment(config: ConfigDict) -> Experiment:
     """
     if config.seed < 0:
         raise ConfigError(f"config.seed is {config.seed}; expected 0 or more.")
+    for key, least in LEAST.items():
+        section, _, name = key.partition(".")
+        value = config[section].get(name, least)
+        if value < least:
+            raise ConfigError(f"{key} is {value}; expected a whole number of at least {least}.")
     check_no_url(config)
     alignment = build_alignment(config)
     config, data = _settled_data(config)

@@ -116,6 +116,10 @@ class OptimizerConfig:
             value = getattr(self, field)
             if value is not None and not 0 <= value < float("inf"):  # nor NaN
                 raise ConfigError(f"optimizer.{field} is {value}; expected 0 or more, and finite.")
+        for field in ("beta1", "beta2", "alignment_beta1"):
+            value = getattr(self, field)
+            if not 0 <= value < 1:
+                raise ConfigError(f"optimizer.{field} is {value}; expected at least 0, below 1.")
         if not 0 <= self.warmup_share <= 1:
             raise ConfigError(
                 f"optimizer.warmup_share is {self.warmup_share}; expected 0 to 1, a share of the "

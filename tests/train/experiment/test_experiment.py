@@ -22,3 +22,14 @@ def test_a_missing_package_is_a_config_error(checkpoint, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ConfigError, match=r"config.model: .*pip install safetensors"):
         build_experiment(tiny_glue.tiny_config(checkpoint))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("train.steps", -1), ("train.log_every", -5), ("train.checkpoint_every", -2),
+    ("train.keep_checkpoints", -1), ("train.patience", -1), ("eval.every", -2),
+    ("eval.mmd_examples", -1), ("eval.mmd_every", -1),
+])  # fmt: skip
+def test_a_number_that_says_nothing_is_refused(tiny_config, key: str, value: int) -> None:
+    config = tiny_config(**{key.replace(".", "__"): value})
+    with pytest.raises(ConfigError, match=f"{key} is {value}; expected a whole number of at least"):
+        build_experiment(config)

@@ -211,6 +211,8 @@ def test_a_huge_critic_gradient_does_not_shrink_the_models_step() -> None:
         ({"decay_at": (5,)}, "no other takes any"),
         ({"warmup_share": 1.5}, "warmup_share is 1.5; expected 0 to 1"),
         ({"warmup_steps": -1}, "warmup_steps is -1; expected 0 or more"),
+        ({"beta1": 1.0}, "optimizer.beta1 is 1.0; expected at least 0, below 1"),
+        ({"alignment_beta1": float("nan")}, "optimizer.alignment_beta1 is nan"),
         ({"decay": "steps", "decay_at": (5, 4)}, r"decay_at is \(5, 4\); expected rising"),
     ],
 )
