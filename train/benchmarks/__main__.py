@@ -10,6 +10,7 @@ costs.png. Runs with align_jax, jax, flax and optax alone. Beside it are benchma
     python -m train.benchmarks.step_profile    where the time of an aligned step goes
     python -m train.benchmarks.token_sampling  what drawing some of the tokens does to the value
     python -m train.benchmarks.moving_clouds   whether each method aligns, in toy scenes
+    python -m train.benchmarks.mesh_report     what the devices of a mesh send each other
     python -m train.benchmarks.conversion      what finding the attentions of a model costs
     python -m train.benchmarks.text_step       fine-tuning beside PyTorch's transformers
     python -m train.benchmarks.gat_epoch       a graph attention network beside PyTorch Geometric's

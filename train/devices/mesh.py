@@ -69,6 +69,22 @@ class MeshRunner:
         with jax.set_mesh(self._mesh):
             return self._programs.train_step(state, batch)
 
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """`train_step` for a state and a batch of all processes, or their shapes, to be compiled.
+
+        The devices need not be there: see `train.benchmarks.mesh_report`.
+        """
+
+        def placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        state = jax.tree.map(placed, state, shardings(state, self._mesh, self._fsdp))
+        batch = jax.tree.map(lambda x: placed(x, self._rows), batch)
+        platform = self._mesh.devices.flat[0].platform
+        with jax.set_mesh(self._mesh):
+            traced = self._programs.train_step.trace(state, batch)
+            return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+
     def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """`step.eval_step` on all devices."""
         with jax.set_mesh(self._mesh):
@@ -127,7 +143,7 @@ class MeshRunner:
 class _Programs(NamedTuple):
     """What is compiled for a mesh."""
 
-    train_step: Callable[..., Any]
+    train_step: jax.stages.Wrapped
     eval_step: Callable[..., Any]
     stochastic_step: Callable[..., Any]
     replicate: Callable[..., Any]
@@ -177,7 +193,6 @@ def _gathered_forward(x: Any, whole: NamedSharding, cut: NamedSharding) -> tuple
 
 def _gathered_backward(whole: NamedSharding, cut: NamedSharding, _: None, gradient: Any) -> Any:
     # Whole first: cut at once, the gradient of an embedding would be made from the whole batch's.
-    # The sum over devices and the cut become one reduce-scatter where the hardware has it.
     for sharding in (whole, cut):
         gradient = jax.lax.with_sharding_constraint(gradient, sharding)
     return (gradient,)

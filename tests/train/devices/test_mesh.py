@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from align_jax import AlignmentConfig
 from align_jax.models import BertConfig, SequenceClassifier
+from train.benchmarks.mesh_report import collectives
 from train.devices.mesh import MeshRunner
 from train.step.optimizer import OptimizerConfig, make_optimizer
 from train.step.state import AlignmentTerm, TrainState, create_state
@@ -23,9 +24,6 @@ pytestmark = pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (f
 
 # All sizes differ, and from their quarters: so that a shape says what it is of.
 ROWS, TOKENS, HIDDEN, MLP, VOCABULARY = 20, 24, 64, 256, 8192
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
-)
 
 
 def example() -> dict[str, np.ndarray]:
@@ -57,22 +55,20 @@ def compiled(method: str = "ct", *, model: int = 1, fsdp: bool = False):
     """The step on a mesh of four, compiled for placed arguments."""
     runner = MeshRunner(jax.local_devices()[:4], model=model, fsdp=fsdp)
     arguments = runner.place(state(method)), runner.shard(example())
-    with jax.set_mesh(runner._mesh):
-        return runner, runner._programs.train_step.lower(*arguments).compile()
+    return runner, runner.lower(*arguments).compile()
 
 
-def collectives(text: str) -> dict[str, set[tuple[int, ...]]]:
+def shapes_moved(text: str) -> dict[str, set[tuple[int, ...]]]:
     """The shapes that each kind of collective moves."""
     found = defaultdict(set)
-    for kinds, name in COLLECTIVE.findall(text):
-        for shape in re.findall(r"\w+\[([\d,]*)\]", kinds):
-            found[name].add(tuple(int(size) for size in shape.split(",") if size))
+    for moved in collectives(text):
+        found[moved.kind].add(moved.shape)
     return found
 
 
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_devices_exchange_parameters_and_never_the_batch(fsdp: bool) -> None:
-    found = collectives(compiled(fsdp=fsdp)[1].as_text())
+    found = shapes_moved(compiled(fsdp=fsdp)[1].as_text())
     shapes = {x.shape for x in jax.tree.leaves(state().params)}
     assert set(found) == ({"all-reduce", "all-gather"} if fsdp else {"all-reduce"})
     if fsdp:  # at least the matrices of attention and MLP, and the words
