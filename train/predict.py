@@ -214,6 +214,9 @@ def export(
     params = state.variables["params"]
     if isinstance(state.task, TextRegression):  # whoever loads it knows no task
         params = state.task.in_units(params)
+    # Whoever loads it is to cut texts where the run does.
+    source: Any = data
+    tokenizer = source.text_tokenizer.with_usual_length(source.max_length)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{os.getpid()}"  # what could not be written whole is not left behind
     try:
@@ -222,7 +225,7 @@ def export(
                 part,
                 state.model,
                 params,
-                data.text_tokenizer,
+                tokenizer,
                 label_names=names,
                 card=card,
                 stablehlo=stablehlo,

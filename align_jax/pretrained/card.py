@@ -298,7 +298,7 @@ def _use(
         place=place,
         trust=trust,
         batch=f"AutoTokenizer.from_pretrained(name{trust})(\n"
-        f'    {texts}, padding=True, return_tensors="pt"\n)'
+        f'    {texts}, padding=True, truncation=True, return_tensors="pt"\n)'
         if tokenizer
         else f'{{"input_ids": torch.ones({ones}, dtype=torch.long)}}',
         choices=choices,

@@ -128,7 +128,7 @@ class Pretrained:
             pairs: the second of each pair.
             params: trained parameters; None takes the checkpoint's.
             batch_size: how many go through the model at once.
-            max_length: in tokens; what is longer is cut. None takes the model's.
+            max_length: in tokens; what is longer is cut. None takes what it was trained with.
 
         Returns:
             One `Prediction` for each text, in order.

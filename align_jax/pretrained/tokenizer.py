@@ -40,6 +40,8 @@ class Tokenizer:
     Attributes:
         backend: a `tokenizers.Tokenizer`. Change its settings through a copy only.
         max_length: the longest sequence that the model takes.
+        usual_length: what longer texts are cut to where a call does not say: what the model was
+            trained with, `model_max_length` in tokenizer_config.json.
         pad_token_id: what padding is filled with.
         token_types: number of token types of the model; with 1, all are 0.
         truncation_side: "right" where too long a text loses its end, "left" its beginning.
@@ -71,9 +73,11 @@ class Tokenizer:
         token_types: int,
         vocab_size: int,
         truncation_side: str = "right",
+        usual_length: int | None = None,
     ) -> None:
         self.backend = backend
         self.max_length = max_length
+        self.usual_length = min(usual_length or max_length, max_length)
         self.pad_token_id = pad_token_id
         self.token_types = token_types
         self.truncation_side = truncation_side
@@ -109,7 +113,7 @@ class Tokenizer:
         Args:
             texts: the texts, or the first of each pair.
             pairs: the second of each pair.
-            max_length: in tokens, special ones included; None takes the model's.
+            max_length: in tokens, special ones included; None takes `usual_length`.
 
         Returns:
             One entry per text, to be padded by `pad`.
@@ -182,6 +186,12 @@ class Tokenizer:
         tokens = self.tokenize(texts, pairs, max_length=max_length)
         return self.pad(tokens, length=length, buckets=buckets)
 
+    def with_usual_length(self, length: int) -> Tokenizer:
+        """The same tokenizer, cutting texts to another length where a call does not say."""
+        other = copy.copy(self)
+        other.usual_length = self.checked_length(length, pair=False)
+        return other
+
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, for `load_tokenizer` and others."""
         with self._lock:
@@ -189,7 +199,7 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": self.max_length,
+            "model_max_length": self.usual_length,
             "padding_side": "right",
             "truncation_side": self.truncation_side,
             "split_special_tokens": self.backend.encode_special_tokens,
@@ -268,13 +278,13 @@ class Tokenizer:
                 self.backend.post_processor = self._trimming
 
     def checked_length(self, max_length: int | None, *, pair: bool) -> int:
-        """The length to truncate to; None is the model's.
+        """The length to truncate to; None is the usual one.
 
         Raises:
             ValueError: it leaves no room for any text, or the model has no positions for it.
         """
         special = self.backend.num_special_tokens_to_add(pair)
-        length = self.max_length if max_length is None else max_length
+        length = self.usual_length if max_length is None else max_length
         if not special < length <= self.max_length:
             raise ValueError(
                 f"max_length is {length}; expected more than the {special} special tokens and "

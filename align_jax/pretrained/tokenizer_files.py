@@ -82,6 +82,7 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
             token_types=config.token_types,
             vocab_size=config.vocab_size,
             truncation_side=settings.side("truncation_side", _direction(backend.truncation)),
+            usual_length=settings.length(),
         )
     except (PretrainedError, KeyboardInterrupt, SystemExit):
         raise

@@ -109,6 +109,15 @@ class Settings:
             raise self.wrong(name, value, "left or right")
         return str(value)
 
+    def length(self) -> int | None:
+        """What texts are cut to; None where nothing is said. "No limit" is a very large number."""
+        value = self._values.get("model_max_length")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+            raise self.wrong("model_max_length", value, "a number of tokens")
+        return int(min(value, 2**31))
+
     def special(self, name: str, default: str) -> str:
         """A special token such as "cls_token"; the default, which may be "", where none is said."""
         value = _content(self._older.get(name) or self._values.get(name) or default)

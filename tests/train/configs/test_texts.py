@@ -85,6 +85,24 @@ def test_the_command_predicts_a_table_and_exports_the_names(trained, tmp_path) -
     assert json.loads((exported / "config.json").read_text())["id2label"] == {"0": "1", "1": "5"}
 
 
+def test_an_export_cuts_texts_where_the_run_does(trained, tmp_path) -> None:
+    data, state = restore_predictor(trained[0])
+    assert data.max_length < data.text_tokenizer.max_length  # else there would be nothing to lose
+    export(data, state, tmp_path / "export")
+    texts = [text for text, _ in rows_of(4)]
+    long = [" ".join([text, *texts * 9]) for text in texts]
+    found = load(tmp_path / "export").predict(long)
+    for one, ours in zip(found, predict(data, state, [(text,) for text in long]), strict=True):
+        np.testing.assert_allclose(
+            list(one.probabilities.values()), list(ours["probabilities"].values()), atol=1e-6
+        )
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(
+        tmp_path / "export", trust_remote_code=True
+    )(long, truncation=True)
+    assert {len(ids) for ids in theirs["input_ids"]} == {data.max_length}
+
+
 def test_the_command_goes_on_and_refuses_changed_data(checkpoint, reviews, trained) -> None:
     check_same_experiment(trained[0], settled_config(tiny_config(checkpoint, reviews)))
     other = write_table(reviews.parent / "more.csv", rows_of(82))
