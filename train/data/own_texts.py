@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from train.data.tables import Problems, files_of, read_rows
 from train.data.text import subset_rows, text_illustration
 from train.registry import ConfigError
 
-_INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")  # programs write 5 as 5.0 now and then
+_INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")  # programs may write 5 as 5.0
 CHUNK = 4096  # texts tokenised at once: what the tokenizer returns takes far more than its tokens
+MISSING = ("na", "n/a", "#n/a", "<na>", "nan", "null", "none")  # as programs write no number
 SHOWN = 20  # classes that are counted by name
 SCORES = " If the labels are scores, take --config=train/configs/texts.py:regression."
 
@@ -213,13 +214,20 @@ class OwnTexts(LabelledTexts):
         if self.test:
             others["test"] = self._labelled("test")
         train = kept.take(subset_rows(len(kept), self.train_examples))
+        if self.regression and np.ptp(train.labels) == 0:
+            raise ConfigError(
+                f"The {len(train)} texts to train on all have the score {train.labels[0]:g}, "
+                f"though others in {self.train} have not; there is nothing to learn. Train on more "
+                f"of them: data.train_examples is {self.train_examples}."
+            )
         return {"train": train, **others}
 
     def description(self) -> list[str]:
         """Lines on classes, lengths and copies, for people to see before training."""
         train = self.read("train")
         sizes = ", ".join(f"{name} {size}" for name, size in self.examples.items())
-        return [f"Texts: {sizes}.", self._spread(train), self._lengths(train), *self._copies()]
+        lines = [f"Texts: {sizes}.", self._spread(train), *_alike(self.label_names)]
+        return [*lines, self._lengths(train), *self._copies()]
 
     def illustration(self, batch: Batch) -> Illustration:
         """The batch's first example, token by token."""
@@ -390,6 +398,8 @@ def _wrong_label(label: Any, name: str, regression: bool) -> str:
         score = float("nan" if isinstance(label, bool) else label)
     except ValueError:
         return f"has the score {label!r:.60}; expected a number, such as 3.5"
+    except OverflowError:  # of a whole number, where one with a point is infinite
+        score = math.inf
     finite = math.isfinite(score) and abs(score) <= np.finfo(np.float32).max
     return "" if finite else f"has the score {label!r:.60}; expected a finite number"
 
@@ -407,12 +417,35 @@ def _whole(label: str) -> str:
     return found[1] if found else label
 
 
+def _alike(names: Sequence[str]) -> list[str]:
+    """What is said of classes that may be meant to be one."""
+    kinds = collections.defaultdict(list)
+    for name in names:
+        kinds[" ".join(name.casefold().split())].append(name)
+    pairs = [" and ".join(map(repr, x)) for x in kinds.values() if len(x) > 1]
+    if not pairs:
+        return []
+    return [
+        f"Classes that differ in capitals or blanks alone: {', '.join(pairs)[:200]}. They are "
+        f"learnt as different ones; write them alike if they are not."
+    ]
+
+
 def _classes(raw: _Labelled) -> tuple[str, ...]:
     """The classes in order.
 
     Raises:
-        ConfigError: there is a single one, or one with a single example.
+        ConfigError: there is a single one, or one with a single example; or some are numbers, and
+            others what programs write where there is none.
     """
+    missing = {label for label in set(raw.labels) if label.casefold() in MISSING}
+    given = set(raw.labels) - missing
+    if missing and given and _numbers(given):
+        problems = Problems()
+        for label, place in zip(raw.labels, raw.places, strict=True):
+            if label in missing:
+                problems.add(*place, f"has no label but {label!r}")
+        problems.raise_any(" If it is a class, name all of them as data.labels.")
     whole = all(_INTEGER.fullmatch(label) for label in set(raw.labels))
     labels = [_whole(label) for label in raw.labels] if whole else raw.labels
     counts = collections.Counter(labels)
@@ -431,7 +464,7 @@ def _classes(raw: _Labelled) -> tuple[str, ...]:
     return tuple(sorted(counts, key=int) if whole else sorted(counts))
 
 
-def _numbers(labels: Mapping[str, int]) -> bool:
+def _numbers(labels: Iterable[str]) -> bool:
     try:
         return all(math.isfinite(float(label)) for label in labels)
     except ValueError:

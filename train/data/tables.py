@@ -1,17 +1,20 @@
 """Files of rows with named columns: CSV, TSV, JSON lines and Parquet, by their ending.
 
 CSV and TSV are UTF-8 with the columns' names in the first line; a field in double quotes may hold
-separators, line ends, and quotes written twice. A line of JSON is an object. What is wrong with
-single rows is collected, so that a message can name several at once.
+separators, line ends, and quotes written twice. The separator of CSV is the comma, or the semicolon
+or tab that its first line has: spreadsheets write that of their country. A line of JSON is an
+object. What is wrong with single rows is collected, so that a message can name several at once.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import decimal
 import glob
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -19,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from train.data.json_text import loads, read_text
 from train.registry import ConfigError, nearest
 
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SHOWN = 3  # bad rows that a message names; of the others it gives the number
 
 
@@ -148,25 +152,46 @@ def read_rows(path: Path, columns: Mapping[str, str], problems: Problems) -> lis
 
 def _separated(path: Path, columns: Mapping[str, str], problems: Problems) -> Iterator[Row]:
     """CSV, or with tabs TSV."""
-    delimiter, what = ("\t", "tab") if path.suffix.lower() == ".tsv" else (",", "comma")
+    content = _content(path)
+    told, delimiter = (False, "\t") if path.suffix.lower() == ".tsv" else _separator(content)
     csv.field_size_limit(2**31 - 1)  # a text may be long
-    lines = csv.reader(io.StringIO(_content(path), newline=""), delimiter=delimiter, strict=True)
+    lines = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    what = SEPARATORS[delimiter]
     rows = _numbered(lines, path, what, problems)
+    if told:
+        next(rows)
     header = next(rows, None)
     if header is None:
         problems.raise_any()
         raise ConfigError(f"{path} is empty; expected the columns' names in its first line.")
     names = [name.strip() for name in header[1]]
     places = [_place(name, names, key, path) for key, name in columns.items()]
+    blank = []  # rows of separators alone; spreadsheets leave some at the end, where they are none
     for line, fields in rows:
+        if len(fields) > 1 and not any(map(str.strip, fields)):
+            blank.append(Row(f"line {line}", (None,) * len(places)))
+            continue
+        yield from blank
+        blank.clear()
         if len(fields) != len(names):
-            more = f"; a field with a {what} in it must stand in double quotes"
+            more = f"; a field with a {what} in it must stand in double quotes, no blank before"
             problems.add(
                 path, f"line {line}", f"has {_number(len(fields), 'field')}, the first line "
                 f"{len(names)}{more if len(fields) > len(names) else ''}",
             )  # fmt: skip
             continue
         yield Row(f"line {line}", tuple(fields[place] or None for place in places))
+
+
+def _separator(content: str) -> tuple[bool, str]:
+    """Whether a line of its own says so, as spreadsheets write it, and the separator."""
+    found = re.search(r"[^\r\n]+", content)
+    first = found[0] if found else ""
+    told = re.fullmatch(r'"?sep=([,;|\t])"?\s*', first)
+    if told:
+        return True, told[1]
+    unquoted = re.sub(r'"[^"]*"', "", first)
+    return False, max(",;\t", key=unquoted.count)
 
 
 def _numbered(
@@ -201,8 +226,8 @@ def _place(name: str, names: Sequence[str], key: str, path: Path) -> int:
 
 def _no_column(name: str, names: Sequence[str], key: str, where: str) -> NoReturn:
     shown = ", ".join(repr(x[:40]) for x in names[:20]) + (", ..." if len(names) > 20 else "")
-    other = next((x for x in (";", "\t", "|") if len(names) == 1 and x in names[0]), None)
-    hint = f" Its fields are separated by {other!r}; save it with commas." if other else ""
+    other = next((x for x in SEPARATORS if len(names) == 1 and x in names[0]), None)
+    hint = f" Its fields are separated by {other!r}; save it as .csv with commas." if other else ""
     raise ConfigError(
         f"{where} has no column {name!r} ({key}); {nearest(name, names)}it has {shown}.{hint}"
     )
@@ -247,11 +272,16 @@ def _parquet(path: Path, columns: Mapping[str, str], problems: Problems) -> Iter
             _place(name, names, key, path)
         wanted = list(dict.fromkeys(columns.values()))
         table = pyarrow.parquet.read_table(path, columns=wanted)
-        read = {name: table.column(name).to_pylist() for name in wanted}
+        read = {name: list(map(_plain, table.column(name).to_pylist())) for name in wanted}
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
     for number, values in enumerate(zip(*(read[x] for x in columns.values()), strict=True), 1):
         yield Row(f"row {number}", values)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON would have it: databases write numbers as decimals."""
+    return float(value) if isinstance(value, decimal.Decimal) else value
 
 
 def _content(path: Path) -> str:

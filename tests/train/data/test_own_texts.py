@@ -32,6 +32,8 @@ def labelled(path, labels, **settings) -> OwnTexts:
         ("a.csv", ["1", "10", "9", "many"], ("1", "10", "9", "many")),
         ("a.csv", ["01", "1"], ("01", "1")),  # as of postal codes
         ("a.jsonl", [True, False], ("false", "true")),
+        ("a.csv", ["9" * 5000, "1"], ("1", "9" * 5000)),  # Python makes no number of so many digits
+        ("a.csv", ["NA", "EU"], ("EU", "NA")),  # words, and no missing numbers
     ],
 )
 def test_classes_are_found_in_a_stable_order(tmp_path, name, labels, classes) -> None:
@@ -177,6 +179,16 @@ BAD = [("a text", "x"), ("another", "y")] * 2
         ),
         ([("a", "x"), ("b", "x")], {}, "all 2 rows have the label 'x'"),
         (
+            [("a", "1.0"), ("b", "2.0"), ("c", "nan"), ("d", "NA")] * 2,
+            {},
+            "4 rows .*line 4 has no label but 'nan'; .*line 5 has no label but 'NA'.*data.labels",
+        ),
+        (
+            [(f"text {n}", int(n == 9)) for n in range(30)],
+            {"regression": True, "train_examples": 3},
+            "The 3 texts to train on all have the score 0, .*data.train_examples is 3",
+        ),
+        (
             [("a", 1), ("b", "nan")],
             {"regression": True},
             "line 3 has the score 'nan'; expected a finite number",
@@ -225,6 +237,29 @@ def test_json_that_is_no_text_or_label_is_named(tmp_path, line, message) -> None
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ConfigError, match=message):
         make(path).read("train")
+
+
+def test_a_score_of_too_many_digits_is_named(tmp_path) -> None:
+    path = write_table(tmp_path / "a.jsonl", [("a", 1), ("b", 10**400)])
+    with pytest.raises(ConfigError, match="line 2 has the score 1000.*; expected a finite number"):
+        make(path, regression=True).read("train")
+
+
+def test_missing_numbers_may_be_a_class_by_name(tmp_path) -> None:
+    path = write_table(
+        tmp_path / "a.csv", [(f"text {n}", (1, 2, "none")[n % 3]) for n in range(30)]
+    )
+    assert make(path, labels=("1", "2", "none")).examples == {"train": 27, "validation": 3}
+
+
+def test_classes_that_look_alike_are_said(tmp_path, checkpoint) -> None:
+    labels = ("Good", "good", "bad", "very  bad", "very bad", "Bad!")
+    rows = [(f"cat {n}", labels[n % 6]) for n in range(60)]
+    said = " ".join(make(write_table(tmp_path / "a.csv", rows), checkpoint).description())
+    assert "blanks alone: 'Good' and 'good', 'very  bad' and 'very bad'. They are" in said
+    rows = [(f"cat {n}", ("good", "bad")[n % 2]) for n in range(60)]
+    said = " ".join(make(write_table(tmp_path / "b.csv", rows), checkpoint).description())
+    assert "alone" not in said
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

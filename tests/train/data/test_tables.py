@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import decimal
+
 import pytest
 
 from tests.train.tiny_texts import rows_of, write_table
@@ -50,6 +52,26 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path, ending) -> None:
         ("within.csv", b'review,stars\n5" long,1', [("line 2", ('5" long', "1"))]),
         ("upper.CSV", b"review,stars\na,1", [("line 2", ("a", "1"))]),
         ("nul.csv", b"review,stars\na\x00b,1", [("line 2", ("a\x00b", "1"))]),
+        (
+            "semicolons.csv",
+            b'"review";"stars"\n"a, b; c";"1"\nd;2',
+            [
+                ("line 2", ("a, b; c", "1")),
+                ("line 3", ("d", "2")),
+            ],
+        ),
+        ("told.csv", b"\xef\xbb\xbfsep=;\r\nreview;stars\r\na;1\r\n", [("line 3", ("a", "1"))]),
+        ("tabs.csv", b"review\tstars\na, b\t1", [("line 2", ("a, b", "1"))]),
+        ("name.csv", b'"a; b; c",review,stars\n1,a,1', [("line 2", ("a", "1"))]),
+        (
+            "left.csv",
+            b"review,stars\na,1\n,\nb,2\n,\n , \n,,\n",
+            [
+                ("line 2", ("a", "1")),
+                ("line 3", (None, None)),
+                ("line 4", ("b", "2")),
+            ],
+        ),
         ("a.tsv", b"stars\treview\n1\ta, b", [("line 2", ("a, b", "1"))]),
         (
             "a.jsonl",
@@ -103,7 +125,12 @@ def test_a_text_may_be_longer_than_a_csv_field_is_by_default(tmp_path) -> None:
             b"reviews,stars\na,1",
             "no column 'review' .data.text.; did you mean .reviews.. it has 'reviews', 'stars'",
         ),
-        ("a.csv", b"review;stars\na;1", "separated by ';'; save it with commas"),
+        ("a.csv", b"review|stars\na|1", "separated by '|'; save it as .csv with commas"),
+        ("a.tsv", b"review;stars\na;1", "separated by ';'; save it as .csv with commas"),
+        ("a.csv", b"review;stars\na;1;2", "line 2 has 3 fields, .* a field with a semicolon in it"),
+        ("a.csv", b"review;stars\na;1\n;\n b;2;3\n", "line 4 has 3 fields, the first line 2"),
+        ("a.csv", b"sep=;\n", "a.csv is empty"),
+        ("a.csv", b"review,stars\n,\n , \n", "a.csv holds no rows"),
         ("a.csv", b"review,stars,review\na,1,b", "has 2 columns 'review'; data.text must name one"),
         ("a.tsv", b"review\tstars\na,1", "line 2 has 1 field, the first line 2"),
         (
@@ -131,6 +158,16 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, name, content, message) 
     with pytest.raises(ConfigError, match=message) as error:
         read(tmp_path / name, content)
     assert str(tmp_path / name) in str(error.value)
+
+
+def test_a_single_column_has_its_empty_rows(tmp_path) -> None:
+    rows = read(tmp_path / "a.csv", b'review\na\n""\n', {"data.text": "review"})
+    assert [row.values for row in rows] == [("a",), (None,)]
+
+
+def test_decimals_of_a_database_are_numbers(tmp_path) -> None:
+    rows = [("a", decimal.Decimal("1.50")), ("b", decimal.Decimal("2.00"))]
+    assert [row.values[1] for row in read(write_table(tmp_path / "a.parquet", rows))] == [1.5, 2.0]
 
 
 def test_the_first_bad_rows_are_named_and_the_others_counted(tmp_path) -> None:
