@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from align_jax.alignment import NAME
+from align_jax.collection import merge_parameters, strip_alignment
 from align_jax.config import AlignmentConfig
 from align_jax.models.bert import BertConfig
 from align_jax.models.heads import (
@@ -135,7 +136,8 @@ class Pretrained:
 
         Raises:
             ValueError: the model is no classifier, parameters of it were not in the checkpoint and
-                `params` has none either, a text is none, or a number is out of range.
+                `params` has none either, `params` are another model's or hold NaN, a text is none,
+                or a number is out of range.
 
         Example:
             >>> encoder = load("finetuned")  # doctest: +SKIP
@@ -150,9 +152,13 @@ class Pretrained:
             )
         if self.tokenizer is None:
             raise ValueError("There is no tokenizer: load() found none, or was told to leave it.")
+        if params is None:
+            params = self.params
+        else:  # another model's are named here, and not by flax in the middle of the model
+            params = merge_parameters(strip_alignment(self.params), strip_alignment(params))
         return predict(
             self.model,
-            self.params if params is None else params,
+            params,
             self.tokenizer,
             texts,
             pairs,

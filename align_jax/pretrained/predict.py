@@ -63,7 +63,8 @@ def predict(
         One prediction for each text, in order.
 
     Raises:
-        ValueError: the model is no classifier, a text is none, or a number is out of range.
+        ValueError: the model is no classifier, a text is none, a number is out of range, or the
+            model's output is not finite.
 
     Example:
         See `Pretrained.predict`.
@@ -89,6 +90,13 @@ def predict(
         places = order[start : start + batch_size]
         batch = _batch(tokenizer, [tokens[place] for place in places], batch_size)
         outputs[places] = np.asarray(_logits(model, params, batch))[: len(places)]
+    wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=-1))
+    if wrong.size:  # the largest of NaN would be the first class
+        raise ValueError(
+            f"The model's output for text {wrong[0]} is {outputs[wrong[0]]!s:.60}, which is no "
+            "answer: its parameters hold NaN or numbers that are too large. Take those of an "
+            "earlier step."
+        )
     names = model.label_names or numbered_labels(model.labels)
     return [_prediction(row, names, problem) for row in outputs]
 

@@ -285,12 +285,13 @@ class Tokenizer:
         """
         special = self.backend.num_special_tokens_to_add(pair)
         length = self.usual_length if max_length is None else max_length
-        if not special < length <= self.max_length:
+        whole = isinstance(length, int | np.integer) and not isinstance(length, bool)
+        if not (whole and special < length <= self.max_length):
             raise ValueError(
-                f"max_length is {length}; expected more than the {special} special tokens and "
-                f"at most {self.max_length}, the model's number of positions."
+                f"max_length is {length!r}; expected a whole number, more than the {special} "
+                f"special tokens and at most {self.max_length}, the model's number of positions."
             )
-        return length
+        return int(length)
 
 
 @contextlib.contextmanager
@@ -348,6 +349,11 @@ def checked_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any
     """
     if isinstance(texts, str) or isinstance(pairs, str):
         raise ValueError("Expected a sequence of texts, got one string: put it into a list.")
+    for given in (texts, pairs or ()):
+        if not hasattr(given, "__iter__"):
+            raise ValueError(f"Expected a sequence of texts, got {given!r:.60}.")
+    # A generator can be gone through once.
+    texts, pairs = list(texts), None if pairs is None else list(pairs)
     if pairs is not None and len(texts) != len(pairs):
         raise ValueError(f"{len(texts)} texts and {len(pairs)} second texts: expected as many.")
     for column in (texts, pairs or ()):
@@ -363,4 +369,4 @@ def checked_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any
                     f"{place} ({text[max(place - 20, 0) : place + 20]!r}), which is no text. Write "
                     "U+FFFD in its place, or read the text's file as what it is."
                 )
-    return list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+    return texts if pairs is None else list(zip(texts, pairs, strict=True))

@@ -81,6 +81,7 @@ def encode_windows(
         'Ann sings.'
     """
     inputs = checked_texts(questions, contexts)
+    contexts = [context for _, context in inputs]
     max_length = tokenizer.checked_length(max_length, pair=True)
     special = tokenizer.backend.num_special_tokens_to_add(True)
     room = max_length - special - max_question

@@ -1,5 +1,6 @@
 """Labels for texts: those of `transformers`, in the order of the texts, and no random ones."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -109,7 +110,45 @@ def test_what_cannot_be_predicted_is_said(encoder, folder):
         encoder.predict(["cat"], batch_size=0)
     with pytest.raises(ValueError, match="put it into a list"):
         encoder.predict("cat")
+    with pytest.raises(ValueError, match="sequence of texts, got None"):
+        encoder.predict(None)
     with pytest.raises(ValueError, match="There is no tokenizer"):
         load(folder, tokenizer=False).predict(["cat"])
     with pytest.raises(ValueError, match="got a BertEncoder"):
         load(folder, head="encoder").predict(["cat"])
+
+
+def test_texts_may_come_one_by_one(encoder):
+    texts = checkpoints.TEXTS
+    assert encoder.predict(text for text in texts) == encoder.predict(texts)
+
+
+def _wider(params):
+    head = {**params["classifier"], "bias": np.zeros(4, np.float32)}
+    return {**params, "classifier": head}
+
+
+@pytest.mark.fault(
+    "Parameters of another model, or such as hold NaN, are to predict with",
+    "An error that names the parameter, or the text whose answer would be NaN",
+)
+@pytest.mark.parametrize(("change", "text"), [
+    (lambda params: {}, "Your parameters lack classifier/bias"),
+    (lambda params: {"params": params}, "either the collections 'params' or all variables"),
+    (_wider, r"parameter classifier/bias has shape \(4,\), the model's \(3,\)"),
+    (lambda params: {**params, "more": np.ones(3)}, "hold, and the model does not, more"),
+    (
+        lambda params: jax.tree.map(lambda x: x * np.nan, params),
+        "output for text 0 is .*nan.*its parameters hold NaN",
+    ),
+])  # fmt: skip
+def test_parameters_that_give_no_answer_are_refused(change, text, encoder):
+    with pytest.raises(ValueError, match=text):
+        encoder.predict(["cat"], params=change(encoder.params))
+
+
+def test_networks_are_not_needed_to_predict_and_do_no_harm(encoder, folder):
+    aligned = load(folder, alignment="ct")
+    found = aligned.predict(["cat"], params=encoder.params)
+    assert found == encoder.predict(["cat"], params=aligned.params)
+    assert found[0].label == encoder.predict(["cat"])[0].label

@@ -113,9 +113,24 @@ def test_bad_texts_are_named(tokenizer) -> None:
         tokenizer.encode(["a", "b"], ["c"])
     with pytest.raises(ValueError, match="no texts"):
         tokenizer.encode([])
-    for length in (0, 2, 101):
-        with pytest.raises(ValueError, match=f"max_length is {length};"):
+    with pytest.raises(ValueError, match="sequence of texts, got None"):
+        tokenizer.encode(None)
+    with pytest.raises(ValueError, match="sequence of texts, got 3"):
+        tokenizer.encode(["a"], 3)
+    for length in (0, 2, 101, 8.0, True):
+        with pytest.raises(ValueError, match=f"max_length is {length}; expected a whole number"):
             tokenizer.encode(["a"], max_length=length)
+
+
+def test_texts_may_come_one_by_one(tokenizer) -> None:
+    texts, pairs = ["the cat", "a dog sat"], ["on a mat", "the hill"]
+    one_by_one = tokenizer.encode(iter(texts), map(str, pairs), max_length=np.int64(16))
+    for name, expected in tokenizer.encode(texts, pairs, max_length=16).items():
+        np.testing.assert_array_equal(one_by_one[name], expected)
+    windows = {"max_length": 32, "stride": 2, "max_question": 8}
+    expected = pretrained.encode_windows(tokenizer, texts, pairs, **windows)
+    found = pretrained.encode_windows(tokenizer, iter(texts), iter(pairs), **windows)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
 
 
 @pytest.mark.parametrize("bad", ["who \ud83d sings", "Z\udcfcrich", "\udc00"])
