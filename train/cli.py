@@ -9,6 +9,7 @@ import re
 import runpy
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from logging import ERROR, LogRecord
 from typing import NoReturn
@@ -152,14 +153,24 @@ def load_config(name: str) -> ConfigDict:
         name: "FILE.py" or "FILE.py:ARGUMENT"; a relative file is one of this checkout.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or it makes no config.
 
     Example:
         >>> load_config("train/configs/planetoid.py:cora").name
         'planetoid-cora'
     """
     file, _, argument = name.partition(":")
-    return runpy.run_path(find_config(file))["get_config"](argument)
+    return _made_by(find_config(file), argument)
+
+
+def _made_by(file: str, argument: str) -> ConfigDict:
+    make = runpy.run_path(file).get("get_config")
+    if make is None:
+        raise ConfigError(
+            f"--config: {file} has no function get_config, and so is no experiment; see those in "
+            f"train/configs, such as digits.py."
+        )
+    return make(argument) if argument else make()  # one's own may take none
 
 
 def find_config(file: str) -> str:
@@ -225,7 +236,21 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         # Above the last line: the trace of an error in the file.
         raise ConfigError(str(error).strip().splitlines()[-1]) from error
     except (KeyError, AttributeError) as error:
-        raise ConfigError(_unknown_key(argv, error)) from error
+        try:
+            raise ConfigError(_unknown_key(argv, error)) from error
+        except (KeyError, AttributeError) as own:  # the file itself raises it
+            raise ConfigError(_broken_config(own)) from own
+    except ImportError:
+        raise  # a package is missing: whoever reads that says which
+    except Exception as error:
+        raise ConfigError(_broken_config(error)) from error
+
+
+def _broken_config(error: Exception) -> str:
+    """What is wrong with a config's file, and where."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"
+    return f"--config cannot be loaded: {type(error).__name__}: {error}{place}."
 
 
 def _with_found_config(argv: Sequence[str]) -> list[str]:
@@ -247,11 +272,12 @@ def _with_found_config(argv: Sequence[str]) -> list[str]:
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str:
     """Names the flag at fault and the nearest key of the config, in full."""
-    named = re.search(r"--?config[= ]([^\s:]+):?(\S*)", " ".join(argv))
-    if named is None:
+    named = next((given for given in map(_named, argv, [*argv[1:], ""]) if given), "")
+    if not named:
         return MISSING
     # The flag has no value yet: the key at fault stopped its parsing.
-    config = runpy.run_path(named[1])["get_config"](named[2])
+    file, _, argument = named.partition(":")
+    config = _made_by(file, argument)
     keys = _keys(config)
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.\[\]]+)", argument)
@@ -262,6 +288,14 @@ def _unknown_key(argv: Sequence[str], error: Exception) -> str:
             known = ", ".join(inside or config)
             return f"the config has no key {match[1]!r}; {hint or f'known: {known}'}".rstrip()
     return str(error)
+
+
+def _named(argument: str, following: str) -> str:
+    """What an argument, or if it is the option alone the one that follows, gives as the config."""
+    match = CONFIG_OPTION.fullmatch(argument)
+    if match is None:
+        return ""
+    return following if match[2] is None else f"{match[2]}{match[3] or ''}"
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:

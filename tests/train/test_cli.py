@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from tests.train.commands import command
+from train import cli
+from train.registry import ConfigError
 
 CONFIG = "--config=train/configs/digits.py"
 SMALL = [
@@ -53,6 +58,58 @@ def test_a_command_that_cannot_work_says_why(arguments: list[str], message: str)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert message in done.stderr
+
+
+@pytest.mark.fault(
+    "A config's file that makes no config, raises, is no Python, or lies in a folder with a blank",
+    "One line that says what and where; a mistyped key is named all the same",
+)
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("x = 1\n", [], "own.py has no function get_config, and so is no experiment"),
+        (
+            "def get_config():\n    return {}['x']\n",
+            [],
+            r"cannot be loaded: KeyError: 'x' \(.*/my folder/own.py, line 2\)",
+        ),
+        (
+            "def get_config(arg=''):\n    return [].x\n",
+            ["--config.data.x=1"],
+            "AttributeError: .* no attribute 'x' .*own.py, line 2",
+        ),
+        ("x = 1 / 0\n", [], "ZeroDivisionError: division by zero .*own.py, line 1"),
+        ("def get_config(:\n", [], "SyntaxError: invalid syntax .own.py, line 1"),
+        (
+            "from train.configs import digits\n\n\ndef get_config():\n"
+            "    return digits.get_config()\n",
+            ["--config.data.batch=1"],
+            "no key 'data.batch'; did you mean \"batch_size\"",
+        ),
+    ],
+)
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_config_of_ones_own_that_cannot_be_loaded(
+    content, arguments, message, joined, tmp_path, monkeypatch
+) -> None:
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    path = folder / "own.py"
+    path.write_text(content)
+    sys.modules.pop("config_config", None)  # by which name ml_collections loads any
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    option = [f"--config={path}"] if joined else ["--config", str(path)]
+    argv = ["train", *option, *arguments]
+    monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the keys there
+    with pytest.raises(ConfigError, match=message):
+        cli._parse_flags(argv)
+
+
+def test_what_configs_share_is_no_config() -> None:
+    with pytest.raises(ConfigError, match=r"common.py has no function get_config"):
+        cli.load_config("common")
 
 
 @pytest.mark.parametrize("module", ["train", "train.sweep", "train.benchmarks.text_step"])
