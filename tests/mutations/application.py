@@ -486,6 +486,8 @@ _STEP: tuple[Mutation, ...] = (
         "tests/train/data/test_tables.py",
         ("a-row-is-named-by-its-end", "line = reader.line_num + 1", "line = reader.line_num + 2"),
         ("quotes-need-not-close", "delimiter=delimiter, strict=True", "delimiter=delimiter"),
+        ("an-empty-row-within-is-dropped", "        yield from blank\n", ""),
+        ("a-separator-in-quotes-counts", "key=unquoted.count", "key=first.count"),
     ),
     *faults(
         "train/data/own_texts.py",
@@ -495,7 +497,8 @@ _STEP: tuple[Mutation, ...] = (
             "sorted(counts, key=int) if whole",
             "sorted(counts) if whole",
         ),
-        ("copies-differ-by-capitals", ".casefold()", ""),
+        ("copies-differ-by-capitals", "(text.split()).casefold()", "(text.split())"),
+        ("a-missing-number-is-a-class", "if missing and given and _numbers(given):", "if False:"),
     ),
     *faults(
         "train/devices/parallel.py",
@@ -753,6 +756,15 @@ _RUNS: tuple[Mutation, ...] = (
             "the-trace-of-a-failed-save-is-logged",
             '"orbax" not in record.pathname',
             '"Orbax" not in record.pathname',
+        ),
+    ),
+    *faults(
+        "train/cli.py",
+        "tests/train/test_cli.py",
+        (
+            "a-broken-config-has-a-trace",
+            "except Exception as error:",
+            "except OSError as error:",
         ),
     ),
 )

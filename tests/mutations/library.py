@@ -620,11 +620,13 @@ _MODELS: tuple[Mutation, ...] = (
             "outputs[start:][: len(places)] =",
         ),
         ("several-labels-share-one-probability", "if problem == MULTI_LABEL:", "if False:"),
+        ("nan-is-the-first-class", "if wrong.size:", "if False:"),
     ),
     *faults(
         "align_jax/pretrained/load.py",
         "tests/pretrained/test_predict.py",
         ("a-random-head-answers", "if params is None and fresh:", "if False:"),
+        ("parameters-may-lack-some", "merge_parameters(", "(lambda own, given: given)("),
     ),
     *faults(
         "align_jax/collection.py",
@@ -749,6 +751,11 @@ _PRETRAINED: tuple[Mutation, ...] = (
             "the-second-of-a-pair-is-always-cut",
             'strategy="longest_first"',
             'strategy="only_second"',
+        ),
+        (
+            "a-generator-has-no-texts",
+            "list(texts), None if pairs is None else list(pairs)",
+            "texts, pairs",
         ),
     ),
     *faults(

@@ -62,7 +62,7 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path, ending) -> None:
         ),
         ("told.csv", b"\xef\xbb\xbfsep=;\r\nreview;stars\r\na;1\r\n", [("line 3", ("a", "1"))]),
         ("tabs.csv", b"review\tstars\na, b\t1", [("line 2", ("a, b", "1"))]),
-        ("name.csv", b'"a; b; c",review,stars\n1,a,1', [("line 2", ("a", "1"))]),
+        ("name.csv", b'"a; b; c; d",review,stars\n1,a,1', [("line 2", ("a", "1"))]),
         (
             "left.csv",
             b"review,stars\na,1\n,\nb,2\n,\n , \n,,\n",
