@@ -1,7 +1,9 @@
-"""Trains and evaluates what a config describes.
+r"""Trains and evaluates what a config describes.
 
     python -m train --config=train/configs/digits.py
     python -m train --config=train/configs/digits.py --config.alignment.method=ct
+    python -m train --config=texts --config.data.train=a.csv --config.data.text=review \
+        --config.data.label=stars
 
 Started again with the same folder, it goes on where the last checkpoint ends. On many hosts the
 same command is started on each, with --distributed under SLURM or on a TPU pod slice, or with
@@ -29,7 +31,7 @@ def main() -> None:
     """Runs the command."""
     JOIN_PROCESSES()
     config = cli.require_config(CONFIG)
-    loop.run(config, WORKDIR.value or cli.default_workdir(config))
+    loop.run(config, WORKDIR.value or cli.default_workdir(config), console=cli.console())
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from logging import ERROR, LogRecord
+from logging import LogRecord
 from typing import NoReturn
 
 import jax
+import rich.console
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -87,18 +88,24 @@ def run_command(main: Callable[[], None], interrupted: str = process.INTERRUPTED
     process.run(lambda: app.run(with_flags, flags_parser=_parse_flags), interrupted)
 
 
+def console() -> rich.console.Console:
+    """The terminal; or a file, which has room for wide tables."""
+    terminal = rich.console.Console()
+    return terminal if terminal.is_terminal else rich.console.Console(width=160)
+
+
 def keep_logs_short() -> None:
     """Keeps from the terminal what libraries log and the commands do not need, or say themselves.
 
-    Orbax reports each file as information; and a checkpoint that could not be written as several
-    errors with their traces, after which it raises what becomes the command's one line.
+    Orbax warns of options that it sets itself, and reports a checkpoint that it could not write as
+    several errors with their traces, after which it raises what becomes the command's one line.
     """
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(_is_news)
 
 
 def _is_news(record: LogRecord) -> bool:
-    return record.levelno < ERROR or "orbax" not in record.pathname
+    return "orbax" not in record.pathname
 
 
 def define_process_flags() -> Callable[[], None]:
@@ -240,8 +247,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise ConfigError(_unknown_key(argv, error)) from error
         except (KeyError, AttributeError) as own:  # the file itself raises it
             raise ConfigError(_broken_config(own)) from own
-    except ImportError:
-        raise  # a package is missing: whoever reads that says which
+    except (ImportError, OSError):
+        raise  # a package is missing, or standard output is full: whoever reads that says which
     except Exception as error:
         raise ConfigError(_broken_config(error)) from error
 

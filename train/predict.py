@@ -1,6 +1,7 @@
 r"""Labels texts, or answers questions, with a trained run; or exports it for `transformers`.
 
     python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --input=pairs.jsonl
+    python -m train.predict --checkpoint=runs/reviews --input=new.csv > labels.jsonl
     python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --export=exported
     python -m train.predict --checkpoint=runs/glue-mrpc/ct-seed0 --export=exported \
         --export_stablehlo --push_to_hub=OWNER/NAME
@@ -203,8 +204,7 @@ def export(
             f"--export: {type(state.model).__name__} is no model that transformers has; only runs "
             f"on texts can be exported."
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--export: {folder} is not an empty folder; name a new one.")
+    _check_is_free(folder)
     # A choice has one logit for each text, and so no classes.
     choice = isinstance(state.task, MultipleChoice)
     names = None if choice else data.label_names or None
@@ -238,6 +238,11 @@ def export(
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _check_is_free(folder: pathlib.Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--export: {folder} is not an empty folder; name a new one.")
+
+
 def _upload(folder: pathlib.Path, repo_id: str, *, private: bool) -> str:
     try:
         return push_to_hub(folder, repo_id, private=private)
@@ -257,6 +262,13 @@ def main() -> None:
     target = place_of(EXPORT.value, "--export") if EXPORT.value else None
     source = INPUT.value if INPUT.value in (None, "", "-") else place_of(INPUT.value, "--input")
     folder = place_of(CHECKPOINT.value, "--checkpoint", bucket=True)
+    if target:
+        _check_is_free(target)
+    if source not in (None, "", "-"):
+        try:
+            os.stat(source)  # not opened yet: it may be a pipe
+        except OSError as error:
+            raise ConfigError(f"--input: {error}") from error
     data, state = restore_predictor(folder, STEP.value)
     if target:
         card = run_card(folder, final=STEP.value is None)

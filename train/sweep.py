@@ -250,7 +250,7 @@ def main() -> None:
     except ValueError as error:
         raise ConfigError(f"--seeds: {error}; expected whole numbers, such as 0,1,2.") from error
     command = shlex.join(["python", "-m", "train.sweep", *sys.argv[1:]])
-    sweep(config, METHODS.value, seeds, workdir, rich.console.Console(), command=command)
+    sweep(config, METHODS.value, seeds, workdir, cli.console(), command=command)
 
 
 if __name__ == "__main__":

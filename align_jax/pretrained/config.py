@@ -88,6 +88,11 @@ def from_json(values: Mapping[str, Any], source: str, **options: Any) -> Encoder
     """
     named = values.get("model_type")
     kind = named.removeprefix(OWN_PREFIX) if isinstance(named, str) else None
+    if named is None and {"optimizer", "train"} <= values.keys():
+        raise PretrainedError(
+            f"{source} is of a training run, not of a model. Export it, `python -m train.predict "
+            "--checkpoint=RUN_DIR --export=FOLDER`, and load that folder."
+        )
     if kind not in KEYS:
         raise PretrainedError(
             f"{source} says model_type {named!r}; supported are {tuple(KEYS)}. Choose a checkpoint "

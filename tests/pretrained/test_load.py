@@ -343,6 +343,14 @@ def test_bin_files_need_torch_and_agree(folder, monkeypatch) -> None:
         pretrained.load(folder)
 
 
+def test_a_runs_folder_is_told_from_a_models(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"name": "digits", "optimizer": {}, "train": {}}')
+    with pytest.raises(
+        PretrainedError, match=r"of a training run, not of a model.*--export=FOLDER"
+    ):
+        pretrained.load(tmp_path)
+
+
 @pytest.mark.parametrize("package", ["safetensors", "tokenizers", "huggingface_hub"])
 def test_packages_that_are_not_installed_are_named(package, folder, monkeypatch) -> None:
     checkpoints.write_word_piece(folder)

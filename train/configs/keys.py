@@ -26,29 +26,24 @@ def describe(config: ConfigDict) -> str:
 
     Example:
         >>> from train.configs import digits
-        >>> print(describe(digits.get_config()).partition("--config.optimizer.warmup")[0])
-        --config.name='digits'
-        --config.seed=0
-        --config.optimizer.name='adamw'
-            "adamw" decays the weights beside the gradient; ...
-        ...
+        >>> lines = describe(digits.get_config()).splitlines()
+        >>> place = lines.index("--config.optimizer.decay_alignment=False")
+        >>> lines[place + 1].strip()
+        'whether the alignment networks are decayed as well.'
     """
-    meanings = {
-        kind: attributes(documented) for kind, documented in settings_classes(config).items()
-    }
+    classes = settings_classes(config)
+    sections = ("data", "model", "task", "optimizer", "alignment")
+    meanings = {section: attributes(classes[section]) for section in sections}
     meanings["alignment"] |= attributes(AlignmentTerm)
     meanings |= {kind: comments(common, f"config.{kind}") for kind in ("train", "eval")}
-    lines = []
-    for section, values in config.items():
-        if not isinstance(values, ConfigDict):
-            lines.append(f"--config.{section}={values!r}")
-            continue
-        for key, value in values.items():
+    lines = [f"--config.{x}={config[x]!r}" for x in config if x not in meanings]
+    indent = " " * 4
+    for section, known in meanings.items():
+        for key, value in config[section].items():
             lines.append(f"--config.{section}.{key}={_shown(value)}")
-            meaning = meanings.get(section, {}).get(key)
-            if meaning:
-                lines.append(textwrap.fill(meaning, 88, initial_indent="    ",
-                                           subsequent_indent="    "))  # fmt: skip
+            if key in known:
+                lines.append(textwrap.fill(known[key], 88, initial_indent=indent,
+                                           subsequent_indent=indent))  # fmt: skip
     return "\n".join(lines)
 
 

@@ -340,26 +340,26 @@ class OwnTexts(LabelledTexts):
         return f"Classes ({' + '.join(counts)}): {by_name}{more}."
 
     def _lengths(self, train: Examples) -> str:
-        lengths = self._split("train").lengths
-        full = np.flatnonzero(lengths >= self.max_length)
-        cut = self._cut(train.take(full).columns) if full.size else 0
+        lengths = self._split("train").lengths.copy()
+        cut = np.flatnonzero(lengths >= self.max_length)  # or just as long as is allowed
+        if cut.size:
+            lengths[cut] = self._uncut_lengths(train.take(cut).columns)
         middle, most = (int(x) for x in np.quantile(lengths, (0.5, 0.9), method="inverted_cdf"))
-        said = f"{cut / len(lengths):.1%} are longer than data.max_length and are cut there"
+        longer = (lengths > self.max_length).mean()
         return (
             f"Tokens: half of the texts to train on have {middle} or fewer, 90 % {most} or fewer, "
-            f"the longest {lengths.max()}; {said} ({self.max_length})."
+            f"the longest {lengths.max()}. {longer:.1%} are longer than data.max_length, "
+            f"{self.max_length}, and are cut there."
         )
 
-    def _cut(self, columns: Sequence[Sequence[str]]) -> int:
-        """How many of these lose tokens; some are just as long as is allowed."""
-        count = 0
+    def _uncut_lengths(self, columns: Sequence[Sequence[str]]) -> list[int]:
+        found: list[int] = []
         for at in range(0, len(columns[0]), CHUNK):
             part = [column[at : at + CHUNK] for column in columns]
             inputs = list(zip(*part, strict=True)) if len(part) > 1 else list(part[0])
-            tokenizer = self.text_tokenizer
-            with tokenizer.truncating(self.max_length, strategy="longest_first") as backend:
-                count += sum(bool(x.overflowing) for x in backend.encode_batch_fast(inputs))
-        return count
+            encodings = self.text_tokenizer.backend.encode_batch_fast(inputs)
+            found += [len(encoding.ids) for encoding in encodings]
+        return found
 
     def _copies(self) -> list[str]:
         said = []

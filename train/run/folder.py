@@ -119,7 +119,13 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
             f"{workdir} is not the folder of a run: it has no {CONFIG}. Give the folder that was "
             f"--workdir when training (the one above checkpoints/)."
         )
-    return read_json(marker)
+    values = read_json(marker)
+    if "model_type" in values:
+        raise CheckpointError(
+            f"{workdir} holds an exported model, not a run: align_jax.pretrained.load reads it. "
+            f"Give the folder that was --workdir when training (the one above checkpoints/)."
+        )
+    return values
 
 
 def check_is_one_run(workdir: pathlib.Path) -> None:
@@ -134,7 +140,7 @@ def check_is_one_run(workdir: pathlib.Path) -> None:
     if inside:
         names = ", ".join(inside[:8]) + (", ..." if inside[8:] else "")
         raise CheckpointError(
-            f"{workdir} holds several runs: {names}. Name one of them, such as "
+            f"{workdir} holds folders of runs: {names}. Name one of these, such as "
             f"{workdir / inside[0]}."
         )
 

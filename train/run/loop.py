@@ -107,6 +107,9 @@ def run(
                     f"{trainer.trained_parameters:,} of {trainer.parameters:,} parameters are "
                     f"trained; the others are frozen."
                 )
+            if hosts.is_first():
+                console.print(_beginning(config, workdir, trainer.step), soft_wrap=True,
+                              markup=False, highlight=False)  # fmt: skip
             del initial  # a second copy of everything, if the run goes on from a checkpoint
             make_log = RunLog if hosts.is_first() else SilentLog
             with (
@@ -198,6 +201,15 @@ def start_from(
         f"{': ' + ', '.join(fresh[:4]) if fresh else ''}; {len(unused)} are not used."
     )
     return state.start_from(traverse_util.unflatten_dict(own | taken, sep="/"))
+
+
+def _beginning(config: ConfigDict, workdir: pathlib.Path, step: int) -> str:
+    """What is about to happen."""
+    steps, start = config.train.steps, config.model.get("pretrained", "")
+    said = f"{_title(config)}{f' from {start}' if start else ''}, into {workdir}: "
+    if step >= steps:
+        return said + f"complete after step {step}; it is evaluated again."
+    return said + (f"{steps} steps." if not step else f"step {step} of {steps} is done.")
 
 
 def _sink(config: ConfigDict) -> str:

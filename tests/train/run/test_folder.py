@@ -73,14 +73,20 @@ def test_differences_include_absent_keys() -> None:
     ]
 
 
+def test_an_exported_model_is_told_from_a_run(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(
+        CheckpointError, match=r"exported model, not a run: .*pretrained\.load reads"
+    ):
+        restore_run(tmp_path)
+
+
 def test_the_folder_of_a_sweep_is_told_from_that_of_a_run(tmp_path) -> None:
     for name in ("ct-seed0", "none-seed0", "pictures"):
         (tmp_path / name).mkdir()
         if "seed" in name:
             (tmp_path / name / "config.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError, match=r"holds several runs: ct-seed0, none-seed0\. Name on"
-    ):
+    with pytest.raises(CheckpointError, match=r"holds folders of runs: ct-seed0, none-seed0\. "):
         restore_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     check_is_one_run(tmp_path)
