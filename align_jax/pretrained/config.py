@@ -43,6 +43,7 @@ OWN_PREFIX = "align_jax_"
 POOLING_KEY = "align_jax_pooling"
 WEIGHTS_KEY = "align_jax_weights"
 
+MOST_LAYERS = 1000
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 # What config.json leaves out has its library's default, which differs from ours in places.
@@ -112,6 +113,12 @@ def from_json(values: Mapping[str, Any], source: str, **options: Any) -> Encoder
         config = AlbertConfig(**fields) if kind == "albert" else BertConfig(**fields)
     except (ValueError, TypeError) as error:
         raise PretrainedError(f"{source} describes no usable model: {error}") from error
+    most = max(getattr(config, name, 0) for name in ("layers", "groups", "group_layers"))
+    if most > MOST_LAYERS:  # each is traced, before anything is compared with the tensors
+        raise PretrainedError(
+            f"{source} describes a model of {most} layers; expected at most {MOST_LAYERS}. Get the "
+            "file anew."
+        )
     given = {name: value for name, value in options.items() if value is not None}
     return dataclasses.replace(config, **given)
 

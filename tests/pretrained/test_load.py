@@ -343,6 +343,13 @@ def test_bin_files_need_torch_and_agree(folder, monkeypatch) -> None:
         pretrained.load(folder)
 
 
+@pytest.mark.parametrize("layers", [1001, 10**18])
+def test_more_layers_than_a_program_can_hold_are_refused_at_once(layers, folder) -> None:
+    change_config(folder, num_hidden_layers=layers)
+    with pytest.raises(PretrainedError, match=f"a model of {layers} layers; expected at most 1000"):
+        pretrained.load(folder)
+
+
 def test_a_runs_folder_is_told_from_a_models(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"name": "digits", "optimizer": {}, "train": {}}')
     with pytest.raises(
