@@ -43,7 +43,7 @@ OWN_PREFIX = "align_jax_"
 POOLING_KEY = "align_jax_pooling"
 WEIGHTS_KEY = "align_jax_weights"
 
-MOST_LAYERS = 1000
+MOST_LAYERS, LARGEST_SIZE = 1000, 2**31 - 1
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 # What config.json leaves out has its library's default, which differs from ours in places.
@@ -119,6 +119,12 @@ def from_json(values: Mapping[str, Any], source: str, **options: Any) -> Encoder
             f"{source} describes a model of {most} layers; expected at most {MOST_LAYERS}. Get the "
             "file anew."
         )
+    for name in config.counts:
+        if getattr(config, name) > LARGEST_SIZE:
+            raise PretrainedError(
+                f"{source} describes no usable model: {name} is {getattr(config, name)}; expected "
+                f"at most {LARGEST_SIZE}. Get the file anew."
+            )
     given = {name: value for name, value in options.items() if value is not None}
     return dataclasses.replace(config, **given)
 

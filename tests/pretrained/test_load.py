@@ -350,6 +350,15 @@ def test_more_layers_than_a_program_can_hold_are_refused_at_once(layers, folder)
         pretrained.load(folder)
 
 
+@pytest.mark.parametrize("name", ["vocab_size", "type_vocab_size", "intermediate_size"])
+def test_sizes_that_no_array_has_are_refused(name, folder) -> None:
+    change_config(folder, **{name: 10**18})
+    with pytest.raises(
+        PretrainedError, match=r"describes no usable model: \w+ is 1000000000000000000"
+    ):
+        pretrained.load(folder)
+
+
 def test_a_runs_folder_is_told_from_a_models(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"name": "digits", "optimizer": {}, "train": {}}')
     with pytest.raises(

@@ -131,7 +131,7 @@ def test_what_cannot_run_is_named_and_left_out(tmp_path, tiny) -> None:
     )
     unprepared = Sweep("unprepared", "Table 9", str(tmp_path / "unprepared.py"), ("none",), (0,), 1)
     printed = run([missing, unprepared, tiny], tmp_path / "work", budget=0)
-    assert "missing lacks: [Errno 2] No such file or directory" in printed
+    assert "missing lacks: --config: there is no file" in printed
     assert "unprepared lacks: config.data: data.batch_size is 1000000" in printed
     assert "used up at tiny" in printed
     assert "Nothing has been run, so there is no report." in printed

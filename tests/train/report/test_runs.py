@@ -70,9 +70,13 @@ def test_a_foreign_folder_is_refused_by_name(tmp_path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(CheckpointError, match=f"{folder} is neither"):
             read_studies([folder])
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="not that of a run: it has no alignment"):
-        read_studies([tmp_path])
+    for content, said in (
+        ("{}", "not that of a run: it has no alignment"),
+        ('{"model_type": "bert"}', "an exported model, not a run"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=said):
+            read_studies([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
