@@ -67,7 +67,7 @@ class AlignmentConfig:
       constant_feature: [ct] a number that stands beside the critic's features. Without it, 0, the
         features of clouds that lie apart come to point in opposite directions, where the cosine has
         no slope.
-      implementation: [ct] how transport is computed: "auto", "dense", "blockwise" or "fused"; see
+      implementation: [ct] how transport is computed: "auto", "dense" or "blockwise"; see
         `divergences.conditional_transport`. All give the same numbers.
       tokens: how many tokens of each sample stand for all of them, drawn anew at each training step
         from those that take part; 0 for all. An approximation that saves time on long texts and

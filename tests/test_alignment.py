@@ -584,7 +584,8 @@ def test_layers_select_by_path():
     [
         ({"method": "cta"}, "method must be one of .* got 'cta'. Did you mean 'ct'"),
         ({"cost": "cosin"}, "cost must be one of .* got 'cosin'"),
-        ({"implementation": "fuse"}, "implementation must be one of .* Did you mean 'fused'"),
+        ({"implementation": "block"}, "implementation must be one of .* Did you mean 'blockwise'"),
+        ({"implementation": "fused"}, "one of auto, dense, blockwise, got 'fused'"),
         ({"over": "token"}, "Did you mean 'tokens'"),
         ({"discriminator": "hiway"}, "Did you mean 'highway'"),
         ({"rho": 1.5}, r"rho must lie in \[0, 1\], got 1.5"),

@@ -1,22 +1,27 @@
 """Bidirectional conditional transport, AA-CT (Zhang et al. 2021, Eq. 4; Zheng & Zhou 2020).
 
-Three implementations of one number. "dense" builds the `[N, M]` matrices and is the oracle.
+Two implementations of one number. "dense" builds the `[N, M]` matrices and is the oracle.
 "blockwise" (`transport_readout.py`) makes no such matrix, and is faster as well, unless there are
-few tokens. "fused" (`transport_kernel.py`) does the same in Pallas kernels for GPU and TPU.
+few tokens.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from align_jax import numerics, placement
+from align_jax import numerics
 from align_jax.divergences import blocks, transport_readout
 from align_jax.divergences.transport_readout import MASKED, cost_factors
 
 COSTS = ("cosine", "squared_euclidean")
-TRANSPORT_IMPLEMENTATIONS = ("auto", *blocks.IMPLEMENTATIONS, "fused")
+TRANSPORT_IMPLEMENTATIONS = ("auto", *blocks.IMPLEMENTATIONS)
+# "auto" is "dense" for up to so many tokens. Milliseconds of one CPU core for value and gradients,
+# 10 features, medians taken in turn:
+#   heads of all samples x tokens   32x16  384x16  384x32  32x64  384x64  384x128  96x512
+#   dense                            0.53    3.56    8.31   1.54    52.3      193     834
+#   blockwise                        0.60    4.16    9.20   1.48    24.9       95     216
+# On GPU and TPU nothing has been measured; docs/performance.md says what XLA expects of a TPU.
+DENSE_TOKENS = 32
 
 
 def conditional_transport(
@@ -47,12 +52,9 @@ def conditional_transport(
       rho: weight of the query-to-key direction, in `[0, 1]`.
       cost: "cosine" (`1 - cosine`, as the paper) or "squared_euclidean".
       implementation: "dense" (all pairs at once, the oracle), "blockwise" (memory linear in the
-        number of tokens; the backward pass makes each block again), "fused" (the same in Pallas
-        kernels for GPU and TPU; interpreted on a CPU, to test it, and slow there), or "auto":
-        "dense" on a CPU for up to 32 tokens, "blockwise" otherwise. "auto" never picks "fused",
-        whose speed has not been measured on any GPU or TPU. Derivatives in forward mode
-        (`jax.jvp`) are for "dense" alone, JAX refuses them for the others; a derivative of the
-        gradient is right for "dense" and "blockwise", and refused for "fused".
+        number of tokens; the backward pass makes each block again), or "auto": "dense" for up to
+        32 tokens, "blockwise" otherwise. Derivatives in forward mode (`jax.jvp`) are for "dense"
+        alone, JAX refuses them for "blockwise"; a derivative of the gradient is right for both.
 
     Returns:
       One value per sample and head, in units of the cost (in `[0, 2]` for the cosine); 0 for a
@@ -60,7 +62,7 @@ def conditional_transport(
 
     Raises:
       ValueError: for a wrong rank, an empty axis, shapes that do not fit, an unknown cost or
-        implementation, rho outside `[0, 1]`, or "fused" where a mesh lets the compiler cut arrays.
+        implementation, or rho outside `[0, 1]`.
       TypeError: for clouds that are not floating point or masks that are not bool.
 
     Example:
@@ -85,26 +87,12 @@ def conditional_transport(
 
     clouds = (query_features, key_features, query_navigation, key_navigation)
     if implementation == "auto":
-        implementation = _fastest(query_features.shape[1], key_features.shape[1])
-    if implementation == "dense":
-        forward, backward = _dense(*clouds, query_valid, key_valid, cost)
-    else:
-        mean_costs = _fused() if implementation == "fused" else transport_readout.mean_costs
-        forward, backward = _streamed(mean_costs, *clouds, query_valid, key_valid, cost)
+        few = max(query_features.shape[1], key_features.shape[1]) <= DENSE_TOKENS
+        implementation = "dense" if few else "blockwise"
+    mean_costs = _dense if implementation == "dense" else _streamed
+    forward, backward = mean_costs(*clouds, query_valid, key_valid, cost)
     both = jnp.any(query_valid, axis=1) & jnp.any(key_valid, axis=1)
     return jnp.where(both[:, None], rho * forward + (1.0 - rho) * backward, 0.0)
-
-
-def _fastest(queries: int, keys: int) -> str:
-    """What "auto" stands for."""
-    # Milliseconds of one CPU core for value and gradients, 10 features, medians taken in turn:
-    #   heads of all samples x tokens   32x16  384x16  384x32  32x64  384x64  384x128  96x512
-    #   dense                            0.53    3.56    8.31   1.54    52.3      193     834
-    #   blockwise                        0.60    4.16    9.20   1.48    24.9       95     216
-    # On GPU and TPU nothing has been measured.
-    if jax.default_backend() == "cpu" and max(queries, keys) <= 32:
-        return "dense"
-    return "blockwise"
 
 
 def _check(
@@ -158,7 +146,6 @@ def _dense(
 
 
 def _streamed(
-    mean_costs: Callable[..., tuple[Array, Array]],
     query_features: Array,
     key_features: Array,
     query_navigation: Array,
@@ -173,21 +160,8 @@ def _streamed(
     query, key, query_navigation, key_navigation = map(blocks.per_head, clouds)
     query_mask, key_mask = (jnp.repeat(mask, heads, axis=0) for mask in (query_mask, key_mask))
     factors = cost_factors(query, key, query_mask, key_mask, cost)
-    forward, backward = mean_costs(*factors, query_navigation, key_navigation)
+    forward, backward = transport_readout.mean_costs(*factors, query_navigation, key_navigation)
     return (
         numerics.masked_mean(forward, query_mask, axis=-1).reshape(batch, heads),
         numerics.masked_mean(backward, key_mask, axis=-1).reshape(batch, heads),
     )
-
-
-def _fused() -> Callable[..., tuple[Array, Array]]:
-    if placement.spread_by_compiler():
-        raise ValueError(
-            "implementation='fused' is made of kernels that run on one device each, but a mesh is "
-            "set along which the compiler may cut arrays. Use 'blockwise', or call it inside "
-            "jax.shard_map(..., check_vma=False)."
-        )
-    # Loading Pallas takes time, and its kernels' module is of use to nobody else.
-    from align_jax.divergences import transport_kernel
-
-    return transport_kernel.mean_costs

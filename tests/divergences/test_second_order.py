@@ -129,14 +129,3 @@ def test_products_in_bfloat16_have_the_second_derivative_of_others():
     exact = second(jnp.matmul)
     for a, b in zip(rounded, exact, strict=True):
         np.testing.assert_allclose(a, b, atol=0.03 * np.abs(b).max())
-
-
-def test_the_second_derivative_of_fused_transport_is_refused_by_name():
-    clouds = arrays(*CLOUDS * 2)
-
-    def slope(x):
-        return jax.grad(lambda x: conditional(x, *clouds[1:], implementation="fused"))(x).sum()
-
-    for derivative in (jax.grad(slope), lambda x: jax.jvp(slope, (x,), (x,))):
-        with pytest.raises(ValueError, match="'fused' has a first derivative alone.*'blockwise'"):
-            derivative(clouds[0])

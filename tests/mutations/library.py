@@ -64,15 +64,6 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
-        "align_jax/divergences/transport_kernel.py",
-        "tests/divergences/test_transport_kernel.py",
-        (
-            "kernel-counts-the-padding-of-its-last-block",
-            "key_mask = jnp.where(key[..., -2:-1] > 0, 0.0, MASKED)",
-            "key_mask = jnp.where(key[..., -2:-1] >= 0, 0.0, MASKED)",
-        ),
-    ),
-    *faults(
         "align_jax/divergences/edge_conditional_transport.py",
         "tests/divergences/test_edge_conditional_transport.py",
         ("edge-transport-is-a-mean-over-all-nodes", "/ jnp.sum(has_edge)", "/ num_nodes"),
