@@ -9,7 +9,7 @@ read the same cloud (`CriticAndNavigator`).
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -237,31 +237,10 @@ def in_chunks(network: nn.Module, x: Float[Array, "*shape D"]) -> Any:
     Returns:
       What `network(x)` returns.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    chunks = -(-rows.size // CHUNK_SIZE)
-
-    def as_input(out: Array) -> Array:
-        return out.reshape(*x.shape[:-1], *out.shape[1:])
-
-    if chunks == 1 or not placement.works_in_cache() or network.is_initializing():
-        return jax.tree.map(as_input, network(rows))
-    length = -(-len(rows) // chunks)
-    parts = jnp.pad(rows, ((0, chunks * length - len(rows)), (0, 0)))
-
-    def body(network: nn.Module, carry: tuple[()], part: Array) -> tuple[tuple[()], Any]:
-        return carry, network(part)
-
-    scan = nn.scan(
-        nn.remat(body, prevent_cse=False),
-        variable_broadcast="params",
-        split_rngs={"params": False},
-    )
-    _, out = scan(network, (), parts.reshape(chunks, length, -1))
-
-    def whole(out: Array) -> Array:
-        return as_input(out.reshape(chunks * length, *out.shape[2:])[: len(rows)])
-
-    return jax.tree.map(whole, out)
+    chunks = _chunks(x)
+    if chunks == 1 or network.is_initializing() or placement.spread_by_compiler():
+        return _whole(network, x)
+    return _by_platform(*_unbound(network), x, chunks, False)
 
 
 def for_each_head(network: nn.Module, x: Float[Array, "B N H D"]) -> Any:
@@ -274,16 +253,72 @@ def for_each_head(network: nn.Module, x: Float[Array, "B N H D"]) -> Any:
     Returns:
       What `network(x)` returns, the heads on axis 2.
     """
-    parameters: dict[str, Any] = {
-        "variable_axes": {"params": 0}, "split_rngs": {"params": True}, "in_axes": 2, "out_axes": 2,
-    }  # fmt: skip
-    if x.size <= CHUNK_SIZE or not placement.works_in_cache() or network.is_initializing():
-        return nn.vmap(in_chunks, **parameters)(network, x)
+    if x.size <= CHUNK_SIZE or network.is_initializing() or placement.spread_by_compiler():
+        each = nn.vmap(_whole, {"params": 0}, split_rngs={"params": True}, in_axes=2, out_axes=2)
+        return each(network, x)
+    return _by_platform(*_unbound(network), x, _chunks(x[:, :, 0]), True)
 
-    def body(network: nn.Module, carry: tuple[()], x: Array) -> tuple[tuple[()], Any]:
-        return carry, in_chunks(network, x)
 
-    return nn.scan(body, **parameters)(network, (), x)[1]
+def _chunks(x: Float[Array, "*shape D"]) -> int:
+    return -(-x.size // CHUNK_SIZE)
+
+
+def _whole(network: Callable[[Array], Any], x: Float[Array, "*shape D"]) -> Any:
+    """All vectors at once."""
+    out = network(x.reshape(-1, x.shape[-1]))
+    return jax.tree.map(lambda out: out.reshape(*x.shape[:-1], *out.shape[1:]), out)
+
+
+def _chunked(network: Callable[[Array], Any], x: Float[Array, "*shape D"], chunks: int) -> Any:
+    """A chunk of the vectors at a time."""
+    rows = x.reshape(-1, x.shape[-1])
+    length = -(-len(rows) // chunks)
+    parts = jnp.pad(rows, ((0, chunks * length - len(rows)), (0, 0)))
+    out = jax.lax.map(jax.checkpoint(network, prevent_cse=False), parts.reshape(chunks, length, -1))
+
+    def whole(out: Array) -> Array:
+        out = out.reshape(chunks * length, *out.shape[2:])[: len(rows)]
+        return out.reshape(*x.shape[:-1], *out.shape[1:])
+
+    return jax.tree.map(whole, out)
+
+
+def _unbound(network: nn.Module) -> tuple[nn.Module, Any]:
+    """A network outside any scope, and its parameters."""
+    if isinstance(network, CriticAndNavigator):
+        # Its parts are its parent's modules, and so are their parameters.
+        critic, of_critic = _unbound(network.critic)
+        navigator, of_navigator = _unbound(network.navigator)
+        both = CriticAndNavigator(cast(Critic, critic), cast(Navigator, navigator), parent=None)
+        return both, {"critic": of_critic, "navigator": of_navigator}
+    return network.clone(parent=None, name=None), network.variables["params"]
+
+
+# Behind jax.jit, so that it is traced once for all layers of the same shapes, and queries and keys.
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _by_platform(
+    network: nn.Module, params: Any, x: Float[Array, "*shape D"], chunks: int, each_head: bool
+) -> Any:
+    """What a network outside any scope makes of vectors; with a set of parameters for each head."""
+
+    def apply(params: Any, x: Array) -> Any:
+        return network.apply({"params": params}, x)
+
+    def in_cache(params: Any, x: Array) -> Any:
+        return _chunked(functools.partial(apply, params), x, chunks)
+
+    def at_once(params: Any, x: Array) -> Any:
+        return _whole(functools.partial(apply, params), x)
+
+    if not each_head:
+        return placement.by_platform(in_cache, at_once, params, x)
+
+    def a_head_at_a_time(params: Any, x: Array) -> Any:
+        out = jax.lax.map(lambda head: in_cache(*head), (params, jnp.moveaxis(x, 2, 0)))
+        return jax.tree.map(lambda out: jnp.moveaxis(out, 0, 2), out)
+
+    all_heads = jax.vmap(at_once, in_axes=(0, 2), out_axes=2)
+    return placement.by_platform(a_head_at_a_time, all_heads, params, x)
 
 
 def gradient_penalty(

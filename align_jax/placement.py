@@ -9,13 +9,27 @@ import jax
 from jax.sharding import PartitionSpec
 
 
-def works_in_cache() -> bool:
-    """Whether to take what fits a cache at a time: on a CPU, unless XLA spreads the arrays.
+def by_platform(on_cpu: Callable[..., Any], elsewhere: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls one of two functions that give the same numbers, as the platform has it.
 
-    Under `jax.jit` with a mesh (`jax.set_mesh`) the compiler cuts the arrays along axes of its
-    choice. A loop along such an axis would first gather it, on every device.
+    The choice falls when a program is lowered, not when it is traced: `jax.export` writes for a TPU
+    what suits a TPU, also on a machine whose JAX knows the CPU alone. Both are traced, so that
+    they should be small, or be traced once for all layers: JAX remembers what module-level
+    functions and those behind `jax.jit` came to.
+
+    Args:
+      on_cpu: takes the arrays; what suits a cache of some hundred kilobytes.
+      elsewhere: likewise, for GPU and TPU, whose operations should be few and large.
+      *arguments: trees of arrays.
+
+    Returns:
+      What the function returns.
+
+    Example:
+      >>> by_platform(lambda x: x + x, lambda x: 2 * x, 3)
+      6
     """
-    return jax.default_backend() == "cpu" and not spread_by_compiler()
+    return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere)
 
 
 def spread_by_compiler() -> bool:

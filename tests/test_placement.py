@@ -1,12 +1,19 @@
-"""Whether the compiler may spread a computation: in a mesh, if it has several devices."""
+"""Where a program runs decides its form: mesh or not, and the platform that it is lowered for."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax import export
 from jax.sharding import AxisType, Mesh
 
-from align_jax import placement
+from align_jax import divergences, networks, placement
+from align_jax.models.flat_dot_general import flat_dot_general
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 @pytest.mark.parametrize(
@@ -21,7 +28,6 @@ def test_spread_by_compiler(devices, kind, expected) -> None:
     assert not placement.spread_by_compiler()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         assert placement.spread_by_compiler() is expected
-        assert placement.works_in_cache() is (not expected and jax.default_backend() == "cpu")
 
 
 @pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
@@ -59,3 +65,82 @@ def test_each_device_has_its_samples_and_heads(shape, whole, expected) -> None:
         spread = gradient(cloud, mask)
     assert seen == [(shape, shape[:2]), (expected, expected[:2])]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), spread, alone)
+
+
+# Each is a function, its arguments, and what the lowered program has on a CPU and nowhere else.
+
+
+def _blocks():
+    """Two heads of a sample in a block, of the four that an accelerator takes together."""
+    clouds = [jnp.ones((2, 256, 2, features)) for features in (4, 4, 3, 3)]
+    return _gradient(divergences.conditional_transport), clouds, "tensor<2x256x256xf32>"
+
+
+def _blocks_of_mmd():
+    clouds = [jnp.ones((2, 256, 2, 4))] * 2
+    kernel = functools.partial(divergences.maximum_mean_discrepancy, implementation="blockwise")
+    return _gradient(kernel), clouds, "tensor<2x256x256xf32>"
+
+
+def _groups_of_sinkhorn():
+    clouds = [jnp.ones((2, 256, 2, 4))] * 2
+    return divergences.optimal_transport, clouds, "tensor<2x256x256xf32>"
+
+
+class _Inside(nn.Module):
+    """A network inside a parent."""
+
+    each_head: bool
+
+    @nn.compact
+    def __call__(self, x):
+        apply = networks.for_each_head if self.each_head else networks.in_chunks
+        return apply(networks.Discriminator(), x)
+
+
+def _chunks(each_head):
+    x = jnp.ones((2, networks.CHUNK_SIZE // 8, 2, 4))  # two chunks, one for each of two heads
+    model = _Inside(each_head)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    return _gradient(model.apply), [params, x], "stablehlo.while"
+
+
+def _dense(dtype):
+    def layer(kernel, x):
+        return flat_dot_general(x, kernel, (((2,), (0,)), ((), ())))
+
+    arrays = [jnp.ones((4, 3), dtype), jnp.ones((2, 5, 4), dtype)]
+    of = layer if dtype == jnp.bfloat16 else _gradient(layer)  # JAX exports no prescribed layout
+    return of, arrays, "stablehlo.optimization_barrier"
+
+
+def _gradient(function):
+    return jax.grad(lambda first, *others: jnp.sum(function(first, *others)))
+
+
+CHOICES = {
+    "blocks of transport": _blocks,
+    "blocks of pairs": _blocks_of_mmd,
+    "groups of heads": _groups_of_sinkhorn,
+    "chunks of vectors": functools.partial(_chunks, False),
+    "chunks of each head": functools.partial(_chunks, True),
+    "a kernel's gradient": functools.partial(_dense, jnp.float32),
+    "products of bfloat16": functools.partial(_dense, jnp.bfloat16),
+}
+
+
+@pytest.mark.fault(
+    "A program is exported for a TPU or a GPU on a machine that knows the CPU alone",
+    "It has the form that suits what it is exported for",
+)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_platform_that_is_lowered_for_decides(choice) -> None:
+    function, arguments, mark = CHOICES[choice]()
+    function = jax.jit(function)  # traced once
+
+    def has_mark(*platforms: str) -> bool:
+        program = export.export(function, platforms=platforms)(*arguments)
+        return mark in program.mlir_module()
+
+    assert [platform for platform in PLATFORMS if has_mark(platform)] == ["cpu"]
+    assert has_mark(*PLATFORMS)

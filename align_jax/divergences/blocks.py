@@ -6,8 +6,9 @@ with its square, and on a CPU everything that is done to a block finds it in the
 Letters beside those of `numerics`: L, heads of all samples in a row, `B * H` of them.
 """
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,20 +32,40 @@ Tree = TypeVar("Tree")
 Cloud = tuple[Array, Array]
 
 
-def block_shape(heads: int, rows: int, columns: int) -> tuple[int, int]:
-    """How many heads, and how many rows of each, make a block with all the columns.
+def in_blocks(
+    function: Callable[..., Any], heads: int, rows: int, columns: int, *arrays: Any
+) -> Any:
+    """Calls `function(shape, *arrays)` with a block's heads and rows, as the platform has them.
 
-    All heads where the compiler spreads the samples over devices: see `placement`.
+    Args:
+      function: sums over blocks of `shape`; of the same result for every shape.
+      heads: L, of all samples.
+      rows: N.
+      columns: M, all of which are in a block.
+      *arrays: trees of arrays.
+    """
+    if placement.spread_by_compiler():
+        # All heads: a loop along an axis that the compiler has cut would first gather it.
+        size = ACCELERATOR_BLOCK_SIZE // (heads * columns)
+        return function((heads, min(rows, max(LEAST_ROWS, size))), *arrays)
+    sizes = BLOCK_SIZE, ACCELERATOR_BLOCK_SIZE
+    on_cpu, elsewhere = (
+        functools.partial(function, block_shape(heads, rows, columns, size)) for size in sizes
+    )
+    if on_cpu.args == elsewhere.args:
+        return on_cpu(*arrays)
+    return placement.by_platform(on_cpu, elsewhere, *arrays)
+
+
+def block_shape(heads: int, rows: int, columns: int, size: int) -> tuple[int, int]:
+    """How many heads, and how many rows of each, make a block with all the columns.
 
     Args:
       heads: L, of all samples; the first result divides it.
       rows: N.
       columns: M.
+      size: pairs in a block, if it is no larger than its rows demand.
     """
-    if placement.spread_by_compiler():
-        size = ACCELERATOR_BLOCK_SIZE // (heads * columns)
-        return heads, min(rows, max(LEAST_ROWS, size))
-    size = BLOCK_SIZE if placement.works_in_cache() else ACCELERATOR_BLOCK_SIZE
     whole = size // (rows * columns)
     if whole == 0:
         return 1, min(rows, max(LEAST_ROWS, size // columns))
@@ -118,18 +139,20 @@ def mean_over_pairs(
 
 
 def _over_blocks(function: Callable[[Array], Array], x: Cloud, y: Cloud) -> Float[Array, "L"]:
-    heads, rows = x[1].shape
-    group, size = block_shape(heads, rows, y[1].shape[1])
+    def over_blocks(shape: tuple[int, int], x: Cloud, y: Cloud) -> Array:
+        group, size = shape
 
-    def one_group(x_points: Array, x_weights: Array, y_points: Array, y_weights: Array) -> Array:
-        @jax.checkpoint
-        def block(total: Array, part: Cloud) -> tuple[Array, None]:
-            return total + _over_all_pairs(function, part, (y_points, y_weights)), None
+        def one_group(x_points: Array, x_weights: Array, *y: Array) -> Array:
+            @jax.checkpoint
+            def block(total: Array, part: Cloud) -> tuple[Array, None]:
+                return total + _over_all_pairs(function, part, (y[0], y[1])), None
 
-        parts = (split(x_points, size), split(x_weights, size))
-        return jax.lax.scan(block, jnp.zeros(group, jnp.float32), parts)[0]
+            parts = (split(x_points, size), split(x_weights, size))
+            return jax.lax.scan(block, jnp.zeros(group, jnp.float32), parts)[0]
 
-    return map_heads(one_group, group, *x, *y)
+        return map_heads(one_group, group, *x, *y)
+
+    return in_blocks(over_blocks, *x[1].shape, y[1].shape[1], x, y)
 
 
 def _over_all_pairs(function: Callable[[Array], Array], x: Cloud, y: Cloud) -> Float[Array, "L"]:

@@ -185,11 +185,13 @@ def _transport_costs(
 
     # A group of heads at a time: its costs stay in the cache from one iteration to the next, and
     # its iterations end when its own plans have converged.
+    def over_groups(shape: tuple[int, int], *arrays: Array) -> tuple[Array, SinkhornReport]:
+        return blocks.map_heads(jax.vmap(one_head), shape[0], *arrays)
+
     batch, heads, queries, keys = costs.shape
-    group, _ = blocks.block_shape(batch * heads, queries, keys)
     per_head = (jnp.repeat(weights, heads, axis=0) for weights in (rows, columns))
     costs = costs.reshape(batch * heads, queries, keys)
-    results = blocks.map_heads(jax.vmap(one_head), group, costs, *per_head)
+    results = blocks.in_blocks(over_groups, *costs.shape, costs, *per_head)
     return jax.tree.map(lambda x: x.reshape(batch, heads), results)
 
 

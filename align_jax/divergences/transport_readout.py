@@ -164,19 +164,23 @@ def _over_blocks(make: Any, query: Any, key: Any) -> Any:
       The bodies' results, joined, and the function's.
     """
     heads, queries = query[0].shape[:2]
-    group, size = blocks.block_shape(heads, queries, key[0].shape[1])
 
-    def one_group(*arrays: Array) -> Any:
-        of_queries, of_keys = arrays[: len(query)], arrays[len(query) :]
-        start, body, finish = make(*of_keys)
-        if size == queries:
-            carry, results = body(start, of_queries)
-            return results, finish(carry)
-        parts = tuple(blocks.split(x, size) for x in of_queries)
-        carry, results = jax.lax.scan(body, start, parts)
-        return jax.tree.map(lambda x: blocks.join(x, queries), results), finish(carry)
+    def over_blocks(shape: tuple[int, int], *arrays: Array) -> Any:
+        group, size = shape
 
-    return blocks.map_heads(one_group, group, *query, *key)
+        def one_group(*arrays: Array) -> Any:
+            of_queries, of_keys = arrays[: len(query)], arrays[len(query) :]
+            start, body, finish = make(*of_keys)
+            if size == queries:
+                carry, results = body(start, of_queries)
+                return results, finish(carry)
+            parts = tuple(blocks.split(x, size) for x in of_queries)
+            carry, results = jax.lax.scan(body, start, parts)
+            return jax.tree.map(lambda x: blocks.join(x, queries), results), finish(carry)
+
+        return blocks.map_heads(one_group, group, *arrays)
+
+    return blocks.in_blocks(over_blocks, heads, queries, key[0].shape[1], *query, *key)
 
 
 def _normalised(sums: Float[Array, "L T K"], count: Float[Array, "L T 1"]) -> _Plans:

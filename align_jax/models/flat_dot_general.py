@@ -1,4 +1,4 @@
-"""Dense layers as products of two matrices, in forms that XLA computes fast on a CPU."""
+"""Dense layers as products of two matrices, on a CPU in forms that XLA computes fast there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from align_jax.placement import matmul_precision, works_in_cache
+from align_jax.placement import by_platform, matmul_precision, spread_by_compiler
 
 try:
     from jax.experimental import layout
@@ -73,13 +73,11 @@ def flat_dot_general(
     columns = rhs.shape[len(leading) :]
     width = math.prod(inner)
     rows, kernel = lhs.reshape(math.prod(outer), width), rhs.reshape(width, math.prod(columns))
-    if works_in_cache() and _in_bfloat16(rows, kernel, precision):
+    if _in_bfloat16(rows, kernel, precision) and not spread_by_compiler():
         dtype = preferred_element_type or jnp.promote_types(rows.dtype, kernel.dtype)
         product = _bfloat16_product(rows, kernel, dtype)
-    elif jax.default_backend() == "cpu":
-        product = _product(rows, kernel, precision, preferred_element_type)
     else:
-        product = lax.dot_general(rows, kernel, _ROWS_COLUMNS, precision, preferred_element_type)
+        product = _product(rows, kernel, precision, preferred_element_type)
     return product.reshape(outer + columns)
 
 
@@ -97,21 +95,35 @@ def _product_jvp(
     primals: tuple[Array, Array],
     tangents: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    """Backwards, the kernel's gradient is a product of two matrices as they lie in memory.
-
-    It contracts over the rows, T, so that one of two matrices has to be transposed first: here the
-    narrower one, behind a barrier, without which XLA folds the transpose into a slower product.
-    """
+    """Backwards, the kernel's gradient is a product of two matrices as they lie in memory."""
     (rows, kernel), (rows_tangent, kernel_tangent) = primals, tangents
     from_rows = lax.dot_general(rows_tangent, kernel, _ROWS_COLUMNS, precision, dtype)
-    barrier = lax.optimization_barrier
-    if kernel.shape[0] <= kernel.shape[1]:
-        columns = barrier(rows.T)
-        from_kernel = lax.dot_general(columns, kernel_tangent, _COLUMNS_COLUMNS, precision, dtype)
-    else:
-        transposed = lax.dot_general(kernel_tangent.T, rows, _ROWS_ROWS, precision, dtype)
-        from_kernel = barrier(transposed).T
+    from_kernel = _by_kernel(rows, kernel_tangent, precision, dtype)
     return _product(rows, kernel, precision, dtype), from_rows + from_kernel
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for all layers of a shape
+def _by_kernel(
+    rows: Float[Array, "T K"], kernel: Float[Array, "K F"], precision: Any, dtype: Any
+) -> Float[Array, "T F"]:
+    """The product whose derivative by the kernel is taken.
+
+    The gradient contracts over the rows, T, so that one of two matrices has to be transposed first:
+    on a CPU the narrower one, behind a barrier, without which XLA folds the transpose into a slower
+    product.
+    """
+
+    def on_cpu(rows: Array, kernel: Array) -> Array:
+        if kernel.shape[0] <= kernel.shape[1]:
+            columns = lax.optimization_barrier(rows.T)
+            return lax.dot_general(columns, kernel, _COLUMNS_COLUMNS, precision, dtype)
+        transposed = lax.dot_general(kernel.T, rows, _ROWS_ROWS, precision, dtype)
+        return lax.optimization_barrier(transposed).T
+
+    def elsewhere(rows: Array, kernel: Array) -> Array:
+        return lax.dot_general(rows, kernel, _ROWS_COLUMNS, precision, dtype)
+
+    return by_platform(on_cpu, elsewhere, rows, kernel)
 
 
 def _in_bfloat16(rows: Array, kernel: Array, precision: Any) -> bool:
@@ -148,20 +160,35 @@ def _bfloat16_product_fwd(
 def _bfloat16_product_bwd(
     dtype: Any, residuals: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, Array]:
-    """As in `_product_jvp`, but only a layout keeps XLA from the transpose here, no barrier."""
     rows, kernel, of_rows, of_kernel = residuals
     gradient = gradient.astype(jnp.bfloat16)
-    columns = layout.with_layout_constraint(rows.T, layout.Layout((0, 1)))
     return (
         _summed_in_float32(gradient, kernel, _ROWS_ROWS, of_rows.dtype),
-        _summed_in_float32(columns, gradient, _ROWS_COLUMNS, of_kernel.dtype),
+        _summed_in_float32(rows, gradient, _COLUMNS_COLUMNS, of_kernel.dtype),
     )
 
 
 def _summed_in_float32(lhs: Array, rhs: Array, numbers: Any, dtype: Any) -> Array:
-    """The barrier keeps XLA from a transposed product, which it could not compute."""
-    product = lax.dot_general(lhs, rhs, numbers, lax.Precision.DEFAULT, jnp.float32)
-    return lax.optimization_barrier(product).astype(dtype)
+    return by_platform(*_in_float32(numbers), lhs, rhs).astype(dtype)
+
+
+@functools.cache
+def _in_float32(numbers: Any) -> tuple[Any, Any]:
+    """Products of bfloat16 with sums in float32: on a CPU, and elsewhere."""
+
+    def elsewhere(lhs: Array, rhs: Array, numbers: Any = numbers) -> Array:
+        return lax.dot_general(lhs, rhs, numbers, lax.Precision.DEFAULT, jnp.float32)
+
+    def on_cpu(lhs: Array, rhs: Array) -> Array:
+        if numbers != _COLUMNS_COLUMNS:
+            product = elsewhere(lhs, rhs)
+        else:  # as in `_of_kernel`, but only a layout keeps XLA from the transpose, no barrier
+            columns = layout.with_layout_constraint(lhs.T, layout.Layout((0, 1)))
+            product = elsewhere(columns, rhs, _ROWS_COLUMNS)
+        # The barrier keeps XLA from a transposed product, which it could not compute.
+        return lax.optimization_barrier(product)
+
+    return on_cpu, elsewhere
 
 
 _bfloat16_product.defvjp(_bfloat16_product_fwd, _bfloat16_product_bwd)
