@@ -9,11 +9,16 @@ import jax
 from jax.sharding import PartitionSpec
 
 
-def by_platform(on_cpu: Callable[..., Any], elsewhere: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls one of two functions that give the same numbers, as the platform has it.
+def by_platform(
+    on_cpu: Callable[..., Any],
+    elsewhere: Callable[..., Any],
+    *arguments: Any,
+    on_tpu: Callable[..., Any] | None = None,
+) -> Any:
+    """Calls one of functions that give the same numbers, as the platform has it.
 
     The choice falls when a program is lowered, not when it is traced: `jax.export` writes for a TPU
-    what suits a TPU, also on a machine whose JAX knows the CPU alone. Both are traced, so that
+    what suits a TPU, also on a machine whose JAX knows the CPU alone. All are traced, so that
     they should be small, or be traced once for all layers: JAX remembers what module-level
     functions and those behind `jax.jit` came to.
 
@@ -21,6 +26,7 @@ def by_platform(on_cpu: Callable[..., Any], elsewhere: Callable[..., Any], *argu
       on_cpu: takes the arrays; what suits a cache of some hundred kilobytes.
       elsewhere: likewise, for GPU and TPU, whose operations should be few and large.
       *arguments: trees of arrays.
+      on_tpu: likewise, for a TPU alone; None for what suits a GPU as well.
 
     Returns:
       What the function returns.
@@ -29,7 +35,8 @@ def by_platform(on_cpu: Callable[..., Any], elsewhere: Callable[..., Any], *argu
       >>> by_platform(lambda x: x + x, lambda x: 2 * x, 3)
       6
     """
-    return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere)
+    of_tpu = {} if on_tpu is None else {"tpu": on_tpu}
+    return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere, **of_tpu)
 
 
 def spread_by_compiler() -> bool:

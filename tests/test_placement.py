@@ -129,6 +129,27 @@ CHOICES = {
 }
 
 
+@pytest.mark.parametrize(("tokens", "dense"), [(32, "cpu cuda tpu"), (33, "tpu"), (129, "")])
+def test_auto_takes_all_pairs_of_few_tokens(tokens, dense) -> None:
+    """Of dense pairs the heads stay an axis of their own."""
+    transport = jax.jit(divergences.conditional_transport)
+    clouds = [jnp.ones((3, tokens, 2, features)) for features in (4, 4, 3, 3)]
+    mark = f"tensor<3x2x{tokens}x{tokens}xf32>"
+    lowered = {
+        platform: export.export(transport, platforms=[platform])(*clouds).mlir_module()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert " ".join(name for name, program in lowered.items() if mark in program) == dense
+
+
+def test_a_choice_leaves_nothing_of_the_other_form_in_a_gradient() -> None:
+    clouds = [jnp.ones((3, 33, 2, features)) for features in (4, 4, 3, 3)]
+    gradient = jax.jit(_gradient(divergences.conditional_transport))
+    assert "f32[3,2,33,33]" not in gradient.lower(*clouds).compile().as_text()
+    dense = functools.partial(divergences.conditional_transport, implementation="dense")
+    assert "f32[3,2,33,33]" in jax.jit(_gradient(dense)).lower(*clouds).compile().as_text()
+
+
 @pytest.mark.fault(
     "A program is exported for a TPU or a GPU on a machine that knows the CPU alone",
     "It has the form that suits what it is exported for",

@@ -5,11 +5,15 @@ Two implementations of one number. "dense" builds the `[N, M]` matrices and is t
 few tokens.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from align_jax import numerics
+from align_jax import numerics, placement
 from align_jax.divergences import blocks, transport_readout
 from align_jax.divergences.transport_readout import MASKED, cost_factors
 
@@ -20,8 +24,12 @@ TRANSPORT_IMPLEMENTATIONS = ("auto", *blocks.IMPLEMENTATIONS)
 #   heads of all samples x tokens   32x16  384x16  384x32  32x64  384x64  384x128  96x512
 #   dense                            0.53    3.56    8.31   1.54    52.3      193     834
 #   blockwise                        0.60    4.16    9.20   1.48    24.9       95     216
-# On GPU and TPU nothing has been measured; docs/performance.md says what XLA expects of a TPU.
 DENSE_TOKENS = 32
+# On a TPU, where XLA expects 3.0 and 4.0 million cycles with 128 tokens and 7.7 and 7.2 with 512:
+# docs/performance.md. On GPU and TPU nothing has been measured.
+DENSE_TOKENS_ON_TPU = 128
+
+MeanCosts = Callable[..., tuple[Array, Array]]
 
 
 def conditional_transport(
@@ -53,8 +61,9 @@ def conditional_transport(
       cost: "cosine" (`1 - cosine`, as the paper) or "squared_euclidean".
       implementation: "dense" (all pairs at once, the oracle), "blockwise" (memory linear in the
         number of tokens; the backward pass makes each block again), or "auto": "dense" for up to
-        32 tokens, "blockwise" otherwise. Derivatives in forward mode (`jax.jvp`) are for "dense"
-        alone, JAX refuses them for "blockwise"; a derivative of the gradient is right for both.
+        32 tokens (on a TPU, 128), "blockwise" otherwise. Derivatives in forward mode (`jax.jvp`)
+        are for "dense" alone, JAX refuses them for "blockwise"; a derivative of the gradient is
+        right for both.
 
     Returns:
       One value per sample and head, in units of the cost (in `[0, 2]` for the cosine); 0 for a
@@ -87,10 +96,11 @@ def conditional_transport(
 
     clouds = (query_features, key_features, query_navigation, key_navigation)
     if implementation == "auto":
-        few = max(query_features.shape[1], key_features.shape[1]) <= DENSE_TOKENS
-        implementation = "dense" if few else "blockwise"
-    mean_costs = _dense if implementation == "dense" else _streamed
-    forward, backward = mean_costs(*clouds, query_valid, key_valid, cost)
+        tokens = max(query_features.shape[1], key_features.shape[1])
+        forms = [_dense if tokens <= n else _streamed for n in (DENSE_TOKENS, DENSE_TOKENS_ON_TPU)]
+    else:
+        forms = [_dense if implementation == "dense" else _streamed] * 2
+    forward, backward = _mean_costs(*forms, cost, *clouds, query_valid, key_valid)
     both = jnp.any(query_valid, axis=1) & jnp.any(key_valid, axis=1)
     return jnp.where(both[:, None], rho * forward + (1.0 - rho) * backward, 0.0)
 
@@ -118,6 +128,16 @@ def _check(
                 f"{side}_features and {side}_navigation must agree in their first three axes "
                 f"(batch, tokens, heads), got {features.shape} and {navigation.shape}."
             )
+
+
+# Behind jax.jit, so that it is traced once for all layers of the same shapes.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _mean_costs(form: MeanCosts, on_tpu: MeanCosts, cost: str, *arrays: Array) -> Any:
+    """Mean cost of the query-to-key and of the key-to-query plan, in the form for the platform."""
+    form, on_tpu = (functools.partial(function, cost=cost) for function in (form, on_tpu))
+    if form.func is on_tpu.func:
+        return form(*arrays)
+    return placement.by_platform(form, form, *arrays, on_tpu=on_tpu)
 
 
 def _dense(

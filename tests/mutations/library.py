@@ -64,6 +64,25 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "align_jax/divergences/conditional_transport.py",
+        "tests/test_placement.py",
+        ("auto-on-a-tpu-is-that-of-a-cpu", "on_tpu=on_tpu)", "on_tpu=form)"),
+    ),
+    *faults(
+        "align_jax/placement.py",
+        "tests/test_placement.py",
+        ("a-gpu-gets-what-suits-a-cpu", "default=elsewhere", "default=on_cpu"),
+    ),
+    *faults(
+        "align_jax/models/flat_dot_general.py",
+        "tests/test_placement.py",
+        (
+            "kernels-gradient-behind-a-barrier-everywhere",
+            "return by_platform(on_cpu, elsewhere, rows, kernel)",
+            "return on_cpu(rows, kernel)",
+        ),
+    ),
+    *faults(
         "align_jax/divergences/edge_conditional_transport.py",
         "tests/divergences/test_edge_conditional_transport.py",
         ("edge-transport-is-a-mean-over-all-nodes", "/ jnp.sum(has_edge)", "/ num_nodes"),
@@ -283,8 +302,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/test_networks.py",
         (
             "heads-start-with-the-same-network",
-            '"split_rngs": {"params": True}, "in_axes"',
-            '"split_rngs": {"params": False}, "in_axes"',
+            'split_rngs={"params": True}, in_axes',
+            'split_rngs={"params": False}, in_axes',
         ),
         (
             "penalty-sees-the-first-feature-alone",
