@@ -15,11 +15,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn, TextIO, TypeAlias
 
 OUTPUT = "standard output"
 INTERRUPTED = "Interrupted."
+TERMINATED = "Told to stop (SIGTERM)."
 RESUMABLE = "Interrupted. The same command goes on from the last checkpoint."
 AGAIN = "start the same command again"
 _ADVICE = {
@@ -40,6 +41,10 @@ _ADVICE = {
 
 
 Status: TypeAlias = int | str | None  # as sys.exit takes it
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as schedulers and `timeout` send it; it ends a command as Ctrl-C does."""
 
 
 class UserError(Exception):
@@ -63,7 +68,11 @@ def run(main: Callable[[], object], interrupted: str = INTERRUPTED) -> NoReturn:
     """
     reserve_streams()
     install_hooks()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # which leaves half an export behind
+        signal.signal(signal.SIGTERM, _terminate)
     status = status_of(main, interrupted)
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if status == 128 + signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would interrupt the end
     jax = sys.modules.get("jax")
@@ -81,7 +90,7 @@ def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Sta
 
     Returns:
         The status as `sys.exit` takes it: what `main` gave, 2 for what the user can mend, 130 for
-        Ctrl-C.
+        Ctrl-C, 143 for SIGTERM that `run` noticed.
 
     Raises:
         Exception: whatever else `main` raises: a fault of the program.
@@ -104,6 +113,8 @@ def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Sta
             output.flush()
             if output.problem is not None:  # argparse, too, ends without a word
                 raise output.problem
+    except Terminated:
+        return _end(TERMINATED, 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _end(interrupted, 128 + signal.SIGINT)
     except UserError as error:
@@ -214,11 +225,18 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
     os._exit(128 + signal.SIGINT)
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    raise Terminated
+
+
 def _unraisable(problem: sys.UnraisableHookArgs) -> None:
     """What Python would only print, for it happened where nothing can be raised."""
     if isinstance(problem.exc_value, KeyboardInterrupt):
         # Ctrl-C hit a callback, such as JAX's of each garbage collection, and would be lost.
-        threading.Timer(0.05, _thread.interrupt_main).start()
+        told = isinstance(problem.exc_value, Terminated)
+        again = signal.SIGTERM if told else signal.SIGINT
+        threading.Timer(0.05, _thread.interrupt_main, (again,)).start()
     # TensorStore's threads, whose writes failed, find that Orbax has given them up.
     elif str(problem.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(problem)

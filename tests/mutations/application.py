@@ -497,6 +497,7 @@ _STEP: tuple[Mutation, ...] = (
             "sorted(counts, key=int) if whole",
             "sorted(counts) if whole",
         ),
+        ("scores-as-python-has-them", '"_" in label', "False"),
         ("copies-differ-by-capitals", "(text.split()).casefold()", "(text.split())"),
         ("a-missing-number-is-a-class", "if missing and given and _numbers(given):", "if False:"),
     ),
@@ -710,6 +711,8 @@ _RUNS: tuple[Mutation, ...] = (
             "if output.problem is None and output.closed:",
         ),
         ("ctrl-c-is-a-success", "return _end(interrupted, 128 + signal.SIGINT)", "return 0"),
+        ("sigterm-kills", "signal.signal(signal.SIGTERM, _terminate)", "pass"),
+        ("sigterm-in-a-callback-is-ctrl-c", "signal.SIGTERM if told", "signal.SIGINT if told"),
     ),
     *faults(
         "train/places.py",

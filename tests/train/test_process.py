@@ -102,6 +102,46 @@ def test_ctrl_c_ends_in_one_line(capsys, monkeypatch, hooks) -> None:
     assert "ValueError: else" in capsys.readouterr().err
 
 
+@pytest.mark.fault(
+    "SIGTERM to a command that trains nothing, such as an export",
+    "It cleans up what it began; one line, status 143",
+)
+@pytest.mark.parametrize("where", ["", "callback"])
+def test_sigterm_cleans_up_and_ends_in_one_line(tmp_path, where) -> None:
+    program = f"""
+import os, pathlib, signal, time
+from train import process
+
+class Told:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+def main():
+    part = pathlib.Path({str(tmp_path / "part")!r})
+    part.touch()
+    try:
+        Told()
+        time.sleep(10)
+    finally:
+        part.unlink()
+
+process.run(main)
+"""
+    if not where:
+        program = program.replace("        Told()", "        Told.__del__(None)")
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (143, "Told to stop (SIGTERM).\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_is_not_lost_in_a_callback(hooks, capsys) -> None:
     """As where it hits one of the garbage collection's, of which JAX has one."""
 
