@@ -90,7 +90,8 @@ def read_texts(
             values = loads(line)
         except ValueError as error:
             raise ConfigError(f"{where}, line {number} is not JSON: {error}.") from error
-        found = [values.get(name) for name in fields] if isinstance(values, dict) else []
+        found = [values.get(name, 0) for name in fields] if isinstance(values, dict) else []
+        found = ["" if text is None else text for text in found]  # as in what is trained on
         texts = tuple(text for text in found if isinstance(text, str))
         if len(texts) < len(fields):
             raise ConfigError(

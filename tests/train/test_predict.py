@@ -201,6 +201,15 @@ def test_bad_lines_are_named(line, message) -> None:
         list(read_texts(["\n", line], ("sentence1", "sentence2"), "pairs.jsonl"))
 
 
+def test_of_a_pair_one_text_may_be_null_as_in_training() -> None:
+    names = ("sentence1", "sentence2")
+    assert list(read_texts(['{"sentence1": "a", "sentence2": null}'], names, "x")) == [("a", "")]
+    with pytest.raises(ConfigError, match="line 1 has no text in sentence1 or sentence2"):
+        list(read_texts(['{"sentence1": null, "sentence2": null}'], names, "x"))
+    with pytest.raises(ConfigError, match="line 1 has no text in sentence1 or sentence2"):
+        list(read_texts(['{"sentence1": "a", "sentence2": null}'], names, "x", every=True))
+
+
 def test_lines_are_read_and_empty_ones_left_out() -> None:
     lines = ['{"sentence": "a", "label": 1}\n', "\n", '{"sentence": "b"}']
     assert list(read_texts(lines, ("sentence",), "x")) == [("a",), ("b",)]

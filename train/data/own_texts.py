@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -394,8 +395,9 @@ def _wrong_label(label: Any, name: str, regression: bool) -> str:
         return f"has the label {label}; expected a finite number"
     if not regression:
         return ""
+    python_alone = isinstance(label, str) and "_" in label  # takes 1_5 for 15
     try:
-        score = float("nan" if isinstance(label, bool) else label)
+        score = float("nan" if isinstance(label, bool) else "none" if python_alone else label)
     except ValueError:
         return f"has the score {label!r:.60}; expected a number, such as 3.5"
     except OverflowError:  # of a whole number, where one with a point is infinite
@@ -421,14 +423,23 @@ def _alike(names: Sequence[str]) -> list[str]:
     """What is said of classes that may be meant to be one."""
     kinds = collections.defaultdict(list)
     for name in names:
-        kinds[" ".join(name.casefold().split())].append(name)
-    pairs = [" and ".join(map(repr, x)) for x in kinds.values() if len(x) > 1]
+        plain = unicodedata.normalize("NFKC", name.casefold())
+        seen = "".join(x for x in plain if unicodedata.category(x) != "Cf")
+        kinds[" ".join(seen.split())].append(name)
+    pairs = [" and ".join(_told_apart(x)) for x in kinds.values() if len(x) > 1]
     if not pairs:
         return []
     return [
-        f"Classes that differ in capitals or blanks alone: {', '.join(pairs)[:200]}. They are "
+        f"Classes that differ in capitals, blanks or what is not seen alone: "
+        f"{', '.join(pairs)[:200]}. They are "
         f"learnt as different ones; write them alike if they are not."
     ]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """In quotes; by their characters' numbers where an accent is one character or two."""
+    composed = {unicodedata.normalize("NFC", name) for name in names}
+    return list(map(repr if len(composed) == len(names) else ascii, names))
 
 
 def _classes(raw: _Labelled) -> tuple[str, ...]:

@@ -239,6 +239,12 @@ def test_json_that_is_no_text_or_label_is_named(tmp_path, line, message) -> None
         make(path).read("train")
 
 
+def test_a_score_that_only_python_takes_for_a_number_is_named(tmp_path) -> None:
+    path = write_table(tmp_path / "a.csv", [("a", "1"), ("b", "1_5")])
+    with pytest.raises(ConfigError, match="line 3 has the score '1_5'; expected a number"):
+        make(path, regression=True).read("train")
+
+
 def test_a_score_of_too_many_digits_is_named(tmp_path) -> None:
     path = write_table(tmp_path / "a.jsonl", [("a", 1), ("b", 10**400)])
     with pytest.raises(ConfigError, match="line 2 has the score 1000.*; expected a finite number"):
@@ -256,7 +262,11 @@ def test_classes_that_look_alike_are_said(tmp_path, checkpoint) -> None:
     labels = ("Good", "good", "bad", "very  bad", "very bad", "Bad!")
     rows = [(f"cat {n}", labels[n % 6]) for n in range(60)]
     said = " ".join(make(write_table(tmp_path / "a.csv", rows), checkpoint).description())
-    assert "blanks alone: 'Good' and 'good', 'very  bad' and 'very bad'. They are" in said
+    assert "not seen alone: 'Good' and 'good', 'very  bad' and 'very bad'. They are" in said
+    labels = ("caf\u00e9", "cafe\u0301", "bar", "ba\u200br")
+    rows = [(f"cat {n}", labels[n % 4]) for n in range(60)]
+    said = " ".join(make(write_table(tmp_path / "c.csv", rows), checkpoint).description())
+    assert r"'bar' and 'ba\u200br', 'cafe\u0301' and 'caf\xe9'. They are" in said
     rows = [(f"cat {n}", ("good", "bad")[n % 2]) for n in range(60)]
     said = " ".join(make(write_table(tmp_path / "b.csv", rows), checkpoint).description())
     assert "alone" not in said
