@@ -19,8 +19,11 @@ from train.tasks.classification import Classification
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The experiment; `arg` is not used."""
-    del arg
+    """The experiment; it has no kinds, so `arg` is empty."""
+    if arg:
+        raise ValueError(
+            f"digits.py:{arg}: there are no kinds of this experiment; leave :{arg} out."
+        )
     config = default_config()
     config.name = "digits"
 
