@@ -26,6 +26,10 @@ ACCELERATOR_BLOCK_SIZE = 2**24
 # Fewer rows than these would spend more on what is summed per column than on the pairs.
 LEAST_ROWS = 64
 
+# XLA for CPUs cannot emit the smallest products of batches of matrices once it has turned them
+# round, as it does where a transposition follows: it ends the process.
+_LEAST_PRODUCT = 8
+
 Tree = TypeVar("Tree")
 
 # Points [L, N, D] and their probabilities [L, N].
@@ -103,6 +107,54 @@ def join(x: Array, length: int) -> Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
+def over_blocks(make: Any, query: Any, key: Any) -> Any:
+    """Runs a scan over blocks of queries, for a group of heads at a time.
+
+    Args:
+      make: takes the keys' arrays of a group; returns the scan's start and body and a function of
+        its last carry.
+      query: arrays `[L, N, ...]`.
+      key: arrays `[L, M, ...]`.
+
+    Returns:
+      The bodies' results, joined, and the function's.
+    """
+    heads, queries = query[0].shape[:2]
+
+    def of_shape(shape: tuple[int, int], *arrays: Array) -> Any:
+        group, size = shape
+
+        def one_group(*arrays: Array) -> Any:
+            of_queries, of_keys = arrays[: len(query)], arrays[len(query) :]
+            start, body, finish = make(*of_keys)
+            if size == queries:
+                carry, results = body(start, of_queries)
+                return results, finish(carry)
+            parts = tuple(split(x, size) for x in of_queries)
+            carry, results = jax.lax.scan(body, start, parts)
+            return jax.tree.map(lambda x: join(x, queries), results), finish(carry)
+
+        return map_heads(one_group, group, *arrays)
+
+    return in_blocks(of_shape, heads, queries, key[0].shape[1], *query, *key)
+
+
+def transposed(x: Array) -> Array:
+    """The last two axes swapped."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+def column_sums(weights: Float[Array, "L N M"], rows: Float[Array, "L N K"]) -> Array:
+    """`weights' rows`, the other way round: `[L, K, M]`.
+
+    On a CPU the narrow matrix from the left takes a third of the time of the wide one transposed.
+    """
+    if min(weights.shape[-2:]) < _LEAST_PRODUCT:
+        return jnp.sum(rows[..., :, None] * weights[..., None, :], axis=-3)
+    # Without the barrier XLA would turn the product round again for a transposition that follows.
+    return jax.lax.optimization_barrier(numerics.product(transposed(rows), weights))
+
+
 def mean_over_pairs(
     function: Callable[[Array], Array],
     query: Float[Array, "B N H D"],
@@ -125,38 +177,112 @@ def mean_over_pairs(
       Of pairs of a query and a key, of two queries, and of two keys; a point is a pair with itself.
     """
     batch, _, heads, _ = query.shape
-    mean = _over_all_pairs if implementation == "dense" else _over_blocks
+    mean = _dense_mean if implementation == "dense" else _mean
 
-    def per_sample(*masked: tuple[Array, Array]) -> Float[Array, "B H"]:
+    def per_sample(
+        x: tuple[Array, Array], y: tuple[Array, Array] | None = None
+    ) -> Float[Array, "B H"]:
         # Each on its own: two keys may be near each other, and both far from all queries.
-        (x, y), masks = zip(*masked, strict=True)
-        weights = (jnp.repeat(numerics.token_weights(mask), heads, axis=0) for mask in masks)
-        clouds = zip(map(per_head, numerics.centred(x, y, *masks)), weights, strict=True)
-        return mean(function, *clouds).reshape(batch, heads)
+        (points, mask), (other, other_mask) = x, y or x
+        clouds = [
+            (per_head(cloud), jnp.repeat(numerics.token_weights(masks), heads, axis=0))
+            for cloud, masks in zip(
+                numerics.centred(points, other, mask, other_mask), (mask, other_mask), strict=True
+            )
+        ]
+        return mean(function, clouds[0], clouds[1] if y else None).reshape(batch, heads)
 
     queries, keys = (query, query_mask), (key, key_mask)
-    return per_sample(queries, keys), per_sample(queries, queries), per_sample(keys, keys)
+    return per_sample(queries, keys), per_sample(queries), per_sample(keys)
 
 
-def _over_blocks(function: Callable[[Array], Array], x: Cloud, y: Cloud) -> Float[Array, "L"]:
-    def over_blocks(shape: tuple[int, int], x: Cloud, y: Cloud) -> Array:
-        group, size = shape
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _mean(function: Callable[[Array], Array], x: Cloud, y: Cloud | None) -> Float[Array, "L"]:
+    """Over the pairs of a point of `x` and one of `y`, or of two of `x`, a block at a time."""
 
-        def one_group(x_points: Array, x_weights: Array, *y: Array) -> Array:
-            @jax.checkpoint
-            def block(total: Array, part: Cloud) -> tuple[Array, None]:
-                return total + _over_all_pairs(function, part, (y[0], y[1])), None
+    def make(points: Array, weights: Array) -> Any:
+        def body(total: Array, rows: Cloud) -> tuple[Array, None]:
+            return total + _dense_mean(function, rows, (points, weights)), None
 
-            parts = (split(x_points, size), split(x_weights, size))
-            return jax.lax.scan(block, jnp.zeros(group, jnp.float32), parts)[0]
+        return jnp.zeros(len(points), jnp.float32), body, lambda total: total
 
-        return map_heads(one_group, group, *x, *y)
-
-    return in_blocks(over_blocks, *x[1].shape, y[1].shape[1], x, y)
+    return over_blocks(make, x, y or x)[1]
 
 
-def _over_all_pairs(function: Callable[[Array], Array], x: Cloud, y: Cloud) -> Float[Array, "L"]:
-    (x_points, x_weights), (y_points, y_weights) = x, y
-    distance = numerics.squared_distance(x_points[:, :, None], y_points[:, :, None])[:, 0]
-    weights = x_weights, y_weights
-    return jnp.einsum("lnm,ln,lm->l", function(distance), *weights, precision=numerics.PRECISION)
+@_mean.defjvp
+def _mean_jvp(function: Callable[[Array], Array], primals: Any, tangents: Any) -> Any:
+    """Of the points: the weights come from masks."""
+    value, *slopes = _mean_and_slopes(function, *primals)
+    points = [cloud[0] for cloud in tangents if cloud is not None]
+    moved = [jnp.sum(a * b, axis=(1, 2)) for a, b in zip(slopes, points, strict=True)]
+    return value, sum(moved[1:], moved[0])
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced once for all layers of the same shapes
+def _mean_and_slopes(
+    function: Callable[[Array], Array], x: Cloud, y: Cloud | None
+) -> tuple[Array, ...]:
+    """The mean and its gradients, by `x` and `y`, in one pass over the pairs.
+
+    Each head has one mean, so that its gradient is known up to a factor before any cotangent is:
+    the backward pass need not make the pairs again.
+    """
+
+    def make(points: Array, weights: Array) -> Any:
+        weighed = _weighed(points, weights)
+
+        @jax.checkpoint  # for derivatives of the gradient
+        def body(carry: tuple[Array, ...], rows: Any) -> tuple[tuple[Array, ...], Array]:
+            total, sums = carry
+            row_points, row_weights, place = rows
+            distance = _squared_distance(row_points, points)
+            values, slopes = jax.jvp(function, (distance,), (jnp.ones_like(distance),))
+            total = total + _weighted_sum(values, row_weights, weights)
+            if y is None:  # a point and itself: in narrow kernels all else is less than rounding
+                itself = place[..., None] == jnp.arange(points.shape[1])[None, None]
+                slopes = jnp.where(itself, 0.0, slopes)
+            # The derivative of |x - y|^2 by x is 2 (x - y).
+            of_rows = _pulled(row_points, row_weights, numerics.product(slopes, weighed))
+            if y is not None:
+                sums = sums + column_sums(slopes, _weighed(row_points, row_weights))
+            return (total, sums), of_rows
+
+        def finish(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            total, sums = carry
+            return (total,) if y is None else (total, _pulled(points, weights, transposed(sums)))
+
+        start = jnp.zeros(len(points), jnp.float32), jnp.zeros_like(transposed(weighed))
+        return start, body, finish
+
+    place = jnp.broadcast_to(jnp.arange(x[1].shape[1]), x[1].shape)
+    of_x, (total, *of_y) = over_blocks(make, (*x, place), y or x)
+    # Of its own pairs a point is in the rows and in the columns.
+    return total, of_x if of_y else 2.0 * of_x, *of_y
+
+
+def _weighed(points: Float[Array, "L N D"], weights: Float[Array, "L N"]) -> Array:
+    """The weighted points, and beside them the weights."""
+    return jnp.concatenate([points, jnp.ones_like(points[..., :1])], axis=-1) * weights[..., None]
+
+
+def _pulled(
+    points: Float[Array, "L N D"], weights: Float[Array, "L N"], sums: Float[Array, "L N D+1"]
+) -> Float[Array, "L N D"]:
+    """`2 w_i sum_j s_ij w_j (x_i - y_j)`, from the sums over j of `s_ij w_j y_j` and `s_ij w_j`."""
+    return 2.0 * weights[..., None] * (points * sums[..., -1:] - sums[..., :-1])
+
+
+def _dense_mean(function: Callable[[Array], Array], x: Cloud, y: Cloud | None) -> Float[Array, "L"]:
+    """As `_mean`, all pairs at once."""
+    (points, weights), (others, other_weights) = x, y or x
+    return _weighted_sum(function(_squared_distance(points, others)), weights, other_weights)
+
+
+def _squared_distance(x: Float[Array, "L N D"], y: Float[Array, "L M D"]) -> Float[Array, "L N M"]:
+    return numerics.squared_distance(x[:, :, None], y[:, :, None])[:, 0]
+
+
+def _weighted_sum(
+    pairs: Float[Array, "L N M"], rows: Float[Array, "L N"], columns: Float[Array, "L M"]
+) -> Float[Array, "L"]:
+    return jnp.einsum("lnm,ln,lm->l", pairs, rows, columns, precision=numerics.PRECISION)

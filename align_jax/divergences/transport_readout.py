@@ -32,11 +32,6 @@ LARGEST_SHARED_SCORE = 60.0
 MASKED = -1e30
 
 
-# XLA for CPUs cannot emit the smallest products of batches of matrices once it has turned them
-# round, as it does where a transposition follows: it ends the process.
-_LEAST_PRODUCT = 8
-
-
 class _Plans(NamedTuple):
     """What one direction keeps of its plan: all that the backward pass needs."""
 
@@ -127,60 +122,13 @@ def _backward(residuals: Any, cotangents: tuple[Array, Array]) -> tuple[Array, .
 mean_costs.defvjp(_forward, _backward)
 
 
-def _transposed(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)
-
-
-def _column_sums(weights: Float[Array, "L N M"], rows: Float[Array, "L N K"]) -> Array:
-    """`weights' rows`, the other way round: `[L, K, M]`.
-
-    On a CPU the narrow matrix from the left takes a third of the time of the wide one transposed.
-    """
-    if min(weights.shape[-2:]) < _LEAST_PRODUCT:
-        return jnp.sum(rows[..., :, None] * weights[..., None, :], axis=-3)
-    # Without the barrier XLA would turn the product round again for a transposition that follows.
-    return jax.lax.optimization_barrier(numerics.product(_transposed(rows), weights))
-
-
 def _scores(query_navigation: Array, key_navigation: Array) -> Array:
-    return numerics.product(query_navigation, _transposed(key_navigation))
+    return numerics.product(query_navigation, blocks.transposed(key_navigation))
 
 
 def _counted(query: Array, key: Array) -> tuple[Bool[Array, "L N 1"], Bool[Array, "L 1 M"]]:
     """Which tokens take part, read off the columns of ones."""
-    return query[..., -1:] > 0, _transposed(key[..., -2:-1] > 0)
-
-
-def _over_blocks(make: Any, query: Any, key: Any) -> Any:
-    """Runs a scan over blocks of queries, for a group of heads at a time.
-
-    Args:
-      make: takes the keys' arrays of a group; returns the scan's start and body and a function of
-        its last carry.
-      query: arrays `[L, N, ...]`.
-      key: arrays `[L, M, ...]`.
-
-    Returns:
-      The bodies' results, joined, and the function's.
-    """
-    heads, queries = query[0].shape[:2]
-
-    def over_blocks(shape: tuple[int, int], *arrays: Array) -> Any:
-        group, size = shape
-
-        def one_group(*arrays: Array) -> Any:
-            of_queries, of_keys = arrays[: len(query)], arrays[len(query) :]
-            start, body, finish = make(*of_keys)
-            if size == queries:
-                carry, results = body(start, of_queries)
-                return results, finish(carry)
-            parts = tuple(blocks.split(x, size) for x in of_queries)
-            carry, results = jax.lax.scan(body, start, parts)
-            return jax.tree.map(lambda x: blocks.join(x, queries), results), finish(carry)
-
-        return blocks.map_heads(one_group, group, *arrays)
-
-    return blocks.in_blocks(over_blocks, heads, queries, key[0].shape[1], *query, *key)
+    return query[..., -1:] > 0, blocks.transposed(key[..., -2:-1] > 0)
 
 
 def _normalised(sums: Float[Array, "L T K"], count: Float[Array, "L T 1"]) -> _Plans:
@@ -190,7 +138,7 @@ def _normalised(sums: Float[Array, "L T K"], count: Float[Array, "L T 1"]) -> _P
 
 
 def _normalised_columns(sums: Float[Array, "L K M"]) -> _Plans:
-    sums = _transposed(sums)
+    sums = blocks.transposed(sums)
     return _normalised(sums, sums[..., -1:])
 
 
@@ -202,12 +150,12 @@ def _shared_plans(
             query, query_navigation = rows
             weights = jnp.exp(_scores(query_navigation, key_navigation))
             of_rows = numerics.product(weights, key)
-            sums = sums + _column_sums(weights, query)
+            sums = sums + blocks.column_sums(weights, query)
             return sums, _normalised(of_rows, of_rows[..., -2:-1])
 
         return _column_start(key)[0], body, _normalised_columns
 
-    return _over_blocks(make, (query, query_navigation), (key, key_navigation))
+    return blocks.over_blocks(make, (query, query_navigation), (key, key_navigation))
 
 
 def _separate_plans(
@@ -229,7 +177,7 @@ def _separate_plans(
             new_peak = jnp.maximum(peak, jnp.max(column_scores, axis=-2))
             weights = jnp.exp(column_scores - new_peak[..., None, :])
             sums = sums * jnp.exp(peak - new_peak)[..., None, :]
-            sums += _column_sums(weights, query)
+            sums += blocks.column_sums(weights, query)
             return (new_peak, sums), _Plans(row_log, numerics.product(plan, key))
 
         def finish(columns: tuple[Array, Array]) -> _Plans:
@@ -240,7 +188,7 @@ def _separate_plans(
         start = jnp.full(key.shape[:-1], 2 * MASKED, jnp.float32), *_column_start(key)
         return start, body, finish
 
-    return _over_blocks(make, (query, query_navigation), (key, key_navigation))
+    return blocks.over_blocks(make, (query, query_navigation), (key, key_navigation))
 
 
 # One side's factors, navigation, normalisers, weights of the mean costs, and mean costs.
@@ -264,27 +212,27 @@ def _shared_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Array,
             row_scale, row_mean = (x[..., None] for x in of_rows)
             weights = jnp.exp(_scores(query_navigation, key_navigation))
             of_query = numerics.product(weights, scaled_key)
-            of_key = sums[0] + _column_sums(weights, scaled_query)
-            costs = numerics.product(query, _transposed(key))
+            of_key = sums[0] + blocks.column_sums(weights, scaled_query)
+            costs = numerics.product(query, blocks.transposed(key))
             of_scores = costs * (row_scale + column_scale) - (row_mean + column_mean)
             of_scores *= weights
             of_query_navigation = numerics.product(of_scores, key_navigation)
-            of_key_navigation = sums[1] + _column_sums(of_scores, query_navigation)
+            of_key_navigation = sums[1] + blocks.column_sums(of_scores, query_navigation)
             return (of_key, of_key_navigation), (of_query, of_query_navigation)
 
         return _column_start(key, key_navigation), body, _columns_as_tokens
 
-    of_rows, of_columns = _over_blocks(make, side(rows), side(columns))
+    of_rows, of_columns = blocks.over_blocks(make, side(rows), side(columns))
     return *of_rows, *of_columns
 
 
 def _column_start(*tokens: Array) -> tuple[Array, ...]:
     """Zeros for `_column_sums` to be added to."""
-    return tuple(jnp.zeros_like(_transposed(x)) for x in tokens)
+    return tuple(jnp.zeros_like(blocks.transposed(x)) for x in tokens)
 
 
 def _columns_as_tokens(sums: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(map(_transposed, sums))
+    return tuple(map(blocks.transposed, sums))
 
 
 def _separate_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Array, Array]:
@@ -297,14 +245,14 @@ def _separate_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Arra
             query, query_navigation, *of_rows = rows
             row_log, row_weight, row_mean = (x[..., None] for x in of_rows)
             scores = _scores(query_navigation, key_navigation)
-            costs = numerics.product(query, _transposed(key))
+            costs = numerics.product(query, blocks.transposed(key))
             valid_queries, valid_keys = _counted(query, key)
             row_plan = jnp.exp(jnp.where(valid_keys, scores, MASKED) - row_log) * row_weight
             column_plan = jnp.exp(jnp.where(valid_queries, scores, MASKED) - column_log)
             column_plan *= column_weight
             of_scores = row_plan * (costs - row_mean) + column_plan * (costs - column_mean)
-            of_key = sums[0] + _column_sums(row_plan, query)
-            of_key_navigation = sums[1] + _column_sums(of_scores, query_navigation)
+            of_key = sums[0] + blocks.column_sums(row_plan, query)
+            of_key_navigation = sums[1] + blocks.column_sums(of_scores, query_navigation)
             of_query = numerics.product(column_plan, key)
             return (of_key, of_key_navigation), (
                 of_query,
@@ -313,5 +261,5 @@ def _separate_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Arra
 
         return _column_start(key, key_navigation), body, _columns_as_tokens
 
-    of_rows, of_columns = _over_blocks(make, rows, columns)
+    of_rows, of_columns = blocks.over_blocks(make, rows, columns)
     return *of_rows, *of_columns

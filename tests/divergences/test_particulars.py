@@ -340,6 +340,27 @@ def test_rho_selects_a_direction(rho):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+def test_the_slope_of_a_narrow_kernel_is_not_lost_beside_a_point_itself():
+    """Beside its kernel with itself, 1, those with other points are below float32's rounding."""
+    rng = np.random.default_rng(0)
+    query, key = (rng.normal(size=(24, 64)).astype(np.float32) for _ in range(2))
+
+    def sums(x, y):  # over y, of the derivative by x
+        apart = x.astype(np.float64)[:, None] - y[None]
+        kernel = np.exp(-0.5 * np.sum(apart**2, axis=-1))
+        return np.sum(kernel[..., None] * apart, axis=1)
+
+    expected = 2.0 * (sums(query, key) - sums(query, query)) / 24**2
+
+    def distance(query):
+        clouds = query[None, :, None], jnp.asarray(key)[None, :, None]
+        return divergences.maximum_mean_discrepancy(*clouds, bandwidth=1.0).sum()
+
+    assert np.abs(expected).max() < 1e-7 / 24**2
+    slope = jax.grad(distance)(jnp.asarray(query))
+    np.testing.assert_allclose(slope, expected, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(
     ("divergence", "clouds"),
     [

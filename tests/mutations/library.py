@@ -181,9 +181,20 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
-        "align_jax/divergences/transport_readout.py",
+        "align_jax/divergences/blocks.py",
         "tests/divergences/test_small_clouds.py",
         ("smallest-products-end-the-process", "_LEAST_PRODUCT = 8", "_LEAST_PRODUCT = 1"),
+    ),
+    *faults(
+        "align_jax/divergences/blocks.py",
+        "tests/divergences/test_divergences.py",
+        ("own-pairs-pull-at-one-end", "of_x if of_y else 2.0 * of_x", "of_x"),
+        ("pulls-of-columns-gone", "            if y is not None:\n", "            if False:\n"),
+    ),
+    *faults(
+        "align_jax/divergences/blocks.py",
+        "tests/divergences/test_particulars.py",
+        ("points-pull-at-themselves", "jnp.where(itself, 0.0, slopes)", "slopes"),
     ),
     *faults(
         "align_jax/numerics.py",
