@@ -72,8 +72,9 @@ class AlignmentConfig:
       tokens: how many tokens of each sample stand for all of them, drawn anew at each training step
         from those that take part; 0 for all. An approximation that saves time on long texts and
         large graphs: "gan", a mean over tokens, stays unbiased; "ct", "ot" and "mmd" compare pairs
-        and are biased. The draw comes from the RNG stream "alignment" or "dropout"; without either
-        all tokens count.
+        and are biased, though training with 16 or 32 tokens brought the clouds together as well
+        (docs/performance.md). The draw comes from the RNG stream "alignment" or "dropout"; without
+        either all tokens count.
       layers: regular expressions; an attention takes part if one is found in its module path, such
         as `"layer_(10|11)/"`. None aligns every layer. Layers of one `nn.scan` have one path.
 

@@ -1,7 +1,7 @@
 """Measures what alignment adds to a training step: time, memory, operations.
 
     python -m train.benchmarks
-    python -m train.benchmarks --models=minilm --tokens=128 --methods=gan,ct --turns=20
+    python -m train.benchmarks --models=minilm --tokens=128 --methods=gan,ct,ct:32 --turns=20
 
 Prints a table; with --output=FOLDER also writes costs.json and, where matplotlib is installed,
 costs.png. Runs with align_jax, jax, flax and optax alone. Beside it are benchmarks of their own
@@ -37,9 +37,10 @@ LONG_TOKENS = (16_384, 32_768)
 def main() -> None:
     """Runs the command."""
     options = _options()
-    if "ot" in options.methods and importlib.util.find_spec("ott") is None:
+    solved = [name for name in options.methods if name.partition(":")[0] == "ot"]
+    if solved and importlib.util.find_spec("ott") is None:
         print("ott-jax is not installed; leaving ot out.", file=sys.stderr)
-        options.methods.remove("ot")
+        options.methods = [name for name in options.methods if name not in solved]
     if options.output:
         options.output = place_of(options.output, "--output")
         options.output.mkdir(parents=True, exist_ok=True)  # known now, not after all is measured
@@ -78,7 +79,12 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--models", type=names, default=list(alignment_cost.MODELS), help="minilm,bert-base")
     add("--tokens", type=counts, default=[128, 512], help="lengths, such as 128,512")
-    add("--methods", type=names, default=["gan", "ot", "ct"], help="of gan, ot, ct, mmd, energy")
+    add(
+        "--methods",
+        type=names,
+        default=["gan", "ot", "ct"],
+        help="of gan, ot, ct, mmd, energy; ct:32 draws 32 tokens",
+    )
     add("--batch", type=int, default=0, help="examples; 0: 32, and 8 for bert-base on a CPU")
     add("--turns", type=int, default=10, help="how often each method is timed")
     add("--cpu-time", action="store_true", help="time of the process alone, on a shared machine")
@@ -91,8 +97,15 @@ def _options() -> argparse.Namespace:
     add("--output", type=Path, help="folder for costs.json and costs.png")
     options = parser.parse_args()
 
-    for flag, choices in (("models", alignment_cost.MODELS), ("methods", METHODS)):
-        unknown = set(getattr(options, flag)) - set(choices)
+    parts = [name.partition(":") for name in options.methods]
+    wrong = [drawn for _, colon, drawn in parts if colon and not drawn.isdecimal()]
+    if wrong:
+        parser.error(f"--methods: {wrong[0]!r} is no number of tokens; write ct:32.")
+    for flag, named, choices in (
+        ("models", options.models, alignment_cost.MODELS),
+        ("methods", [method for method, *_ in parts], METHODS),
+    ):
+        unknown = set(named) - set(choices)
         if unknown:
             parser.error(f"--{flag}: {unknown.pop()!r} is none of {', '.join(choices)}.")
     if options.turns < 1 or options.batch < 0 or min(options.tokens, default=1) < 2:

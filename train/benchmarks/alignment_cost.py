@@ -43,7 +43,7 @@ class Cost:
 
     Attributes:
         model, batch, tokens: the shape.
-        method: "none" is the plain model.
+        method: "none" is the plain model; "ct:32" draws 32 tokens of each text for it.
         milliseconds: median over the turns.
         ratios: its time over the plain model's, turn by turn.
         memory: MiB that the compiled step needs beside its arguments and results.
@@ -86,7 +86,8 @@ class LongCost:
 def classifier(name: str, tokens: int, method: str) -> SequenceClassifier:
     """A BERT of the named size that classifies, plain or aligned."""
     sizes, _ = MODELS[name]
-    alignment = None if method == PLAIN else AlignmentConfig(method)
+    method, _, drawn = method.partition(":")
+    alignment = None if method == PLAIN else AlignmentConfig(method, tokens=int(drawn or 0))
     config = BertConfig(
         **sizes, max_positions=tokens, dropout=0.0, attention_dropout=0.0, alignment=alignment
     )
@@ -122,6 +123,7 @@ class Step:
                 {"params": params},
                 batch["input_ids"],
                 batch["attention_mask"],
+                rngs={"alignment": batch["key"]},
                 mutable=[] if method == PLAIN else ["alignment"],
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
@@ -133,7 +135,7 @@ class Step:
             updates, state = optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        self._batch = jax.device_put(dict(batch))
+        self._batch = jax.device_put({**batch, "key": jax.random.key(1)})
         params = jax.jit(model.init)(jax.random.key(0), self._batch["input_ids"][:1])["params"]
         self._carry = params, optimizer.init(params)
         arguments = (*self._carry, self._batch)
@@ -174,7 +176,7 @@ def measure(
     Args:
         models: names in `MODELS`.
         lengths: tokens.
-        methods: alignment methods; the plain model comes first in any case.
+        methods: see `Cost`; the plain model comes first in any case.
         turns: how often each is timed.
         batch: examples; 0 takes the model's own number.
         clock: see `timed_in_turns`.

@@ -41,6 +41,9 @@ def text_config(
     config.name = name + (f"-{model}" if model else "")
     config.model = section(PretrainedTextConfig, without=(*FROM_DATA, *without))
     config.model.name = "pretrained_text"
+    # As many of each text's tokens, drawn anew at each step, align attention as well as all of them
+    # do, at a fraction of the cost: docs/performance.md.
+    config.alignment.tokens = 32
     config.data = section(data, without=("seed",), **values)
     config.data.name = name.partition("-")[0]
     config.data.tokenizer = config.model.get_ref("pretrained")

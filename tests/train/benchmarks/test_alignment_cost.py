@@ -75,6 +75,19 @@ def test_operations_are_counted_without_loops(tiny, monkeypatch) -> None:
     assert cut.flops == whole
 
 
+def test_fewer_tokens_take_fewer_operations(tiny) -> None:
+    plain, drawn, whole = (step(method).flops for method in ("none", "ct:2", "ct"))
+    assert plain < drawn < whole
+
+
+@pytest.mark.parametrize("methods", ["sinkhorn", "ct:few", "ct:"])
+def test_a_method_that_is_none_is_refused(methods, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", f"--methods={methods}"])
+    with pytest.raises(SystemExit, match="2"):
+        benchmarks.main()
+    assert "--methods" in capsys.readouterr().err
+
+
 def test_a_step_trains(tiny) -> None:
     before = [x.copy() for x in _leaves(step("ct"))]
     step("ct")()
