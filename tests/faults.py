@@ -1,7 +1,8 @@
 """The table of faults that were tried, from the tests that try them.
 
 A test says with `@pytest.mark.fault("what happens", "what comes of it")` that it is a row.
-`python -m pytest -m fault --faults=README.md` runs them and writes the table where the file has it.
+`python -m pytest -m fault --faults=docs/faults.md` runs them and writes the table where the file
+has it.
 """
 
 from __future__ import annotations

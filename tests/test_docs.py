@@ -1,4 +1,4 @@
-"""The Python of the documentation and of the README runs as it is written, page by page."""
+"""The Python of the documentation runs as it is written, page by page; its links lead somewhere."""
 
 import concurrent.futures
 import functools
@@ -21,7 +21,8 @@ from tests.pretrained.test_save import CONFIGS, initialised
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", DOCS / "howto.md", DOCS / "migration.md"]
+PAGES = [DOCS / f"{name}.md" for name in ("concepts", "export", "howto", "migration")]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 
 
 @functools.cache
@@ -34,12 +35,22 @@ def run(page):
 
 def run_blocks(page, language, names, *sections):
     """Runs a page's blocks, or those of the sections with these titles alone."""
+    for block in blocks(page, language, *sections):
+        run_block(page, block, names)
+
+
+def blocks(page, language, *sections):
+    """The code of a page, or of the sections with these titles alone."""
     text = page.read_text()
     if sections:
         parts = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.M))
         text = "".join(parts[title] for title in sections)
-    for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(block, str(page), "exec"), names)
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def run_block(page, block, names):
+    """Runs it in a namespace."""
+    exec(compile(block, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -52,8 +63,8 @@ def test_the_pretrained_example_learns_and_exports(tmp_path, monkeypatch):
     """It is in "py", apart from "python", for it needs weights that a checkout does not install."""
     checkpoints.minilm()
     monkeypatch.chdir(tmp_path)
-    names = dict(run(ROOT / "README.md"))
-    run_blocks(ROOT / "README.md", "py", names)
+    names = {}
+    run_blocks(DOCS / "texts.md", "py", names)
     encoder, batch, labels = names["encoder"], names["batch"], names["labels"]
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -76,7 +87,7 @@ def test_a_model_is_served_over_http(tmp_path, monkeypatch):
     checkpoints.write_word_piece(tmp_path / "finetuned")
     monkeypatch.chdir(tmp_path)
     texts = ["The cat sat.", "two dogs ran over hill and dale"]
-    names = {"texts": texts}
+    names = {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), None)
     monkeypatch.setattr("http.server.ThreadingHTTPServer", lambda *_: server)
 
@@ -104,7 +115,7 @@ def test_a_model_is_served_over_http(tmp_path, monkeypatch):
             serve()
 
         monkeypatch.setattr(server, "serve_forever", serve_and_ask)
-        run_blocks(DOCS / "howto.md", "py", names, "Label texts", "Serve a model")
+        run_blocks(DOCS / "export.md", "py", names, "Label texts", "Serve a model")
         (status, reply), refused = asked[0].result()
     expected = [answer._asdict() for answer in pretrained.load("finetuned").predict(texts)]
     assert (status, reply) == (200, {"answers": expected})
@@ -112,12 +123,13 @@ def test_a_model_is_served_over_http(tmp_path, monkeypatch):
     assert all(reply["error"] for _, reply in refused)
 
 
-def test_the_exports_of_the_howto_agree():
+def test_the_exports_agree():
     """Its blocks in "py" need PyTorch and flatbuffers, which a checkout may not have."""
     for package in ("torch", "transformers", "flatbuffers"):
         pytest.importorskip(package)
-    names = dict(run(DOCS / "howto.md"))
-    run_blocks(DOCS / "howto.md", "py", names, "Export a model")
+    names = dict(run(DOCS / "export.md"))
+    sections = ("Export a model", "Export one program for JAX alone")
+    run_blocks(DOCS / "export.md", "py", names, *sections)
     classifier, weights, tokens = (names[n] for n in ("classifier", "weights", "tokens"))
     ours = classifier.apply({"params": weights}, tokens)
     np.testing.assert_allclose(names["theirs"].numpy(), ours, atol=1e-4)
@@ -167,9 +179,9 @@ def test_the_recipes_align_what_they_say():
     assert objective(step) > objective(critic)
 
 
-def test_the_layout_in_the_readme_is_the_tree():
+def test_the_layout_is_the_tree():
     """It names what is there, and everything at the top of both packages."""
-    text = (ROOT / "README.md").read_text().split("## Layout\n\n")[1].split("\n\n")[0]
+    text = (DOCS / "layout.md").read_text().split("## Folders\n\n")[1].split("\n\n")[0]
     parts = {part.split("/")[0]: part for part in re.split(r"^    (?! )", text, flags=re.M)[1:]}
     for folder in ("align_jax", "train"):
         named = {name.rstrip("/") for name in re.findall(r"\w+(?:\.py\b|/)", parts.pop(folder))}
@@ -178,3 +190,39 @@ def test_the_layout_in_the_readme_is_the_tree():
         top = {path.name for path in (ROOT / folder).iterdir() if "__" not in path.name}
         assert top - {"version.py", "py.typed"} <= named
     assert all((ROOT / name).is_dir() for name in parts)
+
+
+def anchors(page):
+    """What a page's headings are called in its address."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_links_lead_to_a_page_and_its_heading(page):
+    for link in re.findall(r"\]\(([^)]*)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_linked_from_the_first_one():
+    first = (DOCS / "index.md").read_text()
+    missing = [page.stem for page in DOCS.glob("*.md") if f"\n{page.stem}\n" not in first]
+    assert missing == ["index"]
+
+
+WRAPPED = [page for page in TEXTS if page.stem != "performance"]  # whose lines are still long
+
+
+@pytest.mark.parametrize("page", WRAPPED, ids=lambda page: page.stem)
+def test_lines_of_prose_are_short(page):
+    """Tables and commands may be long."""
+    code = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    prose = [line for line in code.splitlines() if not line.startswith(("|", "    ", "!["))]
+    assert [line for line in prose if len(line) > 100] == []
