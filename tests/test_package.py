@@ -1,6 +1,7 @@
 """The wheel and the sdist: what is in them, and what they bring along."""
 
 import email
+import os
 import pathlib
 import subprocess
 import sys
@@ -44,6 +45,20 @@ def test_the_oldest_versions_admitted_are_the_ones_tested():
     lines = (ROOT / ".ci" / "oldest.txt").read_text().splitlines()
     pins = [line.partition("==") for line in lines if "==" in line]
     assert admitted == {name: Version(version) for name, _, version in pins}
+
+
+def test_the_workflow_runs_the_checks_before_it_publishes():
+    """Its commands are files and modules that are here."""
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = {
+        name: [step["run"] for step in job["steps"] if "run" in step]
+        for name, job in workflow["jobs"].items()
+    }
+    assert ".ci/run" in steps["checks"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert workflow["jobs"]["docs"]["needs"] == "checks"
+    assert "python -m sphinx -q -W docs site" in steps["docs"]
 
 
 @pytest.mark.slow  # building fetches setuptools
