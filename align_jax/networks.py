@@ -93,17 +93,17 @@ class Highway(nn.Module):
     adversarial: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*shape D"], beside: Sequence[Layer] = ()) -> Any:
+    def __call__(self, x: Float[Array, "*shape D"], extra_layers: Sequence[Layer] = ()) -> Any:
         """Returns the mixture of input and transformed input, same shape.
 
-        With layers `beside` it, returns a pair: the mixture, and a list of what they make of `x`.
+        With `extra_layers`, returns a pair: the mixture, and a list of what they make of `x`.
         """
         own = [Affine(x.shape[-1], self.adversarial, name=name) for name in ("gate", "transform")]
-        layers = [*(layer(x.shape[-1]) for layer in own), *beside]
+        layers = [*(layer(x.shape[-1]) for layer in own), *extra_layers]
         gate, transformed, *others = _products(x, layers, self.dtype)
         gate = nn.sigmoid(gate)
         mixture = gate * nn.relu(transformed) + (1.0 - gate) * x.astype(gate.dtype)
-        return (mixture, others) if beside else mixture
+        return (mixture, others) if extra_layers else mixture
 
 
 class Critic(nn.Module):
@@ -131,21 +131,21 @@ class Critic(nn.Module):
     adversarial: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*shape D"], beside: Sequence[Layer] = ()) -> Any:
-        """Returns features `[..., F]`; with layers `beside` it, as `Highway` a pair."""
+    def __call__(self, x: Float[Array, "*shape D"], extra_layers: Sequence[Layer] = ()) -> Any:
+        """Returns features `[..., F]`; with `extra_layers`, as `Highway`, a pair."""
         hidden, output = (
             Affine(features, self.adversarial, name=name)
             for name, features in (("hidden", self.hidden_features), ("output", self.features))
         )
         if self.highway:
-            x = Highway(self.dtype, self.adversarial, name="highway")(x, beside)
-            x, others = x if beside else (x, [])
+            x = Highway(self.dtype, self.adversarial, name="highway")(x, extra_layers)
+            x, others = x if extra_layers else (x, [])
             (x,) = _products(x, [hidden(x.shape[-1])], self.dtype)
         else:
-            x, *others = _products(x, [hidden(x.shape[-1]), *beside], self.dtype)
+            x, *others = _products(x, [hidden(x.shape[-1]), *extra_layers], self.dtype)
         x = (nn.leaky_relu if self.highway else nn.relu)(x)
         (x,) = _products(x, [output(self.hidden_features)], self.dtype)
-        return (x, others) if beside else x
+        return (x, others) if extra_layers else x
 
 
 class Discriminator(Critic):
@@ -219,7 +219,7 @@ class CriticAndNavigator(nn.Module):
 
     def __call__(self, x: Float[Array, "*shape D"]) -> tuple[Array, Array]:
         """Returns features `[..., F]` and navigation vectors `[..., G]`."""
-        features, (hidden,) = self.critic(x, beside=[self.navigator.hidden(x.shape[-1])])
+        features, (hidden,) = self.critic(x, extra_layers=[self.navigator.hidden(x.shape[-1])])
         return features, self.navigator.rest(hidden)
 
 
