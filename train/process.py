@@ -6,7 +6,6 @@ can say that it was interrupted while it imports the rest.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import errno
 import os
@@ -236,7 +235,9 @@ def _unraisable(problem: sys.UnraisableHookArgs) -> None:
         # Ctrl-C hit a callback, such as JAX's of each garbage collection, and would be lost.
         told = isinstance(problem.exc_value, Terminated)
         again = signal.SIGTERM if told else signal.SIGINT
-        threading.Timer(0.05, _thread.interrupt_main, (again,)).start()
+        # A real signal: it also ends what the main thread waits in.
+        main = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, (main, again)).start()
     # TensorStore's threads, whose writes failed, find that Orbax has given them up.
     elif str(problem.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(problem)
