@@ -217,10 +217,7 @@ def test_every_page_is_linked_from_the_first_one():
     assert missing == ["index"]
 
 
-WRAPPED = [page for page in TEXTS if page.stem != "performance"]  # whose lines are still long
-
-
-@pytest.mark.parametrize("page", WRAPPED, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
 def test_lines_of_prose_are_short(page):
     """Tables and commands may be long."""
     code = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
