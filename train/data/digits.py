@@ -26,6 +26,7 @@ from train.data.base import (
 )
 
 SPLITS = ("train", "validation", "test")
+CLASSES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Digits(DataSource):
     """The digits, split by class into train, validation and test.
 
     Attributes:
-        seed: of the order of the training examples.
+        seed: of the order of the training examples, and of which they are.
         batch_size: examples per training step.
         eval_batch_size: rows per evaluation batch.
         validation_fraction: share of all examples in the validation split.
         test_fraction: share of all examples in the test split.
         split_seed: of the split itself; apart from `seed`, so that runs with different seeds are
             tested on the same images.
+        train_examples: size of a random subset of the training split to train on, with as much of
+            each class, and another one for each `seed`; 0 for all.
 
     Example:
         >>> next(Digits(seed=0, batch_size=4).train_batches())["image"].shape
@@ -52,6 +55,7 @@ class Digits(DataSource):
     validation_fraction: float = 0.1
     test_fraction: float = 0.3
     split_seed: int = 0
+    train_examples: int = 0
 
     def __post_init__(self) -> None:
         for name in ("validation_fraction", "test_fraction"):
@@ -63,6 +67,13 @@ class Digits(DataSource):
                 f"data.validation_fraction {self.validation_fraction} and data.test_fraction "
                 f"{self.test_fraction} leave nothing to train on; their sum must stay below 1."
             )
+        whole = len(self._rows["train"])
+        # One of each class at least in the subset, and in what is left, or they cannot be cut.
+        if self.train_examples and not CLASSES <= self.train_examples <= whole - CLASSES:
+            raise ValueError(
+                f"data.train_examples is {self.train_examples}; expected 0, for all {whole} "
+                f"training examples, or {CLASSES} to {whole - CLASSES}."
+            )
         if not 1 <= self.batch_size <= self.examples["train"]:
             raise ValueError(
                 f"data.batch_size is {self.batch_size}; expected 1 to "
@@ -72,7 +83,7 @@ class Digits(DataSource):
     @functools.cached_property
     def metadata(self) -> Metadata:
         """The images' size and the number of classes."""
-        return Metadata(model={"image_size": 8, "channels": 1, "num_classes": 10})
+        return Metadata(model={"image_size": 8, "channels": 1, "num_classes": CLASSES})
 
     @functools.cached_property
     def examples(self) -> dict[str, int]:
@@ -98,29 +109,38 @@ class Digits(DataSource):
     def illustration(self, batch: Batch) -> Illustration:
         """The batch's first image."""
         image = np.repeat((255 * batch["image"][0]).astype(np.uint8), 3, axis=-1)
-        names = tuple(str(digit) for digit in range(10))
+        names = tuple(str(digit) for digit in range(CLASSES))
         return Illustration(f"a {names[batch['label'][0]]}", (), names, image)
 
     @functools.cached_property
     def _splits(self) -> dict[str, dict[str, np.ndarray]]:
-        digits = load_digits()
-        images = (digits.images[..., None] / 16.0).astype(np.float32)  # pixels are 0 to 16
-        labels = digits.target.astype(np.int32)
+        rows, (images, labels) = dict(self._rows), _arrays()
+        if self.train_examples:
+            _, rows["train"] = _stratified(rows["train"], labels, self.train_examples, self.seed)
+        return {name: {"image": images[row], "label": labels[row]} for name, row in rows.items()}
 
+    @functools.cached_property
+    def _rows(self) -> dict[str, np.ndarray]:
+        """Which of all examples each split holds."""
+        _, labels = _arrays()
         rest, test = _stratified(
             np.arange(len(labels)), labels, self.test_fraction, self.split_seed
         )
         share = self.validation_fraction / (1.0 - self.test_fraction)
         train, validation = _stratified(rest, labels, share, self.split_seed)
-        rows = {"train": train, "validation": validation, "test": test}
-        return {name: {"image": images[row], "label": labels[row]} for name, row in rows.items()}
+        return {"train": train, "validation": validation, "test": test}
+
+
+def _arrays() -> tuple[np.ndarray, np.ndarray]:
+    """All images, float32 [n, 8, 8, 1] from 0 to 1, and their labels."""
+    digits = load_digits()
+    images = (digits.images[..., None] / 16.0).astype(np.float32)  # pixels are 0 to 16
+    return images, digits.target.astype(np.int32)
 
 
 def _stratified(
-    rows: np.ndarray, labels: np.ndarray, fraction: float, seed: int
+    rows: np.ndarray, labels: np.ndarray, size: float | int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts `rows` in two, each class in the same proportion; the second part is `fraction`."""
-    first, second = train_test_split(
-        rows, test_size=fraction, stratify=labels[rows], random_state=seed
-    )
+    """Cuts `rows` in two, each class in the same proportion; the second has that size, or share."""
+    first, second = train_test_split(rows, test_size=size, stratify=labels[rows], random_state=seed)
     return np.sort(first), np.sort(second)

@@ -1,4 +1,4 @@
-"""Classification: softmax cross-entropy, accuracy and expected calibration error."""
+"""Classification: softmax cross-entropy, accuracy, expected calibration error, Brier score."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ class Classification(Task):
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
     def metrics(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Any]:
-        """Accuracy in [0, 1] and the reliability bins."""
+        """Accuracy in [0, 1], the reliability bins, and the Brier score in [0, 2]."""
         probabilities, mask = self.probabilities(outputs), batch["mask"]
+        truth = jax.nn.one_hot(batch["label"], probabilities.shape[-1])
         return {
             "accuracy": Mean.of(probabilities.argmax(axis=-1) == batch["label"], mask),
             "ece": Calibration.of(
                 probabilities, batch["label"], bins=self.calibration_bins, where=mask
             ),
+            "brier": Mean.of(jnp.square(probabilities - truth).sum(axis=-1), mask),
         }
 
     def stochastic_metrics(self, outputs: Float[Array, "S B C"], batch: Batch) -> dict[str, Any]:

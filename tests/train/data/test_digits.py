@@ -36,6 +36,24 @@ def test_the_split_does_not_depend_on_the_runs_seed() -> None:
     np.testing.assert_array_equal(rows(Digits(seed=0), "test")[1], rows(Digits(seed=1), "test")[1])
 
 
+def test_a_subset_has_as_much_of_each_class_and_others_with_each_seed() -> None:
+    """100 of 718 training images; the splits that measure stay as they are."""
+    whole = Digits(test_fraction=0.5)
+    pool = {image.tobytes() for image in rows(whole, "train")[0]}
+    few = [Digits(seed=seed, test_fraction=0.5, train_examples=100) for seed in (0, 1)]
+    images = [{image.tobytes() for image in rows(source, "train")[0]} for source in few]
+    assert (whole.examples["train"], few[0].examples["train"]) == (718, 100)
+    assert [len(x) for x in images] == [100, 100]
+    assert all(x <= pool for x in images)
+    assert len(images[0] & images[1]) < 40  # 14 are expected of two independent draws
+    for source in few:
+        assert set(np.bincount(rows(source, "train")[1])) <= {9, 10, 11}
+        np.testing.assert_array_equal(rows(source, "test")[0], rows(whole, "test")[0])
+        assert {x.tobytes() for x in next(source.train_batches())["image"]} <= pool
+    again = Digits(seed=1, test_fraction=0.5, train_examples=100)
+    np.testing.assert_array_equal(rows(again, "train")[0], rows(few[1], "train")[0])
+
+
 def test_metadata_counts_the_splits() -> None:
     source = Digits(validation_fraction=0.2, test_fraction=0.3)
     counted = {split: len(rows(source, split)[1]) for split in SPLITS}
@@ -50,6 +68,10 @@ def test_metadata_counts_the_splits() -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 5000}, "batch_size is 5000"),
         ({"test_fraction": 0.0}, "test_fraction is 0.0"),
+        ({"train_examples": 9}, "train_examples is 9; expected 0, for all 1077 .* or 10"),
+        ({"train_examples": -1}, "train_examples is -1"),
+        ({"train_examples": 1068}, "train_examples is 1068; .* to 1067"),
+        ({"train_examples": 50}, "batch_size is 64; expected 1 to 50"),
         ({"test_fraction": 0.6, "validation_fraction": 0.4}, "leave nothing to train on"),
     ],
 )

@@ -33,6 +33,8 @@ def test_metrics_leave_out_padding() -> None:
     expected = accuracy_score(BATCH["label"][:4], LOGITS[:4].argmax(axis=1))
     assert values["accuracy"] == pytest.approx(expected)
     assert 0.0 <= values["ece"] <= 1.0
+    probabilities = np.exp(LOGITS[:4]) / np.exp(LOGITS[:4]).sum(axis=1, keepdims=True)
+    assert values["brier"] == pytest.approx(np.square(probabilities - np.eye(4)).sum() / 4)
 
 
 def test_a_missing_input_is_named() -> None:
