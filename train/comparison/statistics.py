@@ -125,3 +125,75 @@ def findings(values: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
         if base and method != PLAIN
         for metric, of_seeds in metrics.items()
     ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for being many (Holm 1979): all of them at most alpha are found together.
+
+    Whatever the tests have in common, the chance of one false finding among them stays below alpha.
+
+    Args:
+        p_values: of each test, in [0, 1].
+
+    Returns:
+        The adjusted ones, in the same order.
+
+    Raises:
+        ValueError: one is not in [0, 1].
+
+    Example:
+        >>> holm([0.25, 0.125, 0.5])
+        [0.5, 0.375, 0.5]
+    """
+    given = np.asarray(p_values, np.float64)
+    if not ((given >= 0.0) & (given <= 1.0)).all():
+        raise ValueError(f"p_values are {given.tolist()}; expected numbers in [0, 1].")
+    order = np.argsort(given, kind="stable")
+    stepped = given[order] * np.arange(len(given), 0, -1)
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return adjusted.tolist()
+
+
+def detectable_difference(
+    spread: float, pairs: int, power: float = 0.8, significance: float = 1.0 - CONFIDENCE
+) -> float:
+    """The mean difference that a two-sided paired t-test finds with the given power.
+
+    Args:
+        spread: standard deviation of the differences between pairs. Of two methods that each vary
+            by s and have nothing in common it is s times the root of 2, of paired ones less.
+        pairs: their number.
+        power: the chance to find it.
+        significance: the chance to find a difference where there is none.
+
+    Raises:
+        ValueError: the spread is negative, there are fewer than two pairs, or `significance` is not
+            in (0, 1) and `power` not between it and 1.
+
+    Example:
+        >>> round(detectable_difference(spread=1.0, pairs=34), 3)
+        0.495
+    """
+    if not spread >= 0.0 or pairs < 2 or not 0.0 < significance < power < 1.0:
+        raise ValueError(
+            f"spread is {spread}, pairs {pairs}, power {power} and significance {significance}; "
+            f"expected spread >= 0, pairs >= 2 and 0 < significance < power < 1."
+        )
+    import scipy.optimize
+    import scipy.stats
+
+    # Given the spread that is estimated, the test is one of a normal mean; its power is the mean
+    # over that spread. (scipy's noncentral t is NaN for few pairs.)
+    freedom, shares = pairs - 1, (np.arange(10_000) + 0.5) / 10_000
+    limit = scipy.stats.t.isf(significance / 2, freedom)
+    limits = limit * np.sqrt(scipy.stats.chi2.ppf(shares, freedom) / freedom)
+
+    def missing(shift: float) -> float:
+        above, below = scipy.stats.norm.sf(limits - shift), scipy.stats.norm.cdf(-limits - shift)
+        return float((above + below).mean() - power)
+
+    upper = limit + scipy.stats.norm.ppf(power) + 1.0
+    while missing(upper) < 0.0:
+        upper *= 2.0
+    return float(scipy.optimize.brentq(missing, 0.0, upper)) * spread / pairs**0.5
