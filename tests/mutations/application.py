@@ -787,6 +787,40 @@ _RESULTS: tuple[Mutation, ...] = (
             "self.p_value > 1.0 - CONFIDENCE",
             "self.p_value > CONFIDENCE",
         ),
+        (
+            "holm-counts-no-test-down",
+            "stepped = given[order] * np.arange(len(given), 0, -1)",
+            "stepped = given[order] * len(given)",
+        ),
+        (
+            "a-larger-p-may-end-below-a-smaller-one",
+            "np.maximum.accumulate(stepped)",
+            "stepped",
+        ),
+        (
+            "the-power-of-a-one-sided-test",
+            "limit = scipy.stats.t.isf(significance / 2, freedom)",
+            "limit = scipy.stats.t.isf(significance, freedom)",
+        ),
+    ),
+    *faults(
+        "train/comparison/study.py",
+        "tests/train/comparison/test_study.py",
+        (
+            "seeds-are-paired-by-their-order",
+            "([of[x][metric] for x in seeds] for of in (of_seeds, runs[plain]))",
+            "([x[metric] for x in of.values()][: len(seeds)] for of in (of_seeds, runs[plain]))",
+        ),
+        ("a-run-that-is-there-twice-counts-once", "if seed in of_arm:", "if False:"),
+    ),
+    *faults(
+        "train/data/digits.py",
+        "tests/train/data/test_digits.py",
+        (
+            "every-seed-learns-from-the-same-digits",
+            "labels, self.train_examples, self.seed)",
+            "labels, self.train_examples, self.split_seed)",
+        ),
     ),
     *faults(
         "train/comparison/table.py",

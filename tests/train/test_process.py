@@ -256,7 +256,9 @@ def test_closed_output_is_said_before_anything_is_done(monkeypatch, capsys) -> N
     assert capsys.readouterr().err.startswith("error: standard output is closed.")
 
 
-@pytest.mark.parametrize("module", ["train", "train.report", "train.reproduce", "train.benchmarks"])
+@pytest.mark.parametrize(
+    "module", ["train", "train.report", "train.study", "train.reproduce", "train.benchmarks"]
+)
 def test_commands_say_that_their_output_is_full(module: str) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")

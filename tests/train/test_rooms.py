@@ -13,8 +13,8 @@ ROOT = pathlib.Path(train.__file__).parent
 # From the bottom up: a room imports only from itself and from those before it.
 ROOMS = (
     "process", "registry", "places", "tasks", "data", "step", "devices", "experiment", "configs",
-    "run", "cli", "benchmarks", "comparison", "predictor", "attack", "report", "sweep", "predict",
-    "reproduce", "__main__",
+    "run", "cli", "benchmarks", "comparison", "predictor", "attack", "report", "study", "sweep",
+    "predict", "reproduce", "__main__",
 )  # fmt: skip
 
 

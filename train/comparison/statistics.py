@@ -27,7 +27,7 @@ class Difference:
         interval: how the interval was found.
         unit: what a pair shares, "seed" or "example".
         p_value: of the sign-flip permutation test (Fisher 1935), beside a bootstrap interval, which
-            is too narrow where few pairs differ at all.
+            is too narrow where few pairs differ at all; or that of `paired_t_test`.
     """
 
     mean: float
@@ -51,11 +51,50 @@ class Difference:
         if self.low is None or self.high is None:
             return f"{start} with one {self.unit}, which tells nothing about noise."
         verdict = "within noise" if self.within_noise else "more than noise"
-        test = "" if self.p_value is None else f", sign flips p = {self.p_value:.2g}"
+        by = "sign flips " if self.interval == "bootstrap" else ""
+        test = "" if self.p_value is None else f", {by}p = {self.p_value:.2g}"
         return (
             f"{start}, {CONFIDENCE:.0%} interval [{self.low:+.4f}, {self.high:+.4f}] "
             f"({self.interval}{test}, {self.pairs} paired {self.unit}s): {verdict}."
         )
+
+
+def paired_t_test(values: Sequence[float], base: Sequence[float], unit: str = "seed") -> Difference:
+    """The mean difference with Student's interval and p-value, of however many pairs.
+
+    For a study whose test is named before it is run; `paired_difference` chooses one by the number
+    of pairs.
+
+    Args:
+        values: one method's, by what the pairs share.
+        base: the other's, in the same order.
+        unit: what a pair shares.
+
+    Raises:
+        ValueError: they are not of one length, or empty.
+
+    Example:
+        >>> found = paired_t_test([0.9, 0.8, 0.7], [0.7, 0.7, 0.7])
+        >>> round(found.mean, 3), round(found.p_value, 3)
+        (0.1, 0.225)
+    """
+    if len(values) != len(base) or not len(values):
+        raise ValueError(
+            f"values and base must pair up by {unit}; got {len(values)} and {len(base)} of them."
+        )
+    import scipy.stats
+
+    differences = np.asarray(values, np.float64) - np.asarray(base, np.float64)
+    mean, count = float(differences.mean()), len(differences)
+    if count == 1:
+        return Difference(mean, None, None, count, "", unit)
+    if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):  # nothing to divide by, or to resample
+        p_value = 1.0 if abs(mean) <= 1e-12 else 0.0
+        return Difference(mean, mean, mean, count, "no spread", unit, p_value)
+    error = scipy.stats.sem(differences)
+    low, high = scipy.stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=error)
+    p_value = 2.0 * float(scipy.stats.t.sf(abs(mean) / error, count - 1))
+    return Difference(mean, float(low), float(high), count, "Student's t", unit, p_value)
 
 
 def paired_difference(
@@ -78,25 +117,14 @@ def paired_difference(
         >>> round(paired_difference([0.9, 0.8], [0.8, 0.75]).mean, 3)
         0.075
     """
-    if len(values) != len(base) or not len(values):
-        raise ValueError(
-            f"values and base must pair up by {unit}; got {len(values)} and {len(base)} of them."
-        )
+    found = paired_t_test(values, base, unit)
+    if found.pairs < LEAST_FOR_BOOTSTRAP or found.interval != "Student's t":
+        return dataclasses.replace(found, p_value=None)  # the interval says it all
     import scipy.stats
 
     differences = np.asarray(values, np.float64) - np.asarray(base, np.float64)
-    mean, count = float(differences.mean()), len(differences)
-    spread = float(np.ptp(differences))
-    if count == 1:
-        return Difference(mean, None, None, count, "", unit)
-    if spread <= 1e-12 * max(1.0, abs(mean)):  # nothing to resample or to divide by
-        return Difference(mean, mean, mean, count, "no spread", unit)
-    if count < LEAST_FOR_BOOTSTRAP:
-        error = scipy.stats.sem(differences)
-        low, high = scipy.stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=error)
-        return Difference(mean, float(low), float(high), count, "Student's t", unit)
     rng = np.random.default_rng(0)
-    found = scipy.stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (differences,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="BCa",
         rng=rng,
     ).confidence_interval  # fmt: skip
@@ -107,8 +135,10 @@ def paired_difference(
         (flipped,), np.sum, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
         rng=rng,
     )  # fmt: skip
-    low, high, p_value = float(found.low), float(found.high), float(test.pvalue)
-    return Difference(mean, low, high, count, "bootstrap", unit, p_value)
+    return dataclasses.replace(
+        found, low=float(interval.low), high=float(interval.high), interval="bootstrap",
+        p_value=float(test.pvalue),
+    )  # fmt: skip
 
 
 def findings(values: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:

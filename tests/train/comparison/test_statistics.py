@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from train.comparison.statistics import LEAST_FOR_BOOTSTRAP, findings, paired_difference
+from train.comparison.statistics import (
+    LEAST_FOR_BOOTSTRAP,
+    detectable_difference,
+    findings,
+    holm,
+    paired_difference,
+    paired_t_test,
+)
 
 
 def test_few_seeds_have_the_interval_of_the_paired_t_test(rng) -> None:
@@ -90,3 +97,68 @@ def test_sentences_compare_every_method_with_the_plain_model() -> None:
 def test_seeds_that_do_not_pair_up_are_refused() -> None:
     with pytest.raises(ValueError, match="must pair up by seed; got 2 and 1 of them"):
         paired_difference([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_the_named_test_is_scipys_paired_t_test_of_any_number_of_pairs(rng, count) -> None:
+    values, base = rng.normal(size=(2, count))
+    found, expected = paired_t_test(values, base), scipy.stats.ttest_rel(values, base)
+    interval = expected.confidence_interval(0.95)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert "sign flips" not in found.sentence("ct", "accuracy")
+
+
+def test_equal_differences_are_certain_and_no_difference_is_none() -> None:
+    assert paired_t_test([2.0, 3.0], [1.0, 2.0]).p_value == 0.0
+    assert paired_t_test([2.0, 3.0], [2.0, 3.0]).p_value == 1.0
+    assert paired_t_test([2.0], [1.0]).p_value is None
+
+
+def test_holm_is_that_of_r() -> None:
+    """p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.005), "holm"), and by hand for ties and the cap."""
+    adjusted = holm([0.01, 0.02, 0.03, 0.04, 0.005])
+    assert adjusted == pytest.approx([0.04, 0.06, 0.06, 0.06, 0.025])
+    assert holm([0.02, 0.9, 0.02]) == pytest.approx([0.06, 0.9, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_keeps_the_chance_of_one_false_finding(rng) -> None:
+    """20 tests of nothing at 5 %: of 400 studies 20 are expected to find something, not 256."""
+    false = sum(min(holm(rng.uniform(size=20).tolist())) <= 0.05 for _ in range(400))
+    assert 5 <= false <= 40
+
+
+@pytest.mark.parametrize("p_values", [[0.1, 1.5], [-0.1], [float("nan")]])
+def test_what_is_no_p_value_is_refused(p_values) -> None:
+    with pytest.raises(ValueError, match=r"expected numbers in \[0, 1\]"):
+        holm(p_values)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "power", "significance"),
+    [(2, 0.8, 0.05), (10, 0.8, 0.05), (34, 0.8, 0.05), (20, 0.9, 0.05 / 36), (200, 0.5, 0.01)],
+)
+def test_the_detectable_difference_is_found_that_often(rng, pairs, power, significance) -> None:
+    """Of 20,000 made-up experiments with that mean difference, scipy's test finds the share."""
+    shift = detectable_difference(2.0, pairs, power, significance)
+    differences = rng.normal(shift, 2.0, size=(20_000, pairs))
+    found = scipy.stats.ttest_1samp(differences, 0.0, axis=1).pvalue < significance
+    assert found.mean() == pytest.approx(power, abs=0.015)
+
+
+def test_the_detectable_difference_is_that_of_the_textbooks() -> None:
+    """Half a standard deviation takes 34 pairs (33.4; Cohen 1988), and many pairs the normal."""
+    assert detectable_difference(1.0, 33) > 0.5 > detectable_difference(1.0, 34)
+    assert detectable_difference(1.0, 10**6) == pytest.approx(2.8016e-3, rel=1e-3)
+    assert detectable_difference(0.0, 5) == 0.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"pairs": 1}, {"spread": -1.0}, {"spread": float("nan")}, {"power": 0.01}, {"power": 1.0}],
+)
+def test_an_impossible_power_is_refused(settings) -> None:
+    with pytest.raises(ValueError, match="expected spread >= 0, pairs >= 2"):
+        detectable_difference(**{"spread": 1.0, "pairs": 10, **settings})

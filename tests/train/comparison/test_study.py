@@ -1,0 +1,120 @@
+"""A study's table, against the tests of scipy on the same made-up runs."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from train.comparison.statistics import detectable_difference, holm
+from train.comparison.study import Runs, compare, name_of, read_csv, to_csv, to_markdown
+from train.registry import ConfigError
+
+PLAIN, ENERGY, DROPOUT = ("", "none", ""), ("", "energy", "1"), ("dropout=0.5", "none", "")
+
+
+def made_up(rng: np.random.Generator) -> Runs:
+    gain = {PLAIN: 0.0, ENERGY: 0.05, DROPOUT: 0.0}
+    base = rng.normal(0.8, 0.05, size=6)
+    return {
+        arm: {
+            seed: {
+                "accuracy": round(base[seed] + more + rng.normal(0, 0.01), 6),
+                "loss": round(rng.normal(1.0, 0.1), 6),
+                "scale_free_mmd": 0.25,
+            }
+            for seed in range(6)
+        }
+        for arm, more in gain.items()
+    }
+
+
+def test_every_comparison_is_the_paired_t_test_corrected_for_all_of_them(rng) -> None:
+    runs = made_up(rng)
+    found = compare(runs)
+    assert [(one.arm, one.metric) for one in found] == [
+        (arm, metric) for arm in (ENERGY, DROPOUT) for metric in ("accuracy", "loss")
+    ]
+    tests = []
+    for one in found:
+        values, base = ([runs[arm][x][one.metric] for x in range(6)] for arm in (one.arm, PLAIN))
+        test = scipy.stats.ttest_rel(values, base)
+        interval = test.confidence_interval(0.95)
+        assert (one.low, one.high) == pytest.approx((interval.low, interval.high))
+        assert one.spread == pytest.approx(np.std(np.subtract(values, base), ddof=1))
+        tests.append(test.pvalue)
+    assert [one.adjusted for one in found] == pytest.approx(holm(tests))
+    assert found[0].adjusted < 0.05 < found[1].adjusted
+
+
+def test_only_seeds_that_the_plain_model_has_are_compared(rng) -> None:
+    runs = made_up(rng)
+    runs[ENERGY] = {9: runs[ENERGY][0], **{x: runs[ENERGY][x] for x in (4, 2, 1)}}
+    assert [one.pairs for one in compare(runs)] == [3, 3, 6, 6]
+    expected = np.mean([runs[ENERGY][x]["loss"] - runs[PLAIN][x]["loss"] for x in (1, 2, 4)])
+    assert compare(runs)[1].mean == pytest.approx(expected)
+    runs[ENERGY] = {1: runs[ENERGY][1], 9: runs[ENERGY][9]}
+    with pytest.raises(ConfigError, match=r"energy \(weight 1\) shares 1 seeds"):
+        compare(runs)
+    del runs[PLAIN]
+    with pytest.raises(ConfigError, match="no run of the plain model"):
+        compare(runs)
+
+
+def test_the_table_of_the_file_is_the_one_of_the_runs(rng, tmp_path) -> None:
+    runs, path = made_up(rng), tmp_path / "study.csv"
+    path.write_text(to_csv(runs))
+    assert read_csv(path) == runs
+    assert to_markdown(read_csv(path)) == to_markdown(runs)
+
+
+def test_the_table_says_points_intervals_and_what_could_have_been_found(rng) -> None:
+    runs = made_up(rng)
+    one, text = compare(runs)[0], to_markdown(runs)
+    rows = [line for line in text.splitlines() if line.startswith("| energy")]
+    shown = f"{100 * one.mean:+.2f} [{100 * one.low:+.2f}, {100 * one.high:+.2f}]"
+    assert f"| 6 | {shown}, p = {one.adjusted:.2g} |" in rows[0]
+    assert rows[0].endswith("| 0.250 ± 0.000 |")
+    alone, of_four = (
+        100 * detectable_difference(one.spread, 6, significance=0.05 / count) for count in (1, 4)
+    )
+    assert f"| {alone:.2f} / {of_four:.2f} |" in rows[1]
+    assert "all 4 comparisons" in text
+    assert re.search(r"^\| plain \| 6 \| \d\d\.\d\d ± ", text, flags=re.MULTILINE)
+
+
+def test_arms_have_names() -> None:
+    assert [name_of(arm) for arm in (PLAIN, ENERGY, DROPOUT)] == [
+        "plain", "energy (weight 1)", "plain, dropout=0.5",
+    ]  # fmt: skip
+
+
+HEAD = "config,method,weight,seed,accuracy\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no study: expected the columns config, method"),
+        (HEAD, "0 runs"),
+        ("config,method,weight,seed\n,none,,0\n", "one for each metric"),
+        (HEAD + ",none,,0,0.9\n,none,,0,0.8\n", "line 3: this run is there twice"),
+        (HEAD + ",none,,x,0.9\n", "line 2: invalid literal"),
+        (HEAD + ",none,,0,high\n", "line 2: could not convert"),
+        (HEAD + ",none,,0,nan\n", "line 2: a number is not finite"),
+        (HEAD + ",none,,0,0.9,0.9\n", "line 2: .* more fields than columns"),
+        (HEAD + ",none,,0\n", "line 2: float"),
+        (HEAD + ',none,,"0\n', "cannot be read as a table"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_line(tmp_path, text, message) -> None:
+    path = pathlib.Path(tmp_path, "study.csv")
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_csv(path)
+    assert str(path) in str(raised.value)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_csv(path.with_name("none.csv"))

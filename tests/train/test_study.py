@@ -1,0 +1,58 @@
+"""The command that makes a study's table, on made-up runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.train.report.studies import write_run
+from train.comparison.study import read_csv
+from train.registry import ConfigError
+from train.study import collect, main
+
+
+@pytest.fixture
+def folders(tmp_path, tiny_config):
+    """A sweep with two weights, and a control in another folder."""
+    names = {"eval__report": ("accuracy", "loss")}
+    for number, method in enumerate(("energy", "energy:0.5", "none")):
+        for seed in range(3):
+            values = {"accuracy": 0.5 + 0.1 * number + 0.01 * seed, "loss": 1.0 + seed}
+            write_run(
+                tmp_path / "a", tiny_config("none", **names), method, seed, {"test": values},
+                scale_free_mmd=0.5,
+            )  # fmt: skip
+    control = tiny_config("none", model__attention_dropout=0.3, **names)
+    for seed in range(2):
+        values = {"accuracy": 0.75, "loss": 1.0}
+        write_run(tmp_path / "b", control, "none", seed, {"test": values}, scale_free_mmd=0.25)
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def test_runs_become_a_table_and_the_table_says_the_same(folders, tmp_path, capsys) -> None:
+    runs = collect(folders)
+    arms = [("", "none", ""), ("", "energy", "1"), ("", "energy", "0.5")]
+    control = ("model.attention_dropout=0.3", "none", "")
+    assert set(runs) == {*arms, control}
+    assert runs[arms[2]][2] == {"accuracy": pytest.approx(0.62), "loss": 3.0, "scale_free_mmd": 0.5}
+    assert list(runs[control]) == [0, 1]
+    table = tmp_path / "study.csv"
+    assert main([*map(str, folders), f"--csv={table}"]) == 0
+    first = capsys.readouterr().out
+    assert read_csv(table).keys() == runs.keys()
+    assert main([str(table)]) == 0
+    assert first == f"11 runs: {table}\n\n{capsys.readouterr().out}"
+
+
+def test_what_is_missing_or_there_twice_is_named(folders, tmp_path, tiny_config, capsys) -> None:
+    (tmp_path / "b" / "none-seed0" / "result.json").unlink()
+    with pytest.raises(ConfigError, match="1 runs are not finished, such as .*none-seed0"):
+        collect(folders)
+    with pytest.raises(ConfigError, match="left aside"):
+        collect([folders[0], folders[0]])
+    write_run(tmp_path / "c", tiny_config(), "ct", 0, {"test": {"accuracy": 0.9}})
+    with pytest.raises(ConfigError, match="no plain run"):
+        collect([tmp_path / "c"])
+    with pytest.raises(ConfigError, match="ct-seed0 has no loss, scale_free_mmd, which"):
+        collect([folders[0], tmp_path / "c"])
+    assert main([str(tmp_path / "x.csv"), str(folders[0])]) == 2
+    assert "alone or the folders of runs" in capsys.readouterr().err

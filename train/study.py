@@ -1,0 +1,134 @@
+"""Compares many methods with the plain model: intervals, Holm's correction, detectable differences.
+
+    python -m train.study runs/digits-sweep runs/other-sweep --csv=docs/study.csv
+    python -m train.study docs/study.csv
+
+The first takes finished runs (`python -m train.sweep`, `python -m train`) into one small table, a
+line per run; the second shows what came of them, as Markdown, from that table alone. Runs of other
+configs, such as controls, may be among them; what the first plain run does not have names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from align_jax import AlignmentConfig
+from align_jax.config import PLAIN
+from train import process
+from train.comparison.study import BESIDE, Runs, read_csv, to_csv, to_markdown
+from train.comparison.table import place
+from train.places import place_of
+from train.registry import ConfigError
+from train.report.runs import Run, config_keys, read_studies
+from train.run.folder import write_text
+
+SKIPPED = ("seed", "alignment.method", "alignment.weight")  # columns of their own
+
+
+def collect(folders: Sequence[pathlib.Path]) -> Runs:
+    """The finished runs in some folders, with the metrics that the first one reports.
+
+    Args:
+        folders: of runs or of sweeps.
+
+    Raises:
+        ConfigError: no plain run is among them, a run is not finished, is there twice, or lacks a
+            metric.
+        CheckpointError: a folder holds no run, or a file in it is damaged.
+    """
+    studies = read_studies(folders)
+    notes = [note for study in studies for note in study.notes]
+    if notes:
+        raise ConfigError(f"{notes[0]} Give each run once.")
+    found = [run for study in studies for seeds in study.runs.values() for run in seeds.values()]
+    unfinished = [run.folder for run in found if run.result is None]
+    if unfinished:
+        raise ConfigError(
+            f"{len(unfinished)} runs are not finished, such as {unfinished[0]}; start their "
+            f"command again, or remove their folders."
+        )
+    plain = next((run for run in found if run.values["alignment"]["method"] == PLAIN), None)
+    if plain is None:
+        raise ConfigError("There is no plain run among these (method none) to compare with.")
+    runs: Runs = {}
+    for run in found:
+        section = run.values["alignment"]
+        arm = (_differences(run, plain), section["method"], _weight(section))
+        runs.setdefault(arm, {})[run.seed] = _measured(run, plain)
+    return runs
+
+
+def _measured(run: Run, plain: Run) -> dict[str, float]:
+    """The metrics that the plain run's config reports, and whether the method aligned."""
+    assert run.result is not None  # all are finished
+    assert plain.result is not None
+    values = {}
+    for name in plain.values["eval"]["report"]:
+        split, metric = place(name, plain.values["eval"]["final"][-1])
+        values[name] = run.result["metrics"].get(split, {}).get(metric)
+    values |= {name: run.result.get(name) for name in BESIDE if plain.result.get(name) is not None}
+    lacking = [name for name, value in values.items() if value is None]
+    if lacking:
+        raise ConfigError(
+            f"{run.folder} has no {', '.join(lacking)}, which {plain.folder} reports; make both "
+            f"with one config."
+        )
+    return values
+
+
+def _differences(run: Run, plain: Run) -> str:
+    """What a run's config has that the plain one's has not; "" for nothing."""
+    ours, theirs = config_keys(run.values), config_keys(plain.values)
+    method = run.values["alignment"]["method"]
+    # A plain model's settings of alignment have no effect.
+    keys = [
+        key for key in ours
+        if key not in SKIPPED and not (method == PLAIN and key.startswith("alignment."))
+    ]  # fmt: skip
+    return " ".join(f"{key}={ours[key]}" for key in keys if ours[key] != theirs.get(key))
+
+
+def _weight(section: dict[str, Any]) -> str:
+    """Of the alignment, as a number; "" for a plain model."""
+    if section["method"] == PLAIN:
+        return ""
+    weight = section["weight"]
+    return f"{AlignmentConfig(section['method']).default_weight if weight is None else weight:g}"
+
+
+def main(arguments: list[str] | None = None) -> process.Status:
+    """Runs the command; returns its exit status."""
+    options = _options(arguments)
+    return process.status_of(lambda: _study(options))
+
+
+def _study(options: argparse.Namespace) -> None:
+    sources = [place_of(source, "SOURCE") for source in options.sources]
+    tables = [source for source in sources if source.suffix == ".csv"]
+    if tables and (len(sources) > 1 or options.csv):
+        raise ConfigError(f"Give either {tables[0]} alone or the folders of runs.")
+    runs = read_csv(tables[0]) if tables else collect(sources)
+    text = to_markdown(runs)
+    if options.csv:
+        path = place_of(options.csv, "--csv")
+        write_text(path, to_csv(runs))
+        print(f"{sum(map(len, runs.values()))} runs: {path}\n")
+    print(text, end="")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.study", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("sources", nargs="+", metavar="SOURCE",
+                        help="folders of runs or sweeps, or one table of them (*.csv)")  # fmt: skip
+    parser.add_argument("--csv", help="where to write the table of the runs")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    process.run(main)
