@@ -227,7 +227,7 @@ def _shared_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Array,
 
 
 def _column_start(*tokens: Array) -> tuple[Array, ...]:
-    """Zeros for `_column_sums` to be added to."""
+    """Zeros for `blocks.column_sums` to be added to."""
     return tuple(jnp.zeros_like(blocks.transposed(x)) for x in tokens)
 
 

@@ -182,7 +182,7 @@ def _in_float32(numbers: Any) -> tuple[Any, Any]:
     def on_cpu(lhs: Array, rhs: Array) -> Array:
         if numbers != _COLUMNS_COLUMNS:
             product = elsewhere(lhs, rhs)
-        else:  # as in `_of_kernel`, but only a layout keeps XLA from the transpose, no barrier
+        else:  # as in `_by_kernel`, but only a layout keeps XLA from the transpose, no barrier
             columns = layout.with_layout_constraint(lhs.T, layout.Layout((0, 1)))
             product = elsewhere(columns, rhs, _ROWS_COLUMNS)
         # The barrier keeps XLA from a transposed product, which it could not compute.

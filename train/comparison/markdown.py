@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 # Anywhere in a line, and what only its beginning means something for.
 _MARKS = re.compile(r"[\\`*_{}\[\]<>|~$#&]|(?<=:)//|(?<=www)\.", re.IGNORECASE)
@@ -32,3 +33,18 @@ def code(text: str) -> str:
     """
     text = _NO_TEXT.sub("\ufffd", " ".join(text.split()))
     return f"`{text}`" if text and "`" not in text else literal(text)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table: text in its first column, numbers in the others.
+
+    Args:
+        head: the columns' titles, as Markdown.
+        rows: their cells, likewise.
+
+    Example:
+        >>> table(["method", "loss"], [["plain", "0.5"]])
+        ['| method | loss |', '| --- | ---: |', '| plain | 0.5 |']
+    """
+    marks = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(line)} |" for line in (head, marks, *rows)]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from align_jax.config import PLAIN
+from train.comparison import markdown
 from train.comparison.markdown import literal
 from train.comparison.statistics import (
     CONFIDENCE,
@@ -240,7 +241,5 @@ def _digits(metric: str) -> int:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    texts = ["| " + " | ".join(line) + " |" for line in lines]
-    texts += ["| " + " | ".join([literal(row[0]), *row[1:]]) + " |" for row in rows]
-    return "\n".join(texts) + "\n"
+    named = [[literal(name), *numbers] for name, *numbers in rows]
+    return "\n".join(markdown.table(head, named)) + "\n"

@@ -11,6 +11,7 @@ import rich.table
 from rich.markup import escape
 
 from train.benchmarks.step_time import StepTime
+from train.comparison import markdown
 from train.comparison.markdown import literal
 
 
@@ -133,11 +134,9 @@ def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
 
 def to_markdown(rows: Mapping[str, Row]) -> str:
     """The table for a README."""
-    columns = list(next(iter(rows.values())))
-    head = " | ".join(map(literal, ["method", *columns]))
-    lines = [f"| {head} |", f"| --- |{' ---: |' * len(columns)}"]
-    lines += [f"| {literal(method)} | {' | '.join(_texts(row))} |" for method, row in rows.items()]
-    return "\n".join(lines) + "\n"
+    head = map(literal, ["method", *next(iter(rows.values()))])
+    lines = [[literal(method), *_texts(row)] for method, row in rows.items()]
+    return "\n".join(markdown.table(list(head), lines)) + "\n"
 
 
 def to_json(rows: Mapping[str, Row]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Digits(DataSource):
 
     @functools.cached_property
     def _splits(self) -> dict[str, dict[str, np.ndarray]]:
-        rows, (images, labels) = dict(self._rows), _arrays()
+        rows, (images, labels) = dict(self._rows), self._arrays
         if self.train_examples:
             _, rows["train"] = _stratified(rows["train"], labels, self.train_examples, self.seed)
         return {name: {"image": images[row], "label": labels[row]} for name, row in rows.items()}
@@ -122,7 +122,7 @@ class Digits(DataSource):
     @functools.cached_property
     def _rows(self) -> dict[str, np.ndarray]:
         """Which of all examples each split holds."""
-        _, labels = _arrays()
+        _, labels = self._arrays
         rest, test = _stratified(
             np.arange(len(labels)), labels, self.test_fraction, self.split_seed
         )
@@ -130,12 +130,12 @@ class Digits(DataSource):
         train, validation = _stratified(rest, labels, share, self.split_seed)
         return {"train": train, "validation": validation, "test": test}
 
-
-def _arrays() -> tuple[np.ndarray, np.ndarray]:
-    """All images, float32 [n, 8, 8, 1] from 0 to 1, and their labels."""
-    digits = load_digits()
-    images = (digits.images[..., None] / 16.0).astype(np.float32)  # pixels are 0 to 16
-    return images, digits.target.astype(np.int32)
+    @functools.cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images, float32 [n, 8, 8, 1] from 0 to 1, and their labels."""
+        digits = load_digits()
+        images = (digits.images[..., None] / 16.0).astype(np.float32)  # pixels are 0 to 16
+        return images, digits.target.astype(np.int32)
 
 
 def _stratified(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import jinja2
 
+from train.comparison import markdown
 from train.comparison.markdown import code, literal
 from train.report import summary
 from train.report.attacks import attacks
@@ -168,8 +169,5 @@ def _section_lines(part: Section) -> list[str]:
 
 
 def _table_lines(table: Table) -> list[str]:
-    rows = [" | ".join(map(literal, row)) for row in table.rows]
-    marks = " | ".join(["---", *["---:"] * (len(table.columns) - 1)])
-    head = " | ".join(map(literal, table.columns))
-    body = [f"| {row} |" for row in (head, marks, *rows)]
-    return [literal(f"{table.caption} {table.note}".strip()), "", *body]
+    head, *rows = (list(map(literal, row)) for row in (table.columns, *table.rows))
+    return [literal(f"{table.caption} {table.note}".strip()), "", *markdown.table(head, rows)]
