@@ -12,7 +12,7 @@ from flax.linen.module import _context
 from jaxtyping import Array, Bool, Float
 
 from align_jax import divergences, gradient_reversal, networks, numerics, placement
-from align_jax.config import PLAIN, AlignmentConfig
+from align_jax.config import CONTROL, PLAIN, AlignmentConfig
 
 # The collections' names. The module itself is called NAME inside its attention, so that its
 # parameters form one sub-tree of that name.
@@ -303,6 +303,8 @@ def _divergence(
         return value, {}
     if config.method == "energy":
         return divergences.energy_distance(*query, *key, **masks), {}
+    if config.method == CONTROL:
+        return _squared_logits(*query, *key, **masks), {}
     if config.method == "ct":
         value = divergences.conditional_transport(
             query[0],
@@ -330,6 +332,24 @@ def _divergence(
         "sinkhorn_residual": report.residual,
         "sinkhorn_unconverged": 1.0 - report.converged.astype(jnp.float32),
     }
+
+
+def _squared_logits(
+    query: Float[Array, "B N H D"],
+    key: Float[Array, "B M H D"],
+    *,
+    query_mask: Bool[Array, "B N"] | None,
+    key_mask: Bool[Array, "B M"] | None,
+) -> Float[Array, "B H"]:
+    """The mean of `(q.k)^2 / D` over all pairs: that of `q.k`'s is the product of two moments."""
+
+    def moments(x: Array, mask: Array | None) -> Array:
+        weights = numerics.token_weights(numerics.explicit_mask(x, mask))
+        x = x.astype(jnp.float32)
+        return jnp.einsum("bn,bnhd,bnhe->bhde", weights, x, x)
+
+    product = moments(query, query_mask) * moments(key, key_mask)
+    return product.sum(axis=(-2, -1)) / query.shape[-1]
 
 
 def refuse_what_was_sown_before(module: nn.Module) -> None:

@@ -13,9 +13,10 @@ PAPER: dict[str, Any] = {
     "constant_feature": 0.0, "normalize_navigator": False,
 }  # fmt: skip
 # What a mean divergence is multiplied by in the loss, by method: see `default_weight`.
-WEIGHTS = {"gan": 0.1, "ot": 1.0, "ct": 0.1, "mmd": 1.0, "energy": 1.0, "none": 0.0}
+WEIGHTS = {"gan": 0.1, "ot": 1.0, "ct": 0.1, "mmd": 1.0, "energy": 1.0, "logits": 0.1, "none": 0.0}
 PLAIN = "none"  # the method of a model without alignment
 METHODS = ("gan", "ot", "ct", "mmd", "energy", PLAIN)
+CONTROL = "logits"  # a penalty on queries and keys that matches nothing, to compare methods with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class AlignmentConfig:
       method: "gan" (adversarial, Eq. 2), "ot" (optimal transport, Eq. 3), "ct" (bidirectional
         conditional transport, Eq. 4), "mmd" (maximum mean discrepancy), "energy" (energy distance,
         the default: of those that bring queries and keys together most surely it needs the least),
-        or "none".
+        or "none". "logits" is a control for studies: the mean squared attention logit, a penalty
+        that does not bring queries and keys together.
       rho: [ct] weight of the query-to-key direction, in `[0, 1]`.
       cost: [ot] "cosine" or "squared_euclidean"; "ct" has the cosine alone, since a critic makes
         squared distances as large as it likes.
@@ -108,7 +110,7 @@ class AlignmentConfig:
     layers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, METHODS)
+        check_choice("method", self.method, (*METHODS, CONTROL))
         check_choice("cost", self.cost, COSTS)
         check_choice("implementation", self.implementation, TRANSPORT_IMPLEMENTATIONS)
         check_choice("over", self.over, ("tokens", "heads", "both"))

@@ -653,3 +653,13 @@ def test_networks_of_bfloat16_measure_almost_the_same(method):
     ]
     assert values[1].dtype == jnp.float32
     np.testing.assert_allclose(values[1], values[0], rtol=0.02)
+
+
+def test_the_control_is_the_mean_squared_logit_of_the_tokens_that_take_part():
+    module, variables, query, key = setup("logits")
+    valid, taken = lengths(5, 3, 1), np.arange(M)[None] < np.array([7, 2, 4])[:, None]
+    sown = sow(module, variables, query, key, query_mask=valid, key_mask=taken)
+    logits = np.einsum("bnhd,bmhd->bhnm", query, key, dtype=np.float64) / np.sqrt(D)
+    pairs = np.broadcast_to((valid[:, :, None] & taken[:, None])[:, None], logits.shape)
+    expected = np.mean(np.square(logits), axis=(2, 3), where=pairs)
+    np.testing.assert_allclose(sown["alignment"]["divergence"][0], expected, rtol=1e-5)

@@ -42,6 +42,7 @@ class ViTConfig:
         mlp_size: width of the hidden layer of the MLP in each transformer layer.
         dropout: probability of dropping an activation after the embedding, attention and MLP.
         attention_dropout: probability of dropping an attention weight.
+        normalize_qk: whether each head's queries and keys pass through a LayerNorm.
         pool: "mean" averages the tokens; "cls" prepends a learned token and reads it.
         dtype: dtype of the computation; parameters and logits stay float32.
         alignment: what to align in each attention layer; None aligns nothing.
@@ -65,6 +66,7 @@ class ViTConfig:
     mlp_size: int = 128
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    normalize_qk: bool = False
     pool: str = "mean"
     dtype: str = "float32"
     alignment: AlignmentConfig | None = None
@@ -109,6 +111,7 @@ class TransformerLayer(nn.Module):
         attended = MultiHeadDotProductAttention(
             num_heads=config.heads,
             dropout_rate=config.attention_dropout,
+            normalize_qk=config.normalize_qk,
             dtype=jnp.dtype(config.dtype),
             alignment=config.alignment,
             name="attention",

@@ -146,3 +146,13 @@ def test_bad_configurations_are_named(changes: dict, message: str) -> None:
 def test_images_of_another_size_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises((ValueError, TypeError), match=r"8, 8, 1|float32\[3,8,8\]"):
         jax.eval_shape(VisionTransformer(CONFIG).init, jax.random.key(0), np.zeros(shape))
+
+
+def test_normalised_queries_and_keys_are_what_is_aligned() -> None:
+    model, variables = build(normalize_qk=True, alignment=AlignmentConfig("energy"))
+    _, sown = program(model, mutable=("alignment_clouds",))(variables, IMAGES)
+    for name in ("query", "key"):
+        norm = variables["params"]["layer_0"]["attention"][f"{name}_ln"]["scale"]
+        (x,) = sown["alignment_clouds"]["layer_0"]["attention"]["alignment"][name]
+        assert norm.shape == (8,)
+        np.testing.assert_allclose(np.std(x / norm, axis=-1), 1.0, atol=1e-3)

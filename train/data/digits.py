@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
+from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -26,6 +27,7 @@ from train.data.base import (
 )
 
 SPLITS = ("train", "validation", "test")
+CHANGED = ("test_noisy", "test_rotated")  # the test images again, as no training image is
 CLASSES = 10
 
 
@@ -41,6 +43,8 @@ class Digits(DataSource):
         test_fraction: share of all examples in the test split.
         split_seed: of the split itself; apart from `seed`, so that runs with different seeds are
             tested on the same images.
+        noise: standard deviation of the Gaussian noise on "test_noisy"; pixels are 0 to 1.
+        rotation: degrees by which the images of "test_rotated" are turned at most, either way.
         train_examples: size of a random subset of the training split to train on, with as much of
             each class, and another one for each `seed`; 0 for all.
 
@@ -56,6 +60,8 @@ class Digits(DataSource):
     test_fraction: float = 0.3
     split_seed: int = 0
     train_examples: int = 0
+    noise: float = 0.15
+    rotation: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("validation_fraction", "test_fraction"):
@@ -67,6 +73,10 @@ class Digits(DataSource):
                 f"data.validation_fraction {self.validation_fraction} and data.test_fraction "
                 f"{self.test_fraction} leave nothing to train on; their sum must stay below 1."
             )
+        for name in ("noise", "rotation"):
+            value = getattr(self, name)
+            if not 0.0 <= value < np.inf:
+                raise ValueError(f"data.{name} is {value}; expected a finite number of at least 0.")
         whole = len(self._rows["train"])
         # One of each class at least in the subset, and in what is left, or they cannot be cut.
         if self.train_examples and not CLASSES <= self.train_examples <= whole - CLASSES:
@@ -88,7 +98,7 @@ class Digits(DataSource):
     @functools.cached_property
     def examples(self) -> dict[str, int]:
         """Sizes of the splits."""
-        return {split: len(self._splits[split]["label"]) for split in SPLITS}
+        return {split: len(self._splits[split]["label"]) for split in (*SPLITS, *CHANGED)}
 
     def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
@@ -98,8 +108,8 @@ class Digits(DataSource):
 
     def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
         """One pass over a split, in order."""
-        if split not in SPLITS:
-            raise ValueError(f"Digits has no split {split!r}; expected one of {SPLITS}.")
+        if split not in self.examples:
+            raise ValueError(f"Digits has no split {split!r}; expected one of {[*self.examples]}.")
         return ordered_batches(self._splits[split], self.eval_batch_size, share)
 
     def example_batch(self) -> Batch:
@@ -117,7 +127,21 @@ class Digits(DataSource):
         rows, (images, labels) = dict(self._rows), self._arrays
         if self.train_examples:
             _, rows["train"] = _stratified(rows["train"], labels, self.train_examples, self.seed)
-        return {name: {"image": images[row], "label": labels[row]} for name, row in rows.items()}
+        splits = {name: {"image": images[row], "label": labels[row]} for name, row in rows.items()}
+        test = splits["test"]
+        for name, change in zip(CHANGED, (self._noisy, self._rotated), strict=True):
+            splits[name] = {"image": change(test["image"]), "label": test["label"]}
+        return splits
+
+    def _noisy(self, images: np.ndarray) -> np.ndarray:
+        noise = np.random.default_rng(self.split_seed).normal(0.0, self.noise, images.shape)
+        return np.clip(images + noise, 0.0, 1.0).astype(np.float32)
+
+    def _rotated(self, images: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(self.split_seed)
+        angles = rng.uniform(-self.rotation, self.rotation, len(images))
+        pairs = zip(images, angles, strict=True)
+        return np.stack([ndimage.rotate(*one, reshape=False, order=1) for one in pairs])
 
     @functools.cached_property
     def _rows(self) -> dict[str, np.ndarray]:

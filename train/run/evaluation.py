@@ -53,8 +53,8 @@ def check_eval(config: ConfigDict, data: DataSource, task: Task) -> None:
     if config.temperature_split and task.logit_bins is None:
         raise ConfigError(
             f"config.eval.temperature_split is {config.temperature_split!r}, but "
-            f"{type(task).__name__} is no classification of texts, whose logits a temperature "
-            f"could scale. Set it to ''."
+            f"{type(task).__name__} is no classification, whose logits a temperature could scale. "
+            f"Set it to ''."
         )
     if config.stochastic_passes < 0 or config.stochastic_passes == 1:
         raise ConfigError(

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from align_jax.calibration import certain_predictions
+from train.registry import ConfigError
 from train.tasks.base import Batch, Task
 from train.tasks.metrics import Calibration, Mean
 
@@ -21,15 +22,38 @@ class Classification(Task):
 
     Attributes:
         calibration_bins: number of equally wide bins of the expected calibration error.
+        label_smoothing: what of each label's probability the loss spreads over all classes, as in
+            `optax.smooth_labels`; the metric "nll" is without.
+
+    Raises:
+        ConfigError: a smoothing outside [0, 1).
     """
 
     inputs: tuple[str, ...] = ("image",)
     calibration_bins: int = 10
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ConfigError(
+                f"task.label_smoothing is {self.label_smoothing}; expected at least 0, below 1."
+            )
+
+    @property
+    def logit_bins(self) -> int | None:
+        """As many as of the ECE."""
+        return self.calibration_bins
 
     def loss(self, outputs: Float[Array, "B C"], batch: Batch) -> Float[Array, "B"]:
         """Cross-entropy of each example, in nats."""
         logits = outputs.astype(jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        if not self.label_smoothing:
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        labels = jax.nn.one_hot(batch["label"], logits.shape[-1])
+        return optax.softmax_cross_entropy(
+            logits, optax.smooth_labels(labels, self.label_smoothing)
+        )
 
     def metrics(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Any]:
         """Accuracy in [0, 1], the reliability bins, and the Brier score in [0, 2]."""
@@ -55,5 +79,6 @@ class Classification(Task):
         return jax.nn.softmax(outputs.astype(jnp.float32))
 
     def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
-        """The most probable class of each example."""
-        return {"prediction": outputs.argmax(axis=-1), "label": batch["label"]}
+        """The most probable class of each example; and its logits, which calibration reads."""
+        predicted = {"prediction": outputs.argmax(axis=-1), "label": batch["label"]}
+        return predicted | {"logits": outputs.astype(jnp.float32)}

@@ -53,15 +53,6 @@ class TextClassification(Classification):
                     f"{', '.join(CORPUS_METRICS)}."
                 )
 
-    @property
-    def logit_bins(self) -> int:
-        """As many as of the ECE."""
-        return self.calibration_bins
-
-    def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
-        """The most probable class of each example; and its logits, which calibration reads."""
-        return super().predictions(outputs, batch) | {"logits": outputs.astype(jnp.float32)}
-
     def corpus_metrics(
         self, predictions: Mapping[str, np.ndarray], references: Any = None
     ) -> dict[str, float]:

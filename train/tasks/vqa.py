@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from train.registry import ConfigError
 from train.tasks.base import Batch
 from train.tasks.classification import Classification
 from train.tasks.metrics import Calibration, Mean
@@ -32,6 +33,18 @@ class QuestionAnswering(Classification):
 
     inputs: tuple[str, ...] = ("question", "image", "question_mask", "image_mask")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_smoothing:
+            raise ConfigError(
+                f"task.label_smoothing is {self.label_smoothing}; {type(self).__name__} has scores "
+                f"in place of labels. Set it to 0."
+            )
+
+    @property
+    def logit_bins(self) -> None:
+        """None: an answer's probability is a sigmoid's, which no temperature of all scales."""
+
     def loss(self, outputs: Float[Array, "B C"], batch: Batch) -> Float[Array, "B"]:
         """Binary cross-entropy of each example, in nats, summed over the answers."""
         logits = outputs.astype(jnp.float32)
@@ -50,6 +63,10 @@ class QuestionAnswering(Classification):
             confidence, chosen == batch["label"], self.calibration_bins, batch["mask"]
         )
         return {"accuracy": Mean.of(score, batch["mask"]), "ece": calibration}
+
+    def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
+        """The most probable answer of each question, and the best one."""
+        return {"prediction": outputs.argmax(axis=-1), "label": batch["label"]}
 
     def corpus_metrics(
         self, predictions: Mapping[str, np.ndarray], references: Any = None

@@ -15,11 +15,16 @@ from tests.train.commands import run_quietly
 from tests.train.configs.schedule import warmup
 from tests.train.tiny_transfer import tiny_config, write_domains
 from train import sweep
+from train.configs import digits
 from train.configs.transfer import get_config
+from train.data.digits import Digits
 from train.data.transfer import DOMAINS
 from train.predict import export, predict
 from train.predictor import restore_predictor
 from train.registry import ConfigError
+from train.run.evaluation import check_eval
+from train.tasks.classification import Classification
+from train.tasks.vqa import QuestionAnswering
 
 
 @pytest.mark.parametrize("model", ["", ",minilm"])
@@ -115,9 +120,9 @@ def test_a_sweeps_table_has_a_column_for_each_domain(sentiment) -> None:
             assert 0.0 <= row[f"{split} {metric}"]["mean"] <= 1.0
 
 
-def test_a_temperature_needs_logits(tmp_path, tiny_config) -> None:
-    config = tiny_config(
-        "none", train__steps=1, eval__at_start=False, eval__temperature_split="test"
-    )
-    with pytest.raises(ConfigError, match="temperature_split is 'test', but Classification"):
-        run_quietly(config, tmp_path / "run")
+def test_a_temperature_needs_logits() -> None:
+    config = digits.get_config().eval
+    config.temperature_split = "validation"
+    check_eval(config, Digits(), Classification())
+    with pytest.raises(ConfigError, match="'validation', but QuestionAnswering is no class"):
+        check_eval(config, Digits(), QuestionAnswering())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from train.data.digits import SPLITS, Digits
+from train.data.digits import CHANGED, SPLITS, Digits
 
 
 def rows(source: Digits, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -54,9 +54,41 @@ def test_a_subset_has_as_much_of_each_class_and_others_with_each_seed() -> None:
     np.testing.assert_array_equal(rows(again, "train")[0], rows(few[1], "train")[0])
 
 
+def test_changed_images_are_those_of_the_test_noisy_or_turned() -> None:
+    source = Digits()
+    clean, labels = rows(source, "test")
+    for split in CHANGED:
+        images, again = rows(source, split)
+        np.testing.assert_array_equal(again, labels)
+        np.testing.assert_array_equal(images, rows(Digits(seed=5), split)[0])
+        assert images.dtype == np.float32
+        assert images.min() >= 0.0
+        assert images.max() <= 1.0
+        still, _ = rows(Digits(noise=0.0, rotation=0.0), split)
+        np.testing.assert_allclose(still, clean, atol=1e-6)
+    grey = np.abs(clean - 0.5) < 0.01  # noise of 0.1 keeps these off the edges, where it is clipped
+    noise = (rows(Digits(noise=0.1), "test_noisy")[0] - clean)[grey]
+    assert noise.std() == pytest.approx(0.1, rel=0.1)
+    assert abs(noise.mean()) < 0.01
+
+
+def test_images_turn_about_their_middle_by_their_own_angle_up_to_the_limit() -> None:
+    images = np.zeros((200, 8, 8, 1), np.float32)
+    images[:, :, 3:5] = 1.0  # an upright bar: its angle is that of its longer axis
+    turned = Digits(rotation=20.0)._rotated(images)[..., 0]
+    y, x = np.mgrid[:8, :8] - 3.5
+    moments = [(turned * weight).sum(axis=(1, 2)) for weight in (x * x, y * y, x * y)]
+    angles = np.degrees(0.5 * np.arctan2(2 * moments[2], moments[1] - moments[0]))
+    assert np.abs(angles).max() == pytest.approx(20.0, abs=3.0)
+    assert angles.std() == pytest.approx(20.0 / np.sqrt(3.0), rel=0.15)
+    assert abs(angles.mean()) < 3.0
+    centre = (turned * x).sum(axis=(1, 2)) / turned.sum(axis=(1, 2))
+    np.testing.assert_allclose(centre, 0.0, atol=1e-5)
+
+
 def test_metadata_counts_the_splits() -> None:
     source = Digits(validation_fraction=0.2, test_fraction=0.3)
-    counted = {split: len(rows(source, split)[1]) for split in SPLITS}
+    counted = {split: len(rows(source, split)[1]) for split in (*SPLITS, *CHANGED)}
     assert counted == source.examples
     assert counted["test"] == pytest.approx(0.3 * 1797, abs=1)
     assert counted["validation"] == pytest.approx(0.2 * 1797, abs=1)
@@ -72,6 +104,8 @@ def test_metadata_counts_the_splits() -> None:
         ({"train_examples": -1}, "train_examples is -1"),
         ({"train_examples": 1068}, "train_examples is 1068; .* to 1067"),
         ({"train_examples": 50}, "batch_size is 64; expected 1 to 50"),
+        ({"noise": -0.1}, "noise is -0.1"),
+        ({"rotation": float("nan")}, "rotation is nan"),
         ({"test_fraction": 0.6, "validation_fraction": 0.4}, "leave nothing to train on"),
     ],
 )

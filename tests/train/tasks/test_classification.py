@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import accuracy_score, log_loss
 
+from train.registry import ConfigError
 from train.tasks.classification import Classification
 from train.tasks.metrics import compute
 
@@ -26,6 +27,21 @@ def test_loss_is_scikit_learns_log_loss() -> None:
     assert losses.shape == (6,)
     expected = log_loss(BATCH["label"], probabilities, labels=range(4))
     assert losses.mean() == pytest.approx(expected, rel=1e-5)
+
+
+def test_smoothed_labels_cost_what_they_cost_in_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    losses = Classification(label_smoothing=0.2).loss(jnp.asarray(LOGITS), BATCH)
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(LOGITS), torch.tensor(BATCH["label"]), label_smoothing=0.2, reduction="none"
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+def test_a_smoothing_that_leaves_no_label_is_refused(smoothing: float) -> None:
+    with pytest.raises(ConfigError, match=f"label_smoothing is {smoothing}"):
+        Classification(label_smoothing=smoothing)
 
 
 def test_metrics_leave_out_padding() -> None:
@@ -58,3 +74,9 @@ def test_uncertainty_leaves_out_padding() -> None:
     assert values["certain"] == pytest.approx(certain.mean())
     right = np.array([True, False, False, False])
     assert values["pavpu"] == pytest.approx((right == certain).mean())
+
+
+def test_predictions_hold_what_a_temperature_is_fitted_to() -> None:
+    found = Classification().predictions(jnp.asarray(LOGITS, jnp.bfloat16), BATCH)
+    assert found["logits"].dtype == jnp.float32
+    np.testing.assert_array_equal(found["prediction"], LOGITS.argmax(axis=1))

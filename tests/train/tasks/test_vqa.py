@@ -9,6 +9,7 @@ import pytest
 import sklearn.metrics
 
 from train.data.visual_questions import HumanAnswers
+from train.registry import ConfigError
 from train.tasks.metrics import compute
 from train.tasks.vqa import QuestionAnswering
 
@@ -56,3 +57,8 @@ def test_the_official_accuracy_is_that_against_people() -> None:
 def test_probabilities_are_sigmoids() -> None:
     found = jax.jit(QuestionAnswering().probabilities)(LOGITS)
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-LOGITS)), rtol=1e-6)
+
+
+def test_labels_of_answers_with_scores_are_not_smoothed() -> None:
+    with pytest.raises(ConfigError, match="label_smoothing is 0.1; QuestionAnswering has scores"):
+        QuestionAnswering(label_smoothing=0.1)
