@@ -2,10 +2,13 @@
 
     python -m train.study runs/digits-sweep runs/other-sweep --csv=docs/study.csv
     python -m train.study docs/study.csv
+    python -m train.study docs/study.csv --baseline=alike --metrics=accuracy,nll --picture=study.png
 
 The first takes finished runs (`python -m train.sweep`, `python -m train`) into one small table, a
 line per run; the second shows what came of them, as Markdown, from that table alone. Runs of other
-configs, such as controls, may be among them; what the first plain run does not have names them.
+configs, such as controls, may be among them; what the first plain run does not have names them. To
+answer one question, --arms and --metrics take a part of the runs, --baseline says what with each is
+compared, and Holm's correction is over what is shown.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from typing import Any
 from align_jax import AlignmentConfig
 from align_jax.config import PLAIN
 from train import process
-from train.comparison.study import BESIDE, Runs, read_csv, to_csv, to_markdown
+from train.comparison.study import BESIDE, Runs, read_csv, to_csv, to_markdown, with_metrics
 from train.comparison.table import place
 from train.places import place_of
 from train.registry import ConfigError
+from train.report.differences import draw_differences
 from train.report.runs import Run, config_keys, read_studies
 from train.run.folder import write_text
 
@@ -111,12 +115,17 @@ def _study(options: argparse.Namespace) -> None:
     if tables and (len(sources) > 1 or options.csv):
         raise ConfigError(f"Give either {tables[0]} alone or the folders of runs.")
     runs = read_csv(tables[0]) if tables else collect(sources)
-    text = to_markdown(runs)
+    shown = with_metrics(runs, options.metrics.split(",")) if options.metrics else runs
+    text = to_markdown(shown, options.baseline, options.arms)
     if options.csv:
         path = place_of(options.csv, "--csv")
         write_text(path, to_csv(runs))
         print(f"{sum(map(len, runs.values()))} runs: {path}\n")
     print(text, end="")
+    if options.picture:
+        draw_differences(
+            shown, place_of(options.picture, "--picture"), options.baseline, options.arms
+        )
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -127,6 +136,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("sources", nargs="+", metavar="SOURCE",
                         help="folders of runs or sweeps, or one table of them (*.csv)")  # fmt: skip
     parser.add_argument("--csv", help="where to write the table of the runs")
+    parser.add_argument("--metrics", default="", help="of all, those to compare, as A,B")
+    parser.add_argument("--arms", default="", help="a regular expression: compare the arms in "
+                        "whose names it is found; all by default")  # fmt: skip
+    parser.add_argument("--baseline", default="plain", help='the arm to compare with, or "alike": '
+                        "the plain model of the same settings")  # fmt: skip
+    parser.add_argument("--picture", help="where to draw the differences, as .png or .svg")
     return parser.parse_args(arguments)
 
 

@@ -808,10 +808,15 @@ _RESULTS: tuple[Mutation, ...] = (
         "tests/train/comparison/test_study.py",
         (
             "seeds-are-paired-by-their-order",
-            "([of[x][metric] for x in seeds] for of in (of_seeds, runs[plain]))",
-            "([x[metric] for x in of.values()][: len(seeds)] for of in (of_seeds, runs[plain]))",
+            "([runs[of][x][metric] for x in seeds] for of in (arm, base))",
+            "([x[metric] for x in runs[of].values()][: len(seeds)] for of in (arm, base))",
         ),
         ("a-run-that-is-there-twice-counts-once", "if seed in of_arm:", "if False:"),
+        (
+            "alike-compares-with-the-first-plain-model",
+            "{arm: plain[arm[0]] for arm",
+            "{arm: next(iter(plain.values())) for arm",
+        ),
     ),
     *faults(
         "train/data/digits.py",
@@ -821,6 +826,13 @@ _RESULTS: tuple[Mutation, ...] = (
             "labels, self.train_examples, self.seed)",
             "labels, self.train_examples, self.split_seed)",
         ),
+        ("images-turn-one-way", "rng.uniform(-self.rotation,", "rng.uniform(0.0,"),
+        ("noise-leaves-the-range", "np.clip(images + noise, 0.0, 1.0)", "(images + noise)"),
+    ),
+    *faults(
+        "train/tasks/classification.py",
+        "tests/train/tasks/test_classification.py",
+        ("labels-are-not-smoothed", "if not self.label_smoothing:", "if True:"),
     ),
     *faults(
         "train/comparison/table.py",

@@ -170,6 +170,11 @@ _DIVERGENCES: tuple[Mutation, ...] = (
             "next((x for x in reversed(scopes) if not x.path), scopes[-1])",
             "scopes[-1]",
         ),
+        (
+            "the-control-counts-padding",
+            "weights = numerics.token_weights(numerics.explicit_mask(x, mask))",
+            "weights = numerics.token_weights(numerics.explicit_mask(x, None))",
+        ),
     ),
     *faults(
         "align_jax/gradient_reversal.py",

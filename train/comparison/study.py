@@ -1,7 +1,7 @@
 """A study: many methods against the plain model, corrected for being many.
 
 It is made of one row per run: what differs from the plain model's config, method, weight, seed, and
-a number for each metric. Methods are paired with the plain model by seed.
+a number for each metric. What shares the first three is an arm; arms are paired by seed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import csv
 import dataclasses
 import io
 import pathlib
+import re
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +31,8 @@ from train.registry import ConfigError
 ARM = ("config", "method", "weight")  # what names one, of the columns before the metrics
 COLUMNS = (*ARM, "seed")
 BESIDE = ("scale_free_mmd",)  # whether a method aligned; no hypothesis is about it
-PERCENT = ("accuracy", "ece")  # shown in points
+PERCENT = ("accuracy", "ece", "ece_scaled", "adaptive_ece")  # of any split; shown in points
+ALIKE = "alike"  # a baseline: the plain model of the same config
 
 Arm = tuple[str, str, str]
 # Of each arm: seed -> metric -> value.
@@ -38,7 +41,7 @@ Runs = dict[Arm, dict[int, dict[str, float]]]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One method against the plain model, by one metric.
+    """One arm against its baseline, by one metric.
 
     Attributes:
         arm: what differs in the config, the method and its weight.
@@ -112,29 +115,90 @@ def read_csv(path: pathlib.Path) -> Runs:
     return runs
 
 
-def compare(runs: Runs) -> list[Comparison]:
-    """Every method against the plain model, by every metric.
+def with_metrics(runs: Runs, metrics: Sequence[str]) -> Runs:
+    """The same runs with some of their metrics, and `BESIDE`.
 
     Raises:
-        ConfigError: there is no plain model, or a method has fewer than two seeds that it has too.
+        ConfigError: they have no such metric.
     """
-    plain = _plain(runs)
+    known = _metrics(runs)
+    for name in metrics:
+        if name not in known:
+            raise ConfigError(f"The study has no metric {name!r}; it has {', '.join(known)}.")
+    kept = [name for name in known if name in (*metrics, *BESIDE)]
+    return {
+        arm: {seed: {name: values[name] for name in kept} for seed, values in of_seeds.items()}
+        for arm, of_seeds in runs.items()
+    }
+
+
+def baselines(runs: Runs, baseline: str = "plain", arms: str = "") -> dict[Arm, Arm]:
+    """What each arm is compared with.
+
+    Args:
+        runs: of the study.
+        baseline: the name of an arm, such as "plain"; or `ALIKE`: each aligned arm is compared with
+            the plain model of the same config.
+        arms: a regular expression; an arm whose name it is not found in is not compared.
+
+    Raises:
+        ConfigError: there is no such baseline, nothing is left to compare, or the expression is
+            none.
+
+    Example:
+        >>> runs = {arm: {} for arm in [("", "none", ""), ("", "ct", "1"), ("lr=0.3", "none", "")]}
+        >>> [name_of(arm) for arm in baselines(runs, ALIKE)]
+        ['ct (weight 1)']
+    """
+    names = "; ".join(map(name_of, runs))
+    if baseline == ALIKE:
+        plain = {arm[0]: arm for arm in runs if arm[1] == PLAIN}
+        pairs = {arm: plain[arm[0]] for arm in runs if arm[1] != PLAIN and arm[0] in plain}
+    else:
+        base = [arm for arm in runs if name_of(arm) == baseline]
+        if not base:
+            raise ConfigError(
+                f"There is no run of {baseline!r} to compare with; the study has {names}. Run it "
+                f"with the same seeds."
+            )
+        pairs = {arm: base[0] for arm in runs if arm != base[0]}
+    try:
+        pairs = {arm: base for arm, base in pairs.items() if re.search(arms, name_of(arm))}
+    except re.error as error:
+        raise ConfigError(f"{arms!r} is no regular expression: {error}.") from error
+    if not pairs:
+        raise ConfigError(
+            f"With the baseline {baseline!r} no arm that {arms!r} is found in is left to compare; "
+            f"the study has {names}."
+        )
+    return pairs
+
+
+def compare(runs: Runs, baseline: str = "plain", arms: str = "") -> list[Comparison]:
+    """Every arm against its baseline, by every metric.
+
+    Args:
+        runs: of the study.
+        baseline: see `baselines`.
+        arms: see `baselines`.
+
+    Raises:
+        ConfigError: as of `baselines`, or an arm has fewer than two seeds that its baseline has.
+    """
     found, p_values = [], []
-    for arm, of_seeds in runs.items():
-        if arm == plain:
-            continue
-        seeds = sorted(set(of_seeds) & set(runs[plain]))
+    for arm, base in baselines(runs, baseline, arms).items():
+        seeds = sorted(set(runs[arm]) & set(runs[base]))
         if len(seeds) < 2:
             raise ConfigError(
-                f"{name_of(arm)} shares {len(seeds)} seeds with the plain model; expected 2 or "
+                f"{name_of(arm)} shares {len(seeds)} seeds with {name_of(base)}; expected 2 or "
                 f"more, or nothing can be said. Run it with the same seeds."
             )
         for metric in _metrics(runs):
             if metric in BESIDE:
                 continue
-            values, base = ([of[x][metric] for x in seeds] for of in (of_seeds, runs[plain]))
-            difference = paired_t_test(values, base)
-            spread = float(np.std(np.subtract(values, base), ddof=1))
+            values, others = ([runs[of][x][metric] for x in seeds] for of in (arm, base))
+            difference = paired_t_test(values, others)
+            spread = float(np.std(np.subtract(values, others), ddof=1))
             low, high, p_value = difference.low, difference.high, difference.p_value
             assert low is not None  # there are two seeds or more
             assert high is not None
@@ -147,39 +211,48 @@ def compare(runs: Runs) -> list[Comparison]:
     ]
 
 
-def to_markdown(runs: Runs) -> str:
+def to_markdown(runs: Runs, baseline: str = "plain", arms: str = "") -> str:
     """The tables of a study: its differences, and which of them it could have found.
+
+    Args:
+        runs: of the study.
+        baseline: see `baselines`.
+        arms: see `baselines`.
 
     Raises:
         ConfigError: as of `compare`.
     """
-    found, plain = compare(runs), _plain(runs)
+    found, pairs = compare(runs, baseline, arms), baselines(runs, baseline, arms)
     metrics = [metric for metric in _metrics(runs) if metric not in BESIDE]
     beside = [metric for metric in _metrics(runs) if metric in BESIDE]
     of = {(one.arm, one.metric): one for one in found}
-    arms = [arm for arm in runs if arm != plain]
 
     def means(arm: Arm, names: Sequence[str]) -> list[str]:
         return [str(_cell([x[name] for x in runs[arm].values()], name)) for name in names]
 
-    titles = [f"{name}, points" if name in PERCENT else name for name in metrics]
-    rows = [[name_of(plain), f"{len(runs[plain])}", *means(plain, metrics), *means(plain, beside)]]
-    for arm in arms:
-        ones = [of[arm, metric] for metric in metrics]
-        rows.append([name_of(arm), f"{ones[0].pairs}", *map(_shown, ones), *means(arm, beside)])
-    differences = _table(["", "seeds", *titles, *beside], rows)
+    titles = [literal(f"{name}, points" if is_share(name) else name) for name in metrics]
+    rows = []
+    for base in dict.fromkeys(pairs.values()):
+        rows.append([name_of(base), f"{len(runs[base])}", *means(base, [*metrics, *beside])])
+        for arm in (arm for arm in pairs if pairs[arm] == base):
+            ones = [of[arm, metric] for metric in metrics]
+            rows.append([name_of(arm), f"{ones[0].pairs}", *map(_shown, ones), *means(arm, beside)])
+    differences = _table(["", "seeds", *titles, *map(literal, beside)], rows)
 
     least = [
         [name_of(arm), *(_detectable(of[arm, metric], len(found)) for metric in metrics)]
-        for arm in arms
+        for arm in pairs
     ]
-    return (
-        f"Difference to plain, {CONFIDENCE:.0%} interval of the paired t-test (not adjusted), p "
-        f"after Holm's correction\nover all {len(found)} comparisons; in the first row mean and "
-        f"standard deviation over seeds.\n\n{differences}\nThe difference that so many seeds, with "
-        f"the spread found, detect with 80 % power at 5 %;\nafter the stroke, at 5 % divided by "
-        f"{len(found)}.\n\n{_table(['', *titles], least)}"
+    against = "the plain model of the same settings" if baseline == ALIKE else baseline
+    said = (
+        f"Difference to {literal(against)}, {CONFIDENCE:.0%} interval of the paired t-test (not "
+        f"adjusted), p after Holm's correction over all {len(found)} comparisons; without sign, "
+        f"mean and standard deviation over seeds.",
+        f"The difference that so many seeds, with the spread found, detect with 80 % power at 5 %; "
+        f"after the stroke, at 5 % divided by {len(found)}.",
     )
+    above, below = (textwrap.fill(sentence, 98) for sentence in said)
+    return f"{above}\n\n{differences}\n{below}\n\n{_table(['', *titles], least)}"
 
 
 def name_of(arm: Arm) -> str:
@@ -195,20 +268,20 @@ def name_of(arm: Arm) -> str:
     return f"{name}, {config}" if config else name
 
 
-def _plain(runs: Runs) -> Arm:
-    plain = [arm for arm in runs if arm[0] == "" and arm[1] == PLAIN]
-    if not plain:
-        raise ConfigError(
-            f'There is no run of the plain model, with method "{PLAIN}" and an empty config, to '
-            f"compare with. Run it with the same seeds."
-        )
-    return plain[0]
-
-
 def _metrics(runs: Runs) -> list[str]:
     """In the order of the first run; each of them is an error to lack."""
     first = next(iter(next(iter(runs.values())).values()))
     return list(first)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of examples, which is shown in points of a hundred.
+
+    Example:
+        >>> is_share("test_noisy/accuracy"), is_share("loss")
+        (True, False)
+    """
+    return metric.rpartition("/")[2] in PERCENT
 
 
 def _cell(values: Sequence[float], metric: str) -> Cell:
@@ -233,11 +306,11 @@ def _detectable(one: Comparison, comparisons: int) -> str:
 
 
 def _scale(metric: str) -> float:
-    return 100.0 if metric in PERCENT else 1.0
+    return 100.0 if is_share(metric) else 1.0
 
 
 def _digits(metric: str) -> int:
-    return 2 if metric in PERCENT else 3
+    return 2 if is_share(metric) else 3
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

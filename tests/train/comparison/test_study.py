@@ -8,10 +8,22 @@ import re
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib import pyplot
 
 from train.comparison.statistics import detectable_difference, holm
-from train.comparison.study import Runs, compare, name_of, read_csv, to_csv, to_markdown
+from train.comparison.study import (
+    ALIKE,
+    Runs,
+    baselines,
+    compare,
+    name_of,
+    read_csv,
+    to_csv,
+    to_markdown,
+    with_metrics,
+)
 from train.registry import ConfigError
+from train.report import differences
 
 PLAIN, ENERGY, DROPOUT = ("", "none", ""), ("", "energy", "1"), ("dropout=0.5", "none", "")
 
@@ -60,8 +72,70 @@ def test_only_seeds_that_the_plain_model_has_are_compared(rng) -> None:
     with pytest.raises(ConfigError, match=r"energy \(weight 1\) shares 1 seeds"):
         compare(runs)
     del runs[PLAIN]
-    with pytest.raises(ConfigError, match="no run of the plain model"):
+    with pytest.raises(
+        ConfigError, match="no run of 'plain' to compare with; the study has energy"
+    ):
         compare(runs)
+
+
+def test_an_aligned_arm_is_compared_with_the_plain_one_of_its_config(rng) -> None:
+    runs = made_up(rng)
+    both, alone = ("dropout=0.5", "energy", "1"), ("steps=9", "energy", "1")
+    runs[both] = {x: {"accuracy": 0.5, "loss": 0.125, "scale_free_mmd": 0.5} for x in range(6)}
+    runs[alone] = runs[both]
+    assert baselines(runs, ALIKE) == {ENERGY: PLAIN, both: DROPOUT}
+    found = {(one.arm, one.metric): one for one in compare(runs, ALIKE)}
+    assert len(found) == 4
+    expected = 0.125 - np.mean([values["loss"] for values in runs[DROPOUT].values()])
+    assert found[both, "loss"].mean == pytest.approx(expected)
+    rows = re.findall(r"^\| (\w[^|]*) \| 6 \|", to_markdown(runs, ALIKE), flags=re.MULTILINE)
+    assert rows == ["plain", "energy (weight 1)", "plain, dropout=0.5",
+                    "energy (weight 1), dropout=0.5"]  # fmt: skip
+    with pytest.raises(ConfigError, match="no arm that '' is found in is left to compare"):
+        compare({alone: runs[alone]}, ALIKE)
+
+
+def test_any_arm_may_be_the_baseline(rng) -> None:
+    runs = made_up(rng)
+    there, back = compare(runs)[0], compare(runs, "energy (weight 1)")[0]
+    assert (back.arm, back.mean) == (PLAIN, pytest.approx(-there.mean))
+    with pytest.raises(
+        ConfigError, match="no run of 'energy' to compare .* energy .weight 1.; plain"
+    ):
+        compare(runs, "energy")
+
+
+def test_a_part_of_a_study_is_corrected_for_what_it_shows(rng) -> None:
+    runs = with_metrics(made_up(rng), ["loss"])
+    assert set(runs[ENERGY][0]) == {"loss", "scale_free_mmd"}
+    (one,) = compare(runs, arms="^energy")
+    values, base = ([runs[arm][x]["loss"] for x in range(6)] for arm in (ENERGY, PLAIN))
+    assert one.adjusted == pytest.approx(scipy.stats.ttest_rel(values, base).pvalue)
+    with pytest.raises(ConfigError, match="no metric 'los'; it has loss, scale_free_mmd"):
+        with_metrics(runs, ["los"])
+    with pytest.raises(ConfigError, match=r"'\(' is no regular expression"):
+        compare(runs, arms="(")
+    with pytest.raises(ConfigError, match="no arm that 'ct' is found in .* the study has plain; "):
+        compare(runs, arms="ct")
+
+
+def test_the_picture_has_a_panel_for_each_metric_and_its_interval(
+    rng, tmp_path, monkeypatch
+) -> None:
+    runs, drawn = made_up(rng), []
+    monkeypatch.setattr(differences.plt, "close", drawn.append)
+    differences.draw_differences(runs, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 1000
+    (figure,) = drawn
+    panels = figure.axes
+    assert [panel.get_title() for panel in panels] == ["accuracy, points", "loss"]
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == [
+        "energy (weight 1)", "plain, dropout=0.5",
+    ]  # fmt: skip
+    one, (bars,) = compare(runs)[0], panels[0].containers[0].lines[2]
+    (ends,) = bars.get_segments()
+    np.testing.assert_allclose(ends[:, 0], [100 * one.low, 100 * one.high])
+    pyplot.close(figure)
 
 
 def test_the_table_of_the_file_is_the_one_of_the_runs(rng, tmp_path) -> None:
