@@ -972,6 +972,16 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "align_jax/pretrained/errors.py",
+        "tests/pretrained/test_load.py",
+        ("the-extra-is-not-named", "if package in EXTRA", "if not package"),
+        (
+            "the-extra-lacks-a-package",
+            '"huggingface_hub", "safetensors", "tokenizers")',
+            '"huggingface_hub", "safetensors")',
+        ),
+    ),
+    *faults(
         "align_jax/pretrained/own_class.py",
         "tests/pretrained/test_save.py",
         ("the-own-class-counts-padding", "mask.sum(1).clamp(min=1)", "mask.shape[1]"),

@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import shutil
 import sys
+import tomllib
 
 import chex
 import jax
@@ -18,7 +19,7 @@ from flax import traverse_util
 
 from align_jax import AlignmentConfig, pretrained, strip_alignment
 from align_jax.models import stack_layers
-from align_jax.pretrained import PretrainedError, files
+from align_jax.pretrained import PretrainedError, errors, files
 from tests.pretrained import checkpoints
 from tests.pretrained.test_save import CONFIGS, batch_for, initialised, outputs_in_jax
 
@@ -367,12 +368,22 @@ def test_a_runs_folder_is_told_from_a_models(tmp_path) -> None:
         pretrained.load(tmp_path)
 
 
+@pytest.mark.fault(
+    'A package of the extra "pretrained" is not installed',
+    "An error that names the package, and the extra, which installs all of them at once",
+)
 @pytest.mark.parametrize("package", ["safetensors", "tokenizers", "huggingface_hub"])
 def test_packages_that_are_not_installed_are_named(package, folder, monkeypatch) -> None:
     checkpoints.write_word_piece(folder)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=f"pip install {package}"):
+    with pytest.raises(ImportError, match=rf"package '{package}': .*\.\[pretrained\]"):
         pretrained.load("owner/name" if package == "huggingface_hub" else folder)
+
+
+def test_the_extra_holds_what_the_error_says() -> None:
+    settings = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extra = settings["project"]["optional-dependencies"]["pretrained"]
+    assert tuple(package.partition(">")[0] for package in extra) == errors.EXTRA
 
 
 def test_options_out_of_range(folder) -> None:

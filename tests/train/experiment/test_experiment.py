@@ -20,7 +20,7 @@ def test_the_datas_order_is_that_of_the_runs_seed(tiny_config) -> None:
 def test_a_missing_package_is_a_config_error(checkpoint, monkeypatch) -> None:
     tiny_glue.fake_glue(monkeypatch)
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ConfigError, match=r"config.model: .*pip install safetensors"):
+    with pytest.raises(ConfigError, match=r"config.model: .*'safetensors': .*\.\[pretrained\]"):
         build_experiment(tiny_glue.tiny_config(checkpoint))
 
 
