@@ -145,7 +145,7 @@ class Clouds(NamedTuple):
     Attributes:
       query: `[B, N, H, D]`.
       key: `[B, M, H, D]`.
-      query_mask: bool `[B, N]`, which queries belong to their cloud.
+      query_mask: bool `[B, N]`, which queries are no padding.
       key_mask: bool `[B, M]`, the same of the keys.
 
     Example:

@@ -53,28 +53,28 @@ class AlignmentConfig:
       features: [ct] width of what critic and navigator put out.
       normalize_navigator: [ct] scale the navigator's outputs to norm 1, as the released code does.
         Without, its plan becomes so sharp that each token goes to the one nearest to it, and the
-        transport costs nothing long before the clouds agree.
+        transport costs nothing long before queries and keys agree.
       shared_networks: [gan, ct] one set of networks for all heads of an attention, as the paper
-        has it. Then queries of one head may come to lie on the keys of another. False: a set for
+        has it. Then queries of one head may come to match the keys of another. False: a set for
         each head.
       unit_scale: [gan, ct] queries and keys of each sample and head are divided by their common
         root mean square before the networks see them, so that longer vectors win nothing.
       gradient_penalty: [gan, ct] weight of the mean squared slope of the discriminator at its
         inputs (R1, Mescheder et al. 2018), or of what the critic's exceeds 1 by, which both keep
-        small; 0 for none. Then they are sure of every token long before the clouds have moved.
+        small; 0 for none. Then they are sure of every token long before it has moved.
       saturating: [gan] queries and keys minimise `log D(q) + log(1 - D(k))` itself, which is flat
         where the discriminator is sure, and grows steeper the further they overshoot. False:
         `-log(1 - D(q)) - log D(k)` (Goodfellow et al. 2014), which is the other way about; the
         value reported is the same.
       constant_feature: [ct] a number that stands beside the critic's features. Without it, 0, the
-        features of clouds that lie apart come to point in opposite directions, where the cosine has
+        features of queries and of keys come to point in opposite directions, where the cosine has
         no slope.
       implementation: [ct] how transport is computed: "auto", "dense" or "blockwise"; see
         `divergences.conditional_transport`. All give the same numbers.
       tokens: how many tokens of each sample stand for all of them, drawn anew at each training step
         from those that take part; 0 for all. An approximation that saves time on long texts and
         large graphs: "gan", a mean over tokens, stays unbiased; "ct", "ot" and "mmd" compare pairs
-        and are biased, though training with 16 or 32 tokens brought the clouds together as well
+        and are biased, though training with 16 or 32 tokens aligned queries and keys as well
         (docs/performance.md). The draw comes from the RNG stream "alignment" or "dropout"; without
         either all tokens count.
       layers: regular expressions; an attention takes part if one is found in its module path, such
@@ -191,7 +191,7 @@ class AlignmentConfig:
         """The weight that aligned well and cost the task little in what `docs/games.md` tells of.
 
         It is for the mean over layers, heads and samples, which `alignment_loss` returns. The
-        paper's 0.01 moves the clouds a little, and far less than half of the way.
+        paper's 0.01 moves queries and keys a little, and far less than half of the way.
 
         Example:
           >>> AlignmentConfig("ct").default_weight

@@ -19,7 +19,7 @@ def game_optimizer(
 ) -> "optax.GradientTransformation":
     """An optimiser for the model's parameters, and Adam without momentum for the networks.
 
-    Discriminator, critic and navigator start from nothing and have to keep ahead of the clouds,
+    Discriminator, critic and navigator start from nothing and have to keep ahead of the model,
     whatever rate suits the model: they have a rate of their own (Heusel et al. 2017). With momentum
     they go on in their old direction, and the game circles around its solution. Methods without
     networks ("ot", "mmd", "energy") have no need of this.

@@ -40,9 +40,9 @@ def by_platform(
 
 
 def spread_by_compiler() -> bool:
-    """Whether several devices form a mesh that the compiler may cut arrays along.
+    """Whether several devices form a mesh that the compiler may shard arrays over.
 
-    Inside `jax.pmap` and `jax.shard_map` a function sees its own share, which no one cuts again.
+    Inside `jax.pmap` and `jax.shard_map` a function sees its own share, which is not split again.
 
     Example:
       >>> spread_by_compiler()
@@ -53,7 +53,7 @@ def spread_by_compiler() -> bool:
 
 
 class _Axes(NamedTuple):
-    """The axes of a mesh along which samples and heads are cut."""
+    """The axes of a mesh along which samples and heads are sharded."""
 
     samples: str | None
     heads: str | None
@@ -64,7 +64,7 @@ _AXES: contextvars.ContextVar[_Axes | None] = contextvars.ContextVar("axes", def
 
 @contextlib.contextmanager
 def cut_along(*, samples: str | None = None, heads: str | None = None) -> Iterator[None]:
-    """Says along which axes of a mesh a model's arrays are cut, while it is traced.
+    """Says along which axes of a mesh a model's arrays are sharded, while it is traced.
 
     Alignment compares the tokens of one sample and one head, so each device can do it for its own.
     The compiler does not see that by itself: it makes iterations of Sinkhorn wait for each other on

@@ -125,7 +125,7 @@ def scale_free_mmd(
     The kernel is `exp(-|x - y|^2 / m)`, and `m` the median of the squared distances between any two
     vectors of queries and keys together: multiplying all of them by a number, or moving them,
     changes nothing. The estimate leaves out each point with itself and has no bias: near 0, and as
-    often below it, for two samples of one distribution; about 1 for two tight clouds far apart.
+    often below it, for two samples of one distribution; about 1 for two tight groups far apart.
 
     Args:
       query: queries of all samples.

@@ -47,7 +47,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class UserError(Exception):
-    """What the user can mend; a command ends in its text, in one line, and its status.
+    """What the user can correct; a command ends in its text, in one line, and its status.
 
     Attributes:
         status: of the command.
@@ -81,14 +81,14 @@ def run(main: Callable[[], object], interrupted: str = INTERRUPTED) -> NoReturn:
 
 
 def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Status:
-    """Runs a command; what the user can mend, and Ctrl-C, end in one line on standard error.
+    """Runs a command; what the user can correct, and Ctrl-C, end in one line on standard error.
 
     Args:
         main: as of `run`.
         interrupted: likewise.
 
     Returns:
-        The status as `sys.exit` takes it: what `main` gave, 2 for what the user can mend, 130 for
+        The status as `sys.exit` takes it: what `main` gave, 2 for what the user can fix, 130 for
         Ctrl-C, 143 for SIGTERM that `run` noticed.
 
     Raises:

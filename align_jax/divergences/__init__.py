@@ -1,4 +1,4 @@
-"""Divergences between the clouds of queries and keys: pure functions, arrays in, `[B, H]` out.
+"""Divergences between queries and keys: pure functions, arrays in, `[B, H]` out.
 
 Finite entries beyond 1e9 saturate: they count as 1e9. NaN or infinity in a token that takes part
 makes the value of its sample and head NaN, and its gradient, so that training stops where the fault

@@ -17,7 +17,7 @@ def adversarial(
     """The GAN objective between queries and keys: `E_q[log D(q)] + E_k[log(1 - D(k))]`.
 
     The discriminator maximises it, the projections that make the queries and keys minimise it. At
-    the best discriminator it is `2 * JS(Q, K) - 2 log 2`, and `-2 log 2` when the clouds agree.
+    the best discriminator it is `2 * JS(Q, K) - 2 log 2`, and `-2 log 2` when the two agree.
 
     Args:
       query_logits: the discriminator's logits for the queries, `D = sigmoid(logits)`.

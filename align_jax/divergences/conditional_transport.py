@@ -72,7 +72,7 @@ def conditional_transport(
     Raises:
       ValueError: for a wrong rank, an empty axis, shapes that do not fit, an unknown cost or
         implementation, or rho outside `[0, 1]`.
-      TypeError: for clouds that are not floating point or masks that are not bool.
+      TypeError: for vectors that are not floating point or masks that are not bool.
 
     Example:
       >>> import jax.numpy as jnp

@@ -50,7 +50,7 @@ def edge_conditional_transport(
     Raises:
         ValueError: a wrong rank, an empty axis, shapes that do not fit together, an unknown cost,
             rho outside [0, 1], an edge of a node that does not exist, or receivers out of order.
-        TypeError: clouds that are not floating point, edges that are no integers.
+        TypeError: vectors that are not floating point, edges that are no integers.
 
     Example:
         >>> same = jnp.ones((2, 1, 3))

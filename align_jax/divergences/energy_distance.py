@@ -23,10 +23,10 @@ def energy_distance(
     """The energy distance as a share of its largest value, the coefficient of inhomogeneity `H`.
 
     `H = (2 E|q - k| - E|q - q'| - E|k - k'|) / (2 E|q - k|)` with Euclidean distances, means over
-    all pairs, each point with itself included. It is 0 for equal clouds and only for them, 1 for
+    all pairs, each point with itself included. It is 0 for equal samples and only for them, 1 for
     two single points apart, and depends neither on scale nor on position. It needs no bandwidth, no
     networks and no solver. No derivative, of whatever order and mode, runs through the denominator:
-    training lets the clouds come together and has nothing to gain from moving both.
+    training brings queries and keys together and gains nothing from moving both.
 
     Args:
       query: the queries.
@@ -43,7 +43,7 @@ def energy_distance(
     Raises:
       ValueError: for a wrong rank, an empty axis, shapes that do not fit, or an unknown
         implementation.
-      TypeError: for clouds that are not floating point or masks that are not bool.
+      TypeError: for vectors that are not floating point or masks that are not bool.
 
     Example:
       >>> import jax.numpy as jnp

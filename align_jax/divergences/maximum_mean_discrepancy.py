@@ -19,7 +19,7 @@ def maximum_mean_discrepancy(
     """Squared MMD between queries and keys, kernel `exp(-|x - y|^2 / (2 bandwidth^2))`.
 
     This is the biased V-statistic: the means over pairs include each point with itself. It is
-    therefore never negative, exactly 0 for identical clouds, and above 0 by about `1/N + 1/M` for
+    therefore never negative, exactly 0 for identical samples, and above 0 by about `1/N + 1/M` for
     two finite samples of one distribution.
 
     Args:
@@ -41,7 +41,7 @@ def maximum_mean_discrepancy(
     Raises:
       ValueError: for a wrong rank, an empty axis, shapes that do not fit, a bandwidth that is not
         above 0 or infinite, or an unknown implementation.
-      TypeError: for clouds that are not floating point or masks that are not bool.
+      TypeError: for vectors that are not floating point or masks that are not bool.
 
     Example:
       >>> import jax.numpy as jnp

@@ -95,7 +95,7 @@ def optimal_transport(
       ValueError: for a wrong rank, an empty axis, shapes that do not fit, an unknown cost,
         epsilon, threshold or max_iterations not above 0, infinite or no number, or an epsilon below
         float32's reach; or under `jax_enable_checks`, which ott-jax fails.
-      TypeError: for clouds that are not floating point or masks that are not bool.
+      TypeError: for vectors that are not floating point or masks that are not bool.
       ImportError: when ott-jax is missing.
 
     Example:

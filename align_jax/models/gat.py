@@ -55,7 +55,7 @@ class GATConfig:
         negative_slope: slope of the LeakyReLU in the score, for negative arguments.
         score: "gat", or "gatv2", whose ranking of the senders depends on the receiver.
         alignment: what to align in each layer; None aligns nothing.
-        alignment_over: "nodes" compares the clouds of all queries and all keys, in time quadratic
+        alignment_over: "nodes" compares all queries with all keys, in time quadratic
             in the nodes except for "gan" (fewer with `AlignmentConfig.tokens`), memory linear
             except for "ot"; "edges" lets transport run along the edges alone (method "ct" only), in
             time linear in the edges, all of which count; "auto" takes the edges where it can.

@@ -129,7 +129,7 @@ class Pretrained:
             pairs: the second of each pair.
             params: trained parameters; None takes the checkpoint's.
             batch_size: how many go through the model at once.
-            max_length: in tokens; what is longer is cut. None takes what it was trained with.
+            max_length: in tokens; what is longer is truncated. None takes what it was trained with.
 
         Returns:
             One `Prediction` for each text, in order.

@@ -57,7 +57,7 @@ def predict(
         texts: the texts, or the first of each pair.
         pairs: the second of each pair.
         batch_size: how many go through the model at once.
-        max_length: in tokens; what is longer is cut. None takes what it was trained with.
+        max_length: in tokens; what is longer is truncated. None takes what it was trained with.
 
     Returns:
         One prediction for each text, in order.

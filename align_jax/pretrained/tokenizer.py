@@ -40,7 +40,7 @@ class Tokenizer:
     Attributes:
         backend: a `tokenizers.Tokenizer`. Change its settings through a copy only.
         max_length: the longest sequence that the model takes.
-        usual_length: what longer texts are cut to where a call does not say: what the model was
+        usual_length: longer texts are truncated to it where a call does not say; what the model was
             trained with, `model_max_length` in tokenizer_config.json.
         pad_token_id: what padding is filled with.
         token_types: number of token types of the model; with 1, all are 0.
@@ -141,7 +141,7 @@ class Tokenizer:
         Args:
             tokens: from `tokenize`.
             length: pad to this many tokens; None takes the smallest bucket that holds them all.
-            buckets: lengths to choose from; one beyond the model's maximum is cut to it.
+            buckets: lengths to choose from; one beyond the model's maximum is lowered to it.
 
         Returns:
             `input_ids`, `attention_mask` (1 for tokens, 0 for padding) and `token_type_ids`, int32

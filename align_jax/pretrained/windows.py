@@ -52,7 +52,7 @@ def encode_windows(
         contexts: what the answers are in.
         max_length: of a window in tokens, question and special tokens included.
         stride: tokens that a window shares with the one before.
-        max_question: a question is cut after so many tokens; white space around it is none.
+        max_question: a question is truncated to so many tokens; white space around it is none.
         length: see `Tokenizer.pad`.
         buckets: see `Tokenizer.pad`.
 

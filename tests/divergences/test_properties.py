@@ -89,7 +89,7 @@ def compiled(method: str, paper: bool, shape: tuple[int, ...], dtype: str):
 
 
 @pytest.mark.fault(
-    "Equal, zero, huge, tiny or masked tokens (60 random clouds per method)",
+    "Equal, zero, huge, tiny or masked tokens (60 random samples per method)",
     "Values and gradients are finite; empty samples move nothing",
 )
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def read_csv(path: pathlib.Path) -> Runs:
             if None in row or not np.isfinite(list(values.values())).all():
                 raise ValueError("a number is not finite, or there are more fields than columns")
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{path}, line {number}: {error}; mend or remove it.") from error
+            raise ConfigError(f"{path}, line {number}: {error}; correct or remove it.") from error
         of_arm = runs.setdefault((config, method, weight), {})
         if seed in of_arm:
             raise ConfigError(f"{path}, line {number}: this run is there twice; remove one.")

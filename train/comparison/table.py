@@ -64,7 +64,7 @@ def comparison(
         row["MMD"] = over_seeds([run["mmd"] for run in runs])
         # Runs of old have neither.
         row["scale-free MMD"] = over_seeds([run.get("scale_free_mmd") for run in runs])
-        row["told apart"] = over_seeds([run.get("classifier_accuracy") for run in runs], digits=3)
+        row["classifier"] = over_seeds([run.get("classifier_accuracy") for run in runs], digits=3)
         row["divergence"] = over_seeds([run["alignment"] for run in runs])
         parameters = runs[0].get("parameters")  # runs of old have none
         row["parameters"] = Cell(parameters / 1e6, digits=3, unit="M") if parameters else None

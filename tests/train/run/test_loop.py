@@ -297,7 +297,7 @@ def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_pat
 
 
 @pytest.mark.fault(
-    "A run is resumed on another number of devices, cut another way",
+    "A run is resumed on another number of devices, sharded another way",
     "It goes on with the numbers of one that stayed",
 )
 @pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
