@@ -209,7 +209,7 @@ def _plan(
         from ott.solvers.linear import sinkhorn
     except ImportError as error:
         raise ImportError(
-            "optimal_transport needs the package 'ott-jax': pip install ott-jax."
+            "optimal_transport needs 'ott-jax' (the extra \"ot\"): pip install ott-jax."
         ) from error
     annealed = epsilon_scheduler.Epsilon(epsilon, init=_FIRST_EPSILON, decay=_EPSILON_DECAY)
     problem = linear_problem.LinearProblem(
