@@ -30,7 +30,8 @@ from train.registry import ConfigError
 
 ARM = ("config", "method", "weight")  # what names one, of the columns before the metrics
 COLUMNS = (*ARM, "seed")
-BESIDE = ("scale_free_mmd",)  # whether a method aligned; no hypothesis is about it
+# Whether a method aligned, and how long queries and keys are; no hypothesis is about them.
+BESIDE = ("scale_free_mmd", "query_norm", "key_norm")
 PERCENT = ("accuracy", "ece", "ece_scaled", "adaptive_ece")  # of any split; shown in points
 ALIKE = "alike"  # a baseline: the plain model of the same config
 
