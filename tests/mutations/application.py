@@ -997,21 +997,14 @@ _RESULTS: tuple[Mutation, ...] = (
     *faults(
         "train/benchmarks/step_time.py",
         "tests/train/benchmarks/test_step_time.py",
-        ("plain-over-aligned", "np.asarray(times) / plain", "plain / np.asarray(times)"),
+        ("all-methods-are-plain", "config.alignment.method = method", "pass"),
     ),
     *faults(
         "train/benchmarks/turns.py",
         "tests/train/benchmarks",
         ("a-turn-too-many-is-left-out", "if turn >= warm_up:", "if turn > warm_up:"),
-    ),
-    *faults(
-        "train/benchmarks/step_profile.py",
-        "tests/train/benchmarks/test_step_profile.py",
-        (
-            "a-loop-is-counted-with-its-body",
-            'total[open_events[-1][1]] -= event["dur"]',
-            "total[open_events[-1][1]] -= 0.0",
-        ),
+        ("plain-over-aligned", "mine / other for", "other / mine for"),
+        ("any-method-is-known", "if known and value", "if not known and value"),
     ),
     *faults(
         "train/reproduce/entries.py",

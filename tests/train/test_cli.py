@@ -113,7 +113,7 @@ def test_what_configs_share_is_no_config() -> None:
         cli.load_config("common")
 
 
-@pytest.mark.parametrize("module", ["train", "train.sweep", "train.benchmarks.text_step"])
+@pytest.mark.parametrize("module", ["train", "train.sweep", "train.benchmarks.pytorch"])
 def test_help_shows_every_flag(module: str) -> None:
     done = command("--help", module=module, forked=True)
     assert done.returncode == 0

@@ -1,18 +1,16 @@
 """What alignment adds to a training step: time, memory and operations over the plain model's.
 
-Needs align_jax, jax, flax and optax alone (and ott-jax for "ot"), so that it runs on a bare
-machine. The models are BERTs of known shapes with random weights, on random tokens of random
-lengths: what a step costs does not depend on what the numbers are.
+The models are BERTs of known shapes with random weights, on random tokens of random lengths: what
+a step costs does not depend on what the numbers are.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -25,9 +23,8 @@ from align_jax.config import PLAIN
 from align_jax.divergences import blocks, conditional_transport
 from align_jax.models.bert import BertConfig
 from align_jax.models.heads import SequenceClassifier
-from train.benchmarks.turns import timed_in_turns
+from train.benchmarks.turns import ratios, spread, timed_in_turns
 
-WEIGHT = 0.01
 MIB = 2**20
 
 # Sizes of the encoder, and examples in a batch: on a CPU, elsewhere.
@@ -36,10 +33,14 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "bert-base": ({}, (8, 32)),
 }
 
+HEADER = (
+    f"{'model':>10} {'batch':>5} {'tokens':>6} {'method':>9} {'ms':>9} "
+    f"{'over plain, median [min, max]':>30} {'MiB':>8} {'memory':>7} {'FLOPs':>6}"
+)
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """One method's training step on one shape, beside the plain model's.
+
+class Cost(NamedTuple):
+    """One method's training step on one shape.
 
     Attributes:
         model, batch, tokens: the shape.
@@ -57,41 +58,18 @@ class Cost:
     tokens: int
     method: str
     milliseconds: float
-    ratios: tuple[float, ...]
+    ratios: Sequence[float]
     memory: float
     memory_ratio: float
     flops_ratio: float
 
-    @property
-    def ratio(self) -> float:
-        """The median over the turns."""
-        return statistics.median(self.ratios)
-
-
-@dataclasses.dataclass(frozen=True)
-class LongCost:
-    """CT between two long clouds of one head, forward and backward.
-
-    Attributes:
-        tokens: of each cloud.
-        milliseconds: median.
-        memory: MiB beside arguments and results.
-    """
-
-    tokens: int
-    milliseconds: float
-    memory: float
-
-
-def classifier(name: str, tokens: int, method: str) -> SequenceClassifier:
-    """A BERT of the named size that classifies, plain or aligned."""
-    sizes, _ = MODELS[name]
-    method, _, drawn = method.partition(":")
-    alignment = None if method == PLAIN else AlignmentConfig(method, tokens=int(drawn or 0))
-    config = BertConfig(
-        **sizes, max_positions=tokens, dropout=0.0, attention_dropout=0.0, alignment=alignment
-    )
-    return SequenceClassifier(config)
+    def row(self) -> str:
+        """One line under `HEADER`."""
+        return (
+            f"{self.model:>10} {self.batch:5} {self.tokens:6} {self.method:>9} "
+            f"{self.milliseconds:9.1f} {spread(self.ratios):>30} {self.memory:8.1f} "
+            f"{self.memory_ratio:6.2f}x {self.flops_ratio:5.3f}x"
+        )
 
 
 def random_batch(batch: int, tokens: int) -> dict[str, np.ndarray]:
@@ -111,11 +89,20 @@ class Step:
     Attributes:
         memory: MiB beside arguments and results.
         flops: of one step, loops over blocks unrolled.
-        program: the compiled program's text.
     """
 
     def __init__(self, name: str, method: str, batch: Mapping[str, np.ndarray]) -> None:
-        model = classifier(name, batch["input_ids"].shape[1], method)
+        method, _, drawn = method.partition(":")
+        plain = method == PLAIN
+        model = SequenceClassifier(
+            BertConfig(
+                **MODELS[name][0],
+                max_positions=batch["input_ids"].shape[1],
+                dropout=0.0,
+                attention_dropout=0.0,
+                alignment=None if plain else AlignmentConfig(method, tokens=int(drawn or 0)),
+            )
+        )
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5))
 
         def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -124,11 +111,10 @@ class Step:
                 batch["input_ids"],
                 batch["attention_mask"],
                 rngs={"alignment": batch["key"]},
-                mutable=[] if method == PLAIN else ["alignment"],
+                mutable=[] if plain else ["alignment"],
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-            aligned = 0.0 if method == PLAIN else WEIGHT * alignment_loss(sown)
-            return losses.mean() + aligned
+            return losses.mean() + (0.0 if plain else 0.01 * alignment_loss(sown))
 
         def step(params: Any, state: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
             gradients = jax.grad(loss)(params, batch)
@@ -141,7 +127,6 @@ class Step:
         arguments = (*self._carry, self._batch)
         self._compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
         self.memory = temporary_memory(self._compiled)
-        self.program = self._compiled.as_text() or ""
         # XLA counts a loop's body once, so the count is of the form without loops.
         with (
             mock.patch.object(blocks, "BLOCK_SIZE", 2**60),
@@ -156,11 +141,6 @@ class Step:
         """Takes one step and waits for it."""
         self._carry = self._compiled(*self._carry, self._batch)
         jax.block_until_ready(self._carry)
-
-
-def batch_size(name: str) -> int:
-    """Examples in a batch of the named model, by what the device is."""
-    return MODELS[name][1][0 if jax.default_backend() == "cpu" else 1]
 
 
 def measure(
@@ -180,26 +160,19 @@ def measure(
         turns: how often each is timed.
         batch: examples; 0 takes the model's own number.
         clock: see `timed_in_turns`.
-
-    Yields:
-        The costs of one shape after the other.
     """
     for name in models:
-        size = batch or batch_size(name)
+        size = batch or MODELS[name][1][jax.default_backend() != "cpu"]
         for tokens in lengths:
             data = random_batch(size, tokens)
             steps = {m: Step(name, m, data) for m in dict.fromkeys([PLAIN, *methods])}
             seconds = timed_in_turns(steps, turns, clock=clock)
-            plain = steps[PLAIN]
+            over_plain, plain = ratios(seconds, PLAIN), steps[PLAIN]
             for method, step in steps.items():
-                pairs = zip(seconds[method], seconds[PLAIN], strict=True)
                 yield Cost(
-                    model=name,
-                    batch=size,
-                    tokens=tokens,
-                    method=method,
+                    *(name, size, tokens, method),
                     milliseconds=1e3 * statistics.median(seconds[method]),
-                    ratios=tuple(mine / base for mine, base in pairs),
+                    ratios=over_plain[method],
                     memory=step.memory,
                     memory_ratio=step.memory / plain.memory,
                     flops_ratio=step.flops / plain.flops,
@@ -213,9 +186,13 @@ def temporary_memory(compiled: Any) -> float:
 
 
 def measure_long(
-    tokens: int, turns: int, *, clock: Callable[[], float] = time.perf_counter
-) -> LongCost:
-    """CT at the paper's width of 10 features between two clouds of so many tokens, one head."""
+    tokens: int, turns: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
+    """CT between two long clouds of one head, 10 features wide as in the paper, with gradients.
+
+    Returns:
+        Milliseconds, the median, and MiB beside arguments and results.
+    """
     rng = np.random.default_rng(0)
     clouds = [jnp.asarray(rng.normal(size=(1, tokens, 1, 10)), jnp.float32) for _ in range(4)]
 
@@ -225,8 +202,5 @@ def measure_long(
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
     compiled = gradient.lower(*clouds).compile()
     step = {"ct": lambda: jax.block_until_ready(compiled(*clouds))}
-    return LongCost(
-        tokens=tokens,
-        milliseconds=1e3 * statistics.median(timed_in_turns(step, turns, clock=clock)["ct"]),
-        memory=temporary_memory(compiled),
-    )
+    seconds = timed_in_turns(step, turns, clock=clock)["ct"]
+    return 1e3 * statistics.median(seconds), temporary_memory(compiled)

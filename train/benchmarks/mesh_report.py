@@ -12,22 +12,20 @@ the arrays that each kind of collective moves.
 
 from __future__ import annotations
 
-import argparse
-import collections
-import dataclasses
+import itertools
 import math
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from align_jax import AlignmentConfig
 from align_jax.config import METHODS
 from align_jax.models import BertConfig, SequenceClassifier
 from train import process
+from train.benchmarks.turns import at_least, listed, parser
 from train.devices.mesh import MeshRunner
 from train.registry import ConfigError
 from train.step.optimizer import OptimizerConfig, make_optimizer
@@ -40,16 +38,8 @@ _INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 
-@dataclasses.dataclass(frozen=True)
-class Moved:
-    """One array that a collective moves.
-
-    Attributes:
-        kind: one of `COLLECTIVES`.
-        shape: of the array on each device.
-        size: in bytes.
-        name: of the operation that it belongs to.
-    """
+class Moved(NamedTuple):
+    """One array that a collective moves: its shape on each device, its bytes, its operation."""
 
     kind: str
     shape: tuple[int, ...]
@@ -58,10 +48,7 @@ class Moved:
 
 
 def collectives(text: str) -> list[Moved]:
-    """The arrays that the collectives of a compiled program move; loops are counted once.
-
-    Args:
-        text: of the program, as `compiled.as_text()` gives it.
+    """The arrays that the collectives of a compiled program's text move; loops are counted once.
 
     Example:
         >>> collectives('a = f32[8,2]{1,0} all-gather(b), metadata={op_name="x/y"}')
@@ -69,10 +56,9 @@ def collectives(text: str) -> list[Moved]:
     """
     found = []
     for line in text.splitlines():
-        instruction = _INSTRUCTION.search(line)
+        instruction, name = _INSTRUCTION.search(line), re.search(r'op_name="([^"]*)"', line)
         if instruction is None:
             continue
-        name = re.search(r'op_name="([^"]*)"', line)
         for _, bits, sizes in _ARRAY.findall(instruction[1]):
             shape = tuple(int(size) for size in sizes.split(",") if size)
             size = math.prod(shape) * int(bits or 8) / 8
@@ -144,38 +130,27 @@ def report(
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.benchmarks.mesh_report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    arguments = parser("train.benchmarks.mesh_report", __doc__)
+    add, ways = arguments.add_argument, ["data", "fsdp", "model=2"]
     add("--target", default="cpu:16", help="cpu:N or tpu:TOPOLOGY, such as tpu:v5e:4x4")
-    add("--ways", default="data,fsdp,model=2", help="of data, fsdp, model=N, fsdp+model=N")
-    add("--methods", default="none,ct", help=f"of {', '.join(METHODS)}")
-    add("--rows", type=int, default=8, help="examples on each device")
-    add("--tokens", type=int, default=128, help="in an example")
-    add("--layers", type=int, default=1, help="of MiniLM's six")
-    options = parser.parse_args()
+    add("--ways", type=listed(), default=ways, help="of data, fsdp, model=N, fsdp+model=N")
+    add("--methods", type=listed(known=METHODS), default=["none", "ct"], help=", ".join(METHODS))
+    add("--rows", type=at_least(1), default=8, help="examples on each device")
+    add("--tokens", type=at_least(2), default=128, help="in an example")
+    add("--layers", type=at_least(1), default=1, help="of MiniLM's six")
+    options = arguments.parse_args()
+    sizes = (options.rows, options.tokens, options.layers)
     devices = described(options.target)
-    print(
-        f"{options.target}, {len(devices)} devices, {options.rows} x {options.tokens} tokens each"
-    )
-    kinds = " | ".join(f"{kind}, MiB" for kind in COLLECTIVES)
-    print(f"\n| way | method | temporary, MiB | state, MiB | {kinds} |")
-    print(f"| --- | --- |{' ---: |' * (2 + len(COLLECTIVES))}")
-    for way in options.ways.split(","):
-        for method in options.methods.split(","):
-            sizes = (options.rows, options.tokens, options.layers)
-            memory, moved = report(devices, way, method, *sizes)
-            total: dict[str, float] = collections.defaultdict(float)
-            for one in moved:
-                total[one.kind] += one.size
-            cells = [f"{np.round(x / MIB, 1)}" for x in (
-                memory.temp_size_in_bytes, memory.argument_size_in_bytes,
-                *(total[kind] for kind in COLLECTIVES),
-            )]  # fmt: skip
-            print(f"| {' | '.join([way, method, *cells])} |", flush=True)
+    print(f"{options.target}, {len(devices)} devices, {sizes[0]} x {sizes[1]} tokens each\n")
+    columns = ["temporary", "state", *COLLECTIVES]
+    print(f"| way | method | {' | '.join(f'{column}, MiB' for column in columns)} |")
+    print(f"| --- | --- |{' ---: |' * len(columns)}")
+    for way, method in itertools.product(options.ways, options.methods):
+        memory, moved = report(devices, way, method, *sizes)
+        totals = [sum(one.size for one in moved if one.kind == kind) for kind in COLLECTIVES]
+        found = [memory.temp_size_in_bytes, memory.argument_size_in_bytes, *totals]
+        cells = [way, method, *(f"{x / MIB:.1f}" for x in found)]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

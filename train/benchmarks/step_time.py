@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from align_jax.config import PLAIN
-from train.benchmarks.turns import timed_in_turns
+from train.benchmarks.turns import ratios, timed_in_turns
 from train.data.base import Batch
 from train.devices.parallel import parallel_of
 from train.experiment.experiment import build_experiment
@@ -59,15 +59,15 @@ def measure_step_times(
         >>> measure_step_times(digits.get_config(), ["ct"])["ct"].ratio  # doctest: +SKIP
         1.4
     """
-    steps = {m: _stepper(config, m, devices) for m in dict.fromkeys([PLAIN, *methods])}
+    steps = {}
+    for method in dict.fromkeys([PLAIN, *methods]):
+        config = config.copy_and_resolve_references()
+        config.alignment.method = method
+        steps[method] = stepper(config, devices=devices)
     seconds = timed_in_turns(steps, turns, WARM_UP)
-    plain = np.asarray(seconds[PLAIN])
     return {
-        method: StepTime(
-            milliseconds=float(np.median(times) * 1e3),
-            ratio=float(np.median(np.asarray(times) / plain)),
-        )
-        for method, times in seconds.items()
+        method: StepTime(1e3 * statistics.median(seconds[method]), statistics.median(over_plain))
+        for method, over_plain in ratios(seconds, PLAIN).items()
     }
 
 
@@ -84,15 +84,6 @@ def read_step_times(folder: pathlib.Path) -> dict[str, StepTime]:
         return {method: StepTime(**time) for method, time in read_json(path).items()}
     except TypeError as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
-
-
-def _stepper(
-    config: ConfigDict, method: str, devices: Sequence[jax.Device] | None
-) -> Callable[[], Any]:
-    """`stepper` of a config with another alignment method."""
-    config = config.copy_and_resolve_references()
-    config.alignment.method = method
-    return stepper(config, devices=devices)
 
 
 def stepper(

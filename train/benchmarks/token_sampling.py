@@ -10,15 +10,13 @@ others compare pairs, and fewer tokens look less alike (or, to a plan that choos
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-
 import jax
 import numpy as np
 
 from align_jax import AlignmentConfig
 from align_jax.alignment import Alignment
 from train import process
+from train.benchmarks.turns import at_least, parser, solvable
 
 SHAPE = (4, 512, 4, 32)  # B N H D
 
@@ -40,32 +38,25 @@ def draws(method: str, tokens: int, count: int, shape: tuple[int, ...] = SHAPE) 
     variables = module.init(jax.random.key(0), query, key)
 
     @jax.jit
-    def value(query: jax.Array, key: jax.Array, rng: jax.Array) -> jax.Array:
+    def value(rng: jax.Array) -> jax.Array:
         rngs = {"alignment": rng}
         _, sown = module.apply(variables, query, key, mutable=["alignment"], rngs=rngs)
         return sown["alignment"]["divergence"][0].mean()
 
-    return np.array([value(query, key, rng) for rng in jax.random.split(jax.random.key(1), count)])
+    return np.array([value(rng) for rng in jax.random.split(jax.random.key(1), count)])
 
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.benchmarks.token_sampling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--draws", type=int, default=50, help="(default: %(default)s)")
-    options = parser.parse_args()
-    print(f"{SHAPE[1]} tokens; bias of the mean over {options.draws} draws, and spread of a draw")
-    for method in ("gan", "ct", "mmd", "ot"):
-        if method == "ot" and importlib.util.find_spec("ott") is None:
-            print("ott-jax is not installed; leaving ot out.")
-            continue
+    arguments = parser("train.benchmarks.token_sampling", __doc__)
+    arguments.add_argument("--draws", type=at_least(2), default=50, help="(default: %(default)s)")
+    count = arguments.parse_args().draws
+    print(f"{SHAPE[1]} tokens; bias of the mean over {count} draws, and spread of a draw")
+    for method in solvable(("gan", "ct", "mmd", "ot")):
         whole = draws(method, 0, 1)[0]
         print(f"{method}: {whole:.5f} with all tokens")
         for tokens in (32, 64, 128, 256):
-            values = draws(method, tokens, options.draws)
+            values = draws(method, tokens, count)
             error = values.std(ddof=1) / len(values) ** 0.5
             print(
                 f"{tokens:6} tokens: bias {values.mean() / whole - 1:+7.2%} "

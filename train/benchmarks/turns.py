@@ -1,9 +1,13 @@
-"""Timing several things in one process and in turns; imports nothing beyond Python's own."""
+"""What the benchmarks share: taking turns, ratios within each turn, and the flags of a command."""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 
@@ -35,3 +39,73 @@ def timed_in_turns(
             if turn >= warm_up:
                 seconds[name].append(elapsed)
     return seconds
+
+
+def ratios(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, list[float]]:
+    """Each one's time over that of `base` in the same turn."""
+    return {
+        name: [mine / other for mine, other in zip(times, seconds[base], strict=True)]
+        for name, times in seconds.items()
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, least and most.
+
+    Example:
+        >>> spread([2.0, 1.0, 4.0])
+        '2.00 [1.00, 4.00]'
+    """
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """Of a command whose help is its module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def listed(kind: Callable[[str], Any] = str, known: Collection[str] = ()) -> Callable[[str], list]:
+    """The type of a flag with several values, which commas separate.
+
+    Args:
+        kind: makes a value of a text.
+        known: what a value may be, up to a colon; nothing for whatever `kind` takes.
+
+    Example:
+        >>> listed(int)("128,512")
+        [128, 512]
+    """
+
+    def values(text: str) -> list[Any]:
+        texts = [value for value in text.split(",") if value]
+        unknown = [value for value in texts if known and value.partition(":")[0] not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}.")
+        return [kind(value) for value in texts]
+
+    return values
+
+
+def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """The type of a flag that is a number of a certain size."""
+
+    def value(text: str) -> Any:
+        number = kind(text)
+        if not number >= least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}.")
+        return number
+
+    value.__name__ = kind.__name__  # for "invalid int value"
+    return value
+
+
+def solvable(methods: Sequence[str]) -> list[str]:
+    """The methods without "ot" where its solver is not installed."""
+    if importlib.util.find_spec("ott") is not None:
+        return list(methods)
+    print("ott-jax is not installed; leaving ot out.", file=sys.stderr)
+    return [method for method in methods if method.partition(":")[0] != "ot"]

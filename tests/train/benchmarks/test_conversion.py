@@ -7,8 +7,8 @@ from train.benchmarks import conversion
 
 
 def test_both_ways_have_the_same_gradients() -> None:
-    both = conversion.steps("ct", batch=2, tokens=5, width=32, layers=1)
-    (value, gradient), (other, others) = (jax.jit(f)(params) for f, params in both.values())
+    both, params = conversion.steps("ct", batch=2, tokens=5, width=32, layers=1)
+    (value, gradient), (other, others) = (jax.jit(f)(params) for f in both.values())
     np.testing.assert_allclose(value, other, rtol=1e-6)
     assert jax.tree.structure(gradient) == jax.tree.structure(others)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(others), strict=True):

@@ -12,14 +12,16 @@ from train.benchmarks import step_time
 def test_ratios_are_those_of_the_steps_and_turns_alternate(tiny_config, monkeypatch) -> None:
     now, seconds, calls = [0.0], {"none": 1.0, "ct": 2.0, "ot": 4.0}, []
 
-    def stepper(_config, method, _devices):
+    def stepper(config, devices):
+        method = config.alignment.method
+
         def step() -> None:
             calls.append(method)
             now[0] += seconds[method]
 
         return step
 
-    monkeypatch.setattr(step_time, "_stepper", stepper)
+    monkeypatch.setattr(step_time, "stepper", stepper)
     timed = functools.partial(step_time.timed_in_turns, clock=lambda: now[0])
     monkeypatch.setattr(step_time, "timed_in_turns", timed)
     times = step_time.measure_step_times(tiny_config(), ["ct", "ot"], turns=5)

@@ -1,0 +1,66 @@
+"""The comparison with PyTorch: on the tiny checkpoint, and on a graph of a few nodes."""
+
+from __future__ import annotations
+
+from concurrent import futures
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align_jax.models import SparseFeatures
+from tests.train.tiny_glue import fake_glue, tiny_config
+from train.benchmarks import pytorch
+from train.data.glue import Glue
+from train.registry import ConfigError
+
+
+@pytest.fixture
+def config(checkpoint):
+    return tiny_config(checkpoint)
+
+
+@pytest.fixture
+def text_contestants(monkeypatch) -> dict:
+    contestants = dict(pytorch.CONTESTANTS["text_classification"])
+    monkeypatch.setitem(pytorch.CONTESTANTS, "text_classification", contestants)
+    return contestants
+
+
+@pytest.mark.slow
+def test_all_take_their_turns(config, monkeypatch, text_contestants) -> None:
+    """One of PyTorch's two is enough: they differ in the huge pages alone."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    both = text_contestants["transformers"], text_contestants.pop("transformers, huge pages")
+    assert both[0][0] == both[1][0]
+    fake_glue(monkeypatch)
+    settings = {"tokenizer": config.data.tokenizer, "batch_size": 8, "max_length": 32}
+    batch = next(Glue(**settings).train_batches())
+    first, seconds = pytorch.measure(config, batch, rounds=2, steps=2)
+    assert set(first) == set(seconds) == {"align_jax", "transformers"}
+    assert min(first.values()) > 0
+    assert all(len(values) == 2 and min(values) > 0 for values in seconds.values())
+
+
+def test_sparse_features_as_an_array() -> None:
+    dense = np.array([[0.0, 2.0], [1.0, 0.0]], np.float32)
+    batch = {"features": SparseFeatures.from_dense(dense), "mask": jnp.ones(2, bool)}
+    found = pytorch.dense_features(batch)
+    np.testing.assert_array_equal(found["features"], dense)
+    assert found["mask"] is batch["mask"]
+
+
+def test_a_contestant_that_fails_is_named(config, monkeypatch, text_contestants) -> None:
+    def fails(config, batch):
+        raise KeyError("input_ids")
+
+    def thread(*_):
+        return futures.ThreadPoolExecutor(1)  # does what a process does, without its imports
+
+    monkeypatch.setattr(pytorch.futures, "ProcessPoolExecutor", thread)
+    monkeypatch.setattr(pytorch.cli, "use_compilation_cache", lambda: None)
+    text_contestants.clear()
+    text_contestants["align_jax"] = (fails, {})
+    with pytest.raises(ConfigError, match=r"align_jax failed: KeyError: 'input_ids'"):
+        pytorch.measure(config, {}, rounds=1, steps=1)
