@@ -53,6 +53,17 @@ def segment_softmax(
     return exponentials / totals[segments]
 
 
+def check_edges(senders: Any, receivers: Any, nodes: int) -> None:
+    """Raises unless these are edges between so many nodes, by their receivers; as far as known."""
+    if senders.ndim != 1 or senders.shape != receivers.shape or not senders.shape[0]:
+        raise ValueError(
+            f"senders and receivers have shapes {senders.shape} and {receivers.shape}; expected "
+            f"two lists of the same length, one entry per edge, and at least one edge."
+        )
+    check_segments("senders", senders, nodes, ascending=False)
+    check_segments("receivers", receivers, nodes, ascending=True)
+
+
 def check_segments(name: str, segments: Any, num_segments: int, *, ascending: bool) -> None:
     """Raises for a segment that does not exist, or for a wrong order, unless they are traced."""
     numerics.check_indices(name, segments, num_segments, "nodes or segments")

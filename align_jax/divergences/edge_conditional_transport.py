@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from align_jax import numerics
 from align_jax.divergences.conditional_transport import COSTS
-from align_jax.segments import check_segments, segment_softmax
+from align_jax.segments import check_edges, segment_softmax
 
 
 def edge_conditional_transport(
@@ -58,10 +58,10 @@ def edge_conditional_transport(
         >>> edge_conditional_transport(same, -same, same, same, *edges).tolist()
         [2.0]
     """
-    for names, query, key in (
-        (("query_features", "key_features"), query_features, key_features),
-        (("query_navigation", "key_navigation"), query_navigation, key_navigation),
-    ):
+    pairs = {"features": (query_features, key_features)}
+    pairs["navigation"] = query_navigation, key_navigation
+    for kind, (query, key) in pairs.items():
+        names = (f"query_{kind}", f"key_{kind}")
         numerics.check_clouds(query, key, None, None, names=names, axes="N H F")
         if query.shape != key.shape or query.shape[:2] != query_features.shape[:2]:
             raise ValueError(
@@ -70,31 +70,19 @@ def edge_conditional_transport(
             )
     numerics.check_choice("cost", cost, COSTS)
     numerics.check_fraction("rho", rho)
-    if senders.ndim != 1 or senders.shape != receivers.shape or not senders.size:
-        raise ValueError(
-            f"senders and receivers have shapes {senders.shape} and {receivers.shape}; expected "
-            f"two lists of the same length with at least one edge."
-        )
-    check_segments("senders", senders, len(query_features), ascending=False)
-    check_segments("receivers", receivers, len(query_features), ascending=True)
+    check_edges(senders, receivers, len(query_features))
 
-    query_features, key_features, query_navigation, key_navigation = (
-        numerics.prepare(x, None)[0]
-        for x in (query_features, key_features, query_navigation, key_navigation)
-    )
     num_nodes = len(query_features)
+    clouds = [numerics.prepare(x, None)[0] for pair in pairs.values() for x in pair]
     if cost == "cosine":
-        query_features = numerics.unit_vectors(query_features)
-        key_features = numerics.unit_vectors(key_features)
+        clouds[:2] = map(numerics.unit_vectors, clouds[:2])
     # A compiler that fuses what comes before into the gathers does it once per edge, not per node.
-    query_features, key_features, query_navigation, key_navigation = jax.lax.optimization_barrier(
-        (query_features, key_features, query_navigation, key_navigation)
-    )
+    query, key, query_navigation, key_navigation = jax.lax.optimization_barrier(tuple(clouds))
     scores = jnp.sum(query_navigation[receivers] * key_navigation[senders], axis=-1)
     if cost == "cosine":
-        costs = 1.0 - jnp.sum(query_features[receivers] * key_features[senders], axis=-1)
+        costs = 1.0 - jnp.sum(query[receivers] * key[senders], axis=-1)
     else:
-        costs = jnp.sum((query_features[receivers] - key_features[senders]) ** 2, axis=-1)
+        costs = jnp.sum((query[receivers] - key[senders]) ** 2, axis=-1)
 
     forward = _mean_cost(scores, costs, receivers, num_nodes, indices_are_sorted=True)
     backward = _mean_cost(scores, costs, senders, num_nodes, indices_are_sorted=False)

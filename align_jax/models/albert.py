@@ -9,18 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import flax.linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
 from align_jax.models.stack import scanned
-from align_jax.models.transformer import (
-    Embeddings,
-    EncoderConfig,
-    check_inputs,
-    dense,
-    layer_class,
-)
+from align_jax.models.transformer import Embeddings, Encoder, EncoderConfig, dense, layer_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +68,14 @@ class AlbertConfig(EncoderConfig):
         return application * self.groups // self.layers
 
 
-class AlbertEncoder(nn.Module):
-    """Tokens in, hidden states out.
+class AlbertEncoder(Encoder):
+    """Tokens in, hidden states out; attributes and call are `Encoder`'s.
 
     The parameters of a layer exist once, as `layer_0` (or up to `groups * group_layers` of them),
     and its attention sows its alignment once per application.
 
-    Attributes:
-        config: sizes and options.
-        pooler: whether to pool too: dense layer and tanh on the first token's state.
-
     Example:
-        >>> import jax
+        >>> import jax, jax.numpy as jnp
         >>> model = AlbertEncoder(AlbertConfig(vocab_size=9, hidden_size=8, heads=2))
         >>> variables = model.init(jax.random.key(0), jnp.array([[1, 2, 3]]))
         >>> sorted(variables["params"])
@@ -95,44 +83,14 @@ class AlbertEncoder(nn.Module):
     """
 
     config: AlbertConfig
-    pooler: bool = True
 
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: Int[Array, "B N"],
-        attention_mask: Int[Array, "B N"] | Bool[Array, "B N"] | None = None,
-        token_type_ids: Int[Array, "B N"] | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, "B N E"], Float[Array, "B E"] | None]:
-        """Encodes a batch of token sequences.
-
-        Args:
-            input_ids: tokens, padded at the end.
-            attention_mask: 1 for tokens, 0 for padding; None for no padding.
-            token_type_ids: the segment of each token; None for all 0.
-            deterministic: False in training: dropout is on and needs the "dropout" RNG.
-
-        Returns:
-            The last hidden states, and the pooled first token (None without a pooler).
-
-        Raises:
-            ValueError: shapes disagree, a sequence is longer than the model's positions, an id has
-                no embedding, or the mask is not of 0 and 1. Under `jax.jit` numbers cannot be
-                refused: an id without embedding makes the hidden states NaN.
-            TypeError: ids that are no integers.
-        """
+    def _embedded(
+        self, input_ids: Array, token_type_ids: Array | None, deterministic: bool
+    ) -> Array:
         config = self.config
-        valid = check_inputs(config, input_ids, attention_mask, token_type_ids)
         embed = Embeddings(config, config.embedding_size, name="embeddings")
-        positions = jnp.arange(input_ids.shape[1])[None]
-        tokens = embed(input_ids, positions, token_type_ids, deterministic=deterministic)
-        tokens = dense(config, config.hidden_size, "embedding_projection")(tokens)
-        tokens = self._layers(tokens, valid, deterministic)
-        if not self.pooler:
-            return tokens, None
-        return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))
+        tokens = embed(input_ids, token_type_ids, deterministic=deterministic)
+        return dense(config, config.hidden_size, "embedding_projection")(tokens)
 
     def _layers(self, tokens: Array, valid: Array, deterministic: bool) -> Array:
         config, layer = self.config, layer_class(self.config)

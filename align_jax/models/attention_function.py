@@ -18,13 +18,7 @@ from align_jax.models.flat_dot_general import flat_dot_general
 def multi_head_attention(
     config: Any, deterministic: bool, **options: Any
 ) -> MultiHeadDotProductAttention:
-    """Attention with a model's settings.
-
-    Args:
-        config: has `heads`, `dtype`, `attention_dropout` and `alignment`.
-        deterministic: False in training.
-        **options: more of the module's attributes, such as its name.
-    """
+    """Attention by a configuration with `heads`, `dtype`, `attention_dropout` and `alignment`."""
     return MultiHeadDotProductAttention(
         num_heads=config.heads,
         dtype=jnp.dtype(config.dtype),
@@ -58,37 +52,19 @@ def dot_product_attention(
     An `attention_fn` for flax's attention modules. Flax passes only what the signature names, so
     everything that matters is named. `jax.nn`'s function knows neither dropout nor sowing.
 
-    Args:
-        query: projected queries.
-        key: projected keys.
-        value: projected values.
-        mask: bool, broadcastable to [B, H, N, M]; True where attention is allowed.
-        dropout_rng: key of the dropout.
-        dropout_rate: probability of dropping an attention weight, each one on its own.
-        deterministic: no dropout; flax's modules say so in training too, if their rate is 0.
-        dtype: dtype of the computation; None takes the inputs'.
-        precision: of the matrix products, see `jax.lax.Precision`.
-        force_fp32_for_softmax: softmax in float32; `jax.nn`'s function always does that.
-        module: the module that sows the attention weights; None sows nothing.
-        training: whether a backward pass follows, which decides what is faster.
-
-    Returns:
-        The attended values.
+    Args beyond flax's:
+        training: whether a backward pass follows, which decides what is faster. `deterministic`
+            does not say it: flax's modules set it in training too, if their rate is 0.
     """
     dropping = not deterministic and dropout_rate > 0.0
     # Forward and backward, XLA on a CPU takes 94 ms for flax's and 125 ms for jax.nn's (32 x 96
     # tokens, 12 heads of 32, float32, 2 cores); forward alone 52 and 25 ms. For a TPU v5e it
     # expects the same of both: 0.646 and 0.633 million cycles (32 x 128, with the projections).
     if dropping or training or module is not None or precision is not None:
+        options = {"dtype": dtype, "precision": precision, "module": module}
+        options["force_fp32_for_softmax"] = force_fp32_for_softmax
         weights = nn.dot_product_attention_weights(
-            query,
-            key,
-            mask=mask,
-            deterministic=True,
-            dtype=dtype,
-            precision=precision,
-            force_fp32_for_softmax=force_fp32_for_softmax,
-            module=module,
+            query, key, mask=mask, deterministic=True, **options
         )
         if dropping:
             if dropout_rng is None:

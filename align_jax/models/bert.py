@@ -9,19 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 from align_jax.models.stack import STACK, scanned
-from align_jax.models.transformer import (
-    Embeddings,
-    EncoderConfig,
-    check_inputs,
-    dense,
-    layer_class,
-)
+from align_jax.models.transformer import Embeddings, Encoder, EncoderConfig, layer_class
 from align_jax.numerics import check_choice
 
 FAMILIES = ("bert", "roberta")
@@ -70,12 +63,8 @@ class BertConfig(EncoderConfig):
         return self.max_positions - offset
 
 
-class BertEncoder(nn.Module):
-    """Tokens in, hidden states out.
-
-    Attributes:
-        config: sizes and options.
-        pooler: whether to pool too: dense layer and tanh on the first token's state.
+class BertEncoder(Encoder):
+    """Tokens in, hidden states out; attributes and call are `Encoder`'s.
 
     Example:
         >>> import jax
@@ -87,50 +76,21 @@ class BertEncoder(nn.Module):
     """
 
     config: BertConfig
-    pooler: bool = True
 
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: Int[Array, "B N"],
-        attention_mask: Int[Array, "B N"] | Bool[Array, "B N"] | None = None,
-        token_type_ids: Int[Array, "B N"] | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, "B N E"], Float[Array, "B E"] | None]:
-        """Encodes a batch of token sequences.
+    def _embedded(
+        self, input_ids: Array, token_type_ids: Array | None, deterministic: bool
+    ) -> Array:
+        embed = BertEmbeddings(self.config, self.config.hidden_size, name="embeddings")
+        return embed(input_ids, token_type_ids, deterministic=deterministic)
 
-        Args:
-            input_ids: tokens, padded at the end.
-            attention_mask: 1 for tokens, 0 for padding; None for no padding.
-            token_type_ids: the segment of each token; None for all 0.
-            deterministic: False in training: dropout is on and needs the "dropout" RNG.
-
-        Returns:
-            The last hidden states, and the pooled first token (None without a pooler).
-
-        Raises:
-            ValueError: shapes disagree, a sequence is longer than the model's positions, an id has
-                no embedding, or the mask is not of 0 and 1. Under `jax.jit` numbers cannot be
-                refused: an id without embedding makes the hidden states NaN.
-            TypeError: ids that are no integers.
-        """
-        config = self.config
-        valid = check_inputs(config, input_ids, attention_mask, token_type_ids)
-        embed = BertEmbeddings(config, config.hidden_size, name="embeddings")
-        tokens = embed(
-            input_ids, positions(config, input_ids), token_type_ids, deterministic=deterministic
-        )
-        layer = layer_class(config)
+    def _layers(self, tokens: Array, valid: Array, deterministic: bool) -> Array:
+        config, layer = self.config, layer_class(self.config)
         if config.scan_layers:
             stack = layer(config, name=STACK)
-            tokens = scanned(stack, config.layers, tokens, valid, deterministic)
-        else:
-            for number in range(config.layers):
-                tokens = layer(config, name=f"layer_{number}")(tokens, valid, deterministic)
-        if not self.pooler:
-            return tokens, None
-        return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))
+            return scanned(stack, config.layers, tokens, valid, deterministic)
+        for number in range(config.layers):
+            tokens = layer(config, name=f"layer_{number}")(tokens, valid, deterministic)
+        return tokens
 
 
 class BertEmbeddings(Embeddings):
@@ -138,11 +98,12 @@ class BertEmbeddings(Embeddings):
 
     config: BertConfig
 
-    def _positions(self, position_ids: Array) -> Array:
-        embedded = super()._positions(position_ids)
+    def _positions(self, input_ids: Array) -> Array:
+        ids = positions(self.config, input_ids)
+        embedded = self._table(self.config.max_positions, "position")(ids)
         if self.config.family == "bert":
             return embedded
-        padding = (position_ids == self.config.pad_token_id)[..., None]
+        padding = (ids == self.config.pad_token_id)[..., None]
         return jnp.where(padding, lax.stop_gradient(embedded), embedded)
 
 

@@ -23,16 +23,7 @@ def keep_mask(key: Array, rate: float, shape: Sequence[int]) -> Bool[Array, "...
     """True with probability 1 - rate, independently for each element.
 
     The hash is the finaliser of MurmurHash3 (Appleby, 2011), applied twice so that both halves of
-    the key reach every bit.
-
-    Args:
-        key: a random key; the same key gives the same mask.
-        rate: probability of False, in [0, 1).
-        shape: of the mask.
-
-    Example:
-        >>> keep_mask(jax.random.key(0), 0.0, (2,)).tolist()
-        [True, True]
+    the key reach every bit. The same key gives the same mask.
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     # Each element's number, axis by axis: XLA computes it where it is used, sharded or not.
@@ -57,12 +48,7 @@ def dropped(x: Float[Array, "..."], key: Array, rate: float) -> Float[Array, "..
 
 
 class Dropout(nn.Module):
-    """`flax.linen.Dropout` with the mask of `keep_mask`; uses the "dropout" RNG in the same way.
-
-    Attributes:
-        rate: probability of dropping an element.
-        deterministic: drop nothing.
-    """
+    """`flax.linen.Dropout` with the mask of `keep_mask`; uses the "dropout" RNG in the same way."""
 
     rate: float
     deterministic: bool

@@ -46,16 +46,8 @@ def flat_dot_general(
     or else JAX's setting `jax_default_matmul_precision`, is "BF16_BF16_F32", which XLA itself
     takes for float32 on a CPU. These products have no derivative in forward mode: JAX refuses it.
 
-    Args:
-        lhs: [..., *contracted], the inputs.
-        rhs: [*contracted, ...], the kernel.
-        dimension_numbers: as of `jax.lax.dot_general`.
-        precision: as of `jax.lax.dot_general`.
-        preferred_element_type: as of `jax.lax.dot_general`.
-
-    Returns:
-        What `jax.lax.dot_general` returns. Products of another form than the above go to it as
-        they are.
+    Merged are inputs [..., *contracted] and a kernel [*contracted, ...]. Products of another form
+    go to `jax.lax.dot_general` as they are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,14 +56,11 @@ def flat_dot_general(
         (2, 5, 3)
     """
     (lhs_axes, rhs_axes), batch_axes = dimension_numbers
-    kept = lhs.ndim - len(lhs_axes)
-    trailing = tuple(range(kept, lhs.ndim))
-    leading = tuple(range(len(rhs_axes)))
-    if any(batch_axes) or tuple(lhs_axes) != trailing or tuple(rhs_axes) != leading or not kept:
+    kept, count = lhs.ndim - len(lhs_axes), len(rhs_axes)
+    as_of_a_layer = [*lhs_axes, *rhs_axes] == [*range(kept, lhs.ndim), *range(count)]
+    if any(batch_axes) or not as_of_a_layer or not kept:
         return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type)
-    outer, inner = lhs.shape[:kept], lhs.shape[kept:]
-    columns = rhs.shape[len(leading) :]
-    width = math.prod(inner)
+    outer, columns, width = lhs.shape[:kept], rhs.shape[count:], math.prod(rhs.shape[:count])
     rows, kernel = lhs.reshape(math.prod(outer), width), rhs.reshape(width, math.prod(columns))
     if _in_bfloat16(rows, kernel, precision) and not spread_by_compiler():
         dtype = preferred_element_type or jnp.promote_types(rows.dtype, kernel.dtype)
@@ -144,9 +133,8 @@ def _bfloat16_product(
     rows: Float[Array, "T K"], kernel: Float[Array, "K F"], dtype: Any
 ) -> Float[Array, "T F"]:
     """The product of operands rounded to bfloat16, summed in float32."""
-    return _summed_in_float32(
-        rows.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), _ROWS_COLUMNS, dtype
-    )
+    rounded = rows.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return _summed_in_float32(*rounded, _ROWS_COLUMNS, dtype)
 
 
 def _bfloat16_product_fwd(

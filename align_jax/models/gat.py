@@ -19,6 +19,8 @@ like any other; whoever prepares the graph adds them.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,11 +29,11 @@ from jaxtyping import Array, Float, Int
 
 from align_jax.alignment import Alignment
 from align_jax.config import PLAIN, AlignmentConfig
-from align_jax.models.edge_alignment import EdgeAlignment
+from align_jax.divergences.edge_conditional_transport import edge_conditional_transport
 from align_jax.models.graph import SparseFeatures
 from align_jax.models.settings import check_counts, check_probabilities, name_alignment
 from align_jax.numerics import check_choice
-from align_jax.segments import check_segments, segment_softmax
+from align_jax.segments import check_edges, segment_softmax
 
 SCORES = ("gat", "gatv2")
 ALIGNMENT_OVER = ("auto", "nodes", "edges")
@@ -136,7 +138,11 @@ class GraphAttention(nn.Module):
         """Applies the layer; arguments as for :meth:`GAT.__call__`."""
         config = self.config
         num_nodes = inputs.shape[0]
-        inputs = self._input_dropout(inputs, deterministic)
+        dropout = nn.Dropout(config.input_dropout, deterministic=deterministic)
+        if isinstance(inputs, SparseFeatures):
+            inputs = inputs.replace(values=dropout(inputs.values))
+        else:
+            inputs = dropout(inputs)
         messages = self._project(inputs, "kernel")
         query, key, logits = self._score(inputs, messages, senders, receivers)
         self._align(query, key, senders, receivers)
@@ -154,14 +160,6 @@ class GraphAttention(nn.Module):
         outputs = outputs.reshape(num_nodes, -1) if self.concatenate else outputs.mean(axis=1)
         bias = self.param("bias", nn.initializers.zeros, outputs.shape[-1:], jnp.float32)
         return outputs + bias[None]
-
-    def _input_dropout(
-        self, inputs: Array | SparseFeatures, deterministic: bool
-    ) -> Array | SparseFeatures:
-        dropout = nn.Dropout(self.config.input_dropout, deterministic=deterministic)
-        if isinstance(inputs, SparseFeatures):
-            return inputs.replace(values=dropout(inputs.values))
-        return dropout(inputs)
 
     def _project(self, inputs: Array | SparseFeatures, name: str) -> Float[Array, "N H D"]:
         # Glorot per head, as if each head had its own matrix [F, D].
@@ -196,13 +194,44 @@ class GraphAttention(nn.Module):
         return self.param(name, initializer, shape, jnp.float32)[None, ..., 0]
 
     def _align(self, query: Array, key: Array, senders: Array, receivers: Array) -> None:
-        config = self.config.aligned
-        module: Alignment
+        kind: Any = Alignment
         if self.config.along_edges:
-            module = EdgeAlignment(config, senders=senders, receivers=receivers, name="alignment")
-        else:
-            module = Alignment(config, name="alignment")
-        module(query[None], key[None])
+            kind = functools.partial(EdgeAlignment, senders=senders, receivers=receivers)
+        kind(self.config.aligned, name="alignment")(query[None], key[None])
+
+
+class EdgeAlignment(Alignment):
+    """Conditional transport along edges, in time and memory linear in the edges.
+
+    As :class:`align_jax.Alignment` with method "ct" over tokens, but for the plan. The graph is one
+    sample: queries and keys are [1, N, H, D], over all of its nodes.
+
+    Attributes:
+        senders: the node whose key an edge offers, int [Z].
+        receivers: the node whose query an edge serves, int [Z], ascending.
+    """
+
+    senders: Array = dataclasses.field(kw_only=True)
+    receivers: Array = dataclasses.field(kw_only=True)
+
+    def _sampled(self, *clouds: Any) -> Any:
+        return clouds  # the edges name nodes
+
+    def _divergence(self, query: Any, key: Any, *_: Any, **__: Any) -> tuple[Array, dict]:
+        # Masks have no part in it: a node that takes no part has no edges.
+        (query_features,), (query_navigation,) = query
+        (key_features,), (key_navigation,) = key
+        value = edge_conditional_transport(
+            query_features,
+            key_features,
+            query_navigation,
+            key_navigation,
+            self.senders,
+            self.receivers,
+            rho=self.config.rho,
+            cost=self.config.cost,
+        )
+        return value[None], {}
 
 
 class GAT(nn.Module):
@@ -254,27 +283,19 @@ class GAT(nn.Module):
         """
         if len(features.shape) != 2:
             raise ValueError(f"GAT got features of shape {features.shape}; expected [N, F].")
-        if senders.ndim != 1 or senders.shape != receivers.shape:
-            raise ValueError(
-                f"GAT got senders of shape {senders.shape} and receivers of shape "
-                f"{receivers.shape}; expected two lists with one entry per edge."
-            )
-        check_segments("senders", senders, features.shape[0], ascending=False)
-        check_segments("receivers", receivers, features.shape[0], ascending=True)
+        check_edges(senders, receivers, features.shape[0])
         if isinstance(features, SparseFeatures):
             features.check_places()
         config = self.config
-        hidden = features
-        for layer in range(config.num_layers - 1):
-            hidden = GraphAttention(
-                config, config.hidden_features, config.num_heads, True, name=f"layer_{layer}"
-            )(hidden, senders, receivers, deterministic=deterministic)
-            hidden = nn.elu(hidden)
-        self.sow("intermediates", "embeddings", hidden)
-        return GraphAttention(
-            config,
-            config.num_classes,
-            config.num_output_heads,
-            False,
-            name=f"layer_{config.num_layers - 1}",
-        )(hidden, senders, receivers, deterministic=deterministic)
+        last = config.num_layers - 1
+        hidden_sizes = config.hidden_features, config.num_heads, True
+        output_sizes = config.num_classes, config.num_output_heads, False
+        hidden: Any = features
+        for number in range(config.num_layers):
+            if number == last:
+                self.sow("intermediates", "embeddings", hidden)
+            sizes = output_sizes if number == last else hidden_sizes
+            layer = GraphAttention(config, *sizes, name=f"layer_{number}")
+            hidden = layer(hidden, senders, receivers, deterministic=deterministic)
+            hidden = hidden if number == last else nn.elu(hidden)
+        return hidden

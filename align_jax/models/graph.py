@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from align_jax.numerics import concrete
+from align_jax.segments import check_segments
 
 
 class SparseFeatures(flax.struct.PyTreeNode):
@@ -115,22 +116,22 @@ def validate_graph(
     Example:
         >>> validate_graph(np.ones((2, 3)), senders=[0, 1], receivers=[0, 1], num_features=3)
     """
-    num_nodes = _validate_features(features, num_features)
+    _validate_features(features, num_features)
+    num_nodes = features.shape[0]
     _validate_edges(np.asarray(senders), np.asarray(receivers), num_nodes)
     _validate_masks({name: np.asarray(mask) for name, mask in (masks or {}).items()}, num_nodes)
 
 
-def _validate_features(features: Any, num_features: int | None) -> int:
+def _validate_features(features: Any, num_features: int | None) -> None:
     if len(features.shape) != 2 or 0 in features.shape:
         raise ValueError(
             f"features have shape {features.shape}; expected [N, F] with at least one node and one "
             f"feature."
         )
-    num_nodes, width = features.shape
-    if num_features is not None and width != num_features:
+    if num_features not in (None, features.shape[1]):
         raise ValueError(
-            f"features have {width} columns; expected {num_features}. Use the features the model "
-            f"was built for, or build the model for these."
+            f"features have {features.shape[1]} columns; expected {num_features}. Use the features "
+            f"the model was built for, or build the model for these."
         )
     sparse = isinstance(features, SparseFeatures)
     if sparse:
@@ -143,7 +144,6 @@ def _validate_features(features: Any, num_features: int | None) -> int:
             f"features hold {len(bad)} values that are NaN or infinite, the first at node "
             f"{int(node)}, column {int(column)}. Replace or remove them."
         )
-    return num_nodes
 
 
 def _validate_edges(senders: np.ndarray, receivers: np.ndarray, num_nodes: int) -> None:
@@ -168,12 +168,7 @@ def _validate_edges(senders: np.ndarray, receivers: np.ndarray, num_nodes: int) 
                 f"has nodes 0 to {num_nodes - 1}: {name} hold {outside.size} nodes that do not "
                 f"exist. Remove those edges or add the nodes' features."
             )
-    steps = np.flatnonzero(np.diff(receivers) < 0)
-    if steps.size:
-        raise ValueError(
-            f"receivers are not sorted: entry {steps[0] + 1} is {receivers[steps[0] + 1]}, after "
-            f"{receivers[steps[0]]}. Sort both lists: order = np.lexsort((senders, receivers))."
-        )
+    check_segments("receivers", receivers, num_nodes, ascending=True)
 
 
 def _validate_masks(masks: dict[str, np.ndarray], num_nodes: int) -> None:

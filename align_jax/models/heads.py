@@ -21,11 +21,7 @@ POOLINGS = ("pooler", "mean", "dense")
 
 
 def text_encoder(config: EncoderConfig, *, pooler: bool, name: str | None = None) -> nn.Module:
-    """The encoder that a configuration describes.
-
-    Raises:
-        ValueError: for a configuration that is no `BertConfig` or `AlbertConfig`.
-    """
+    """The encoder that a configuration describes; ValueError for one that describes none."""
     if isinstance(config, BertConfig):
         return BertEncoder(config, pooler=pooler, name=name)
     if isinstance(config, AlbertConfig):
@@ -86,8 +82,8 @@ class SequenceClassifier(nn.Module):
         if self.pooling == "mean":
             pooled = mean_pooling(hidden, attention_mask)
         elif self.pooling == "dense":
-            pooled = dense(config, config.hidden_size, "head_dense")(dropout(hidden[:, 0]))
-            pooled = jnp.tanh(pooled)
+            head = dense(config, config.hidden_size, "head_dense")
+            pooled = jnp.tanh(head(dropout(hidden[:, 0])))
         pooled = dropout(pooled).astype(jnp.float32)
         return dense(config, self.labels, "classifier", dtype=jnp.float32)(pooled)
 

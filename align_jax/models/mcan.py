@@ -162,12 +162,11 @@ class MCAN(nn.Module):
 
         regions = _dense(config, config.hidden_size, "regions")(image)
         if config.region_positions:
-            regions += self.param(
-                "region_positions",
-                nn.initializers.normal(0.02),
-                (config.region_positions, config.hidden_size),
-                jnp.float32,
-            ).astype(regions.dtype)[: image.shape[1]]
+            shape = config.region_positions, config.hidden_size
+            places = self.param(
+                "region_positions", nn.initializers.normal(0.02), shape, jnp.float32
+            )
+            regions += places.astype(regions.dtype)[: image.shape[1]]
         for layer in range(config.layers):
             regions = Layer(config, name=f"decoder_{layer}")(
                 regions, regions_valid, deterministic, guides=(words, words_valid)
@@ -209,13 +208,9 @@ class Layer(nn.Module):
         dropout = Dropout(config.dropout, deterministic=deterministic)
 
         def attend(name: str, tokens: Array, others: Array | None, others_valid: Array) -> Array:
-            attended = multi_head_attention(config, deterministic, name=name)(
-                tokens,
-                others,
-                mask=others_valid[:, None, None, :],
-                query_mask=valid,
-                key_mask=others_valid,
-            )
+            masks = {"query_mask": valid, "key_mask": others_valid}
+            attention = multi_head_attention(config, deterministic, name=name)
+            attended = attention(tokens, others, mask=others_valid[:, None, None, :], **masks)
             return _norm(config, f"{name}_norm")(tokens + dropout(attended))
 
         tokens = attend("attention", tokens, None, valid)
@@ -280,9 +275,7 @@ def _check_inputs(
             f"{config.region_positions}."
         )
     check_indices("question", question, config.vocabulary_size, "words")
-    for name, mask, tokens in (
-        ("question_mask", question_mask, question),
-        ("image_mask", image_mask, image),
-    ):
+    masks = ("question_mask", question_mask, question), ("image_mask", image_mask, image)
+    for name, mask, tokens in masks:
         if mask is not None and mask.shape != tokens.shape[:2]:
             raise ValueError(f"{name} must be {tokens.shape[:2]}, got shape {mask.shape}.")

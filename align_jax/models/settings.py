@@ -1,4 +1,4 @@
-"""What the models' configurations refuse alike: counts, probabilities, widths and dtypes."""
+"""What the models' configurations refuse alike, each with a ValueError that names the setting."""
 
 from __future__ import annotations
 
@@ -12,15 +12,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_counts(config: Any, least: Mapping[str, int]) -> None:
-    """Refuses settings that are no whole number, or too small a one.
-
-    Args:
-        config: a configuration dataclass.
-        least: the smallest number that each setting may be.
-
-    Raises:
-        ValueError: names the first one.
-    """
+    """Refuses settings that are no whole number, or below the least that each may be."""
     for name, smallest in least.items():
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
@@ -31,22 +23,13 @@ def check_counts(config: Any, least: Mapping[str, int]) -> None:
 
 
 def name_alignment(config: Any) -> None:
-    """Lets a method's name stand for its configuration.
-
-    Raises:
-        ValueError: it is no method's.
-        TypeError: `alignment` is neither name, configuration nor None.
-    """
+    """Lets a method's name stand for its configuration."""
     if config.alignment is not None:
         object.__setattr__(config, "alignment", AlignmentConfig.of(config.alignment))
 
 
 def check_probabilities(config: Any, names: Iterable[str]) -> None:
-    """Refuses probabilities of dropping something that are not in [0, 1).
-
-    Raises:
-        ValueError: names the first one.
-    """
+    """Refuses probabilities of dropping something that are not in [0, 1)."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
@@ -56,11 +39,7 @@ def check_probabilities(config: Any, names: Iterable[str]) -> None:
 
 
 def check_transformer(config: Any) -> None:
-    """Refuses a `hidden_size` that `heads` do not divide, and an unknown `dtype`.
-
-    Raises:
-        ValueError: names it.
-    """
+    """Refuses a `hidden_size` that `heads` do not divide, and an unknown `dtype`."""
     kind = type(config).__name__
     if config.hidden_size % config.heads:
         raise ValueError(

@@ -31,18 +31,9 @@ def scanned(
     *,
     shared: bool = False,
 ) -> Float[Array, "B N E"]:
-    """Applies a layer several times, each with parameters of its own unless they are shared.
+    """Applies a `TransformerLayer` several times, each time with parameters of its own.
 
-    Args:
-        layer: a `TransformerLayer`; the name that it has holds the stack.
-        count: how often (L).
-        tokens: the hidden states.
-        valid: see `TransformerLayer`.
-        deterministic: see `TransformerLayer`.
-        shared: whether all applications have the same parameters.
-
-    Returns:
-        The last hidden states.
+    The name that it has holds their stack; if they are `shared`, its parameters as they are.
     """
 
     def body(layer: Any, tokens: Array, _: None) -> tuple[Array, None]:
@@ -88,7 +79,8 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     layers = []
     for number in range(len(names)):
         layers.append(params.get(f"{_LAYER}{number}"))
-        if layers[-1] is None or _shapes(layers[-1]) != _shapes(layers[0]):
+        shapes = [jax.tree.map(np.shape, layer) for layer in (layers[0], layers[-1])]
+        if layers[-1] is None or shapes[0] != shapes[1]:
             raise ValueError(
                 f"'{_LAYER}{number}' is missing or does not hold the same parameters as "
                 f"'{_LAYER}0', so they make no stack; there are {sorted(names)}. Is "
@@ -124,10 +116,6 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         for number in range(len(jax.tree.leaves(stack)[0])):
             single[f"{_LAYER}{number}"] = jax.tree.map(lambda x, n=number: x[n], stack)
     return single
-
-
-def _shapes(layer: Any) -> Any:
-    return jax.tree.map(np.shape, layer)
 
 
 def _stack(*arrays: Any) -> Any:

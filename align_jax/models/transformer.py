@@ -186,7 +186,6 @@ class Embeddings(nn.Module):
     def __call__(
         self,
         input_ids: Int[Array, "B N"],
-        position_ids: Int[Array, "#B N"],
         token_type_ids: Int[Array, "B N"] | None,
         *,
         deterministic: bool,
@@ -198,15 +197,16 @@ class Embeddings(nn.Module):
         padding = (input_ids == config.pad_token_id)[..., None]
         words = jnp.where(padding, jax.lax.stop_gradient(words), words)
 
-        positions = self._positions(position_ids)
-        types = self._table(config.token_types, "token_type")
         if token_type_ids is None:
             token_type_ids = jnp.zeros((1, 1), jnp.int32)
-        embedded = layer_norm(config, "norm")(words + types(token_type_ids) + positions)
+        positions = self._positions(input_ids)
+        types = self._table(config.token_types, "token_type")(token_type_ids)
+        embedded = layer_norm(config, "norm")(words + types + positions)
         return Dropout(config.dropout, deterministic=deterministic)(embedded)
 
-    def _positions(self, position_ids: Array) -> Array:
-        return self._table(self.config.max_positions, "position")(position_ids)
+    def _positions(self, input_ids: Array) -> Array:
+        ids = jnp.arange(input_ids.shape[1])[None]
+        return self._table(self.config.max_positions, "position")(ids)
 
     def _table(self, rows: int, name: str) -> Embed:
         return Embed(
@@ -259,6 +259,60 @@ def layer_class(config: EncoderConfig) -> type[nn.Module]:
     # Arguments are counted with self as 0: `deterministic` must stay a Python bool. A loop's body
     # cannot be merged with what is outside, so there nothing needs to keep XLA from it.
     return nn.remat(TransformerLayer, static_argnums=(3,), prevent_cse=not config.scan_layers)
+
+
+class Encoder(nn.Module):
+    """Tokens in, hidden states out.
+
+    Attributes:
+        config: sizes and options.
+        pooler: whether to pool too: dense layer and tanh on the first token's state.
+    """
+
+    config: EncoderConfig
+    pooler: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B N"],
+        attention_mask: Int[Array, "B N"] | Bool[Array, "B N"] | None = None,
+        token_type_ids: Int[Array, "B N"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B N E"], Float[Array, "B E"] | None]:
+        """Encodes a batch of token sequences.
+
+        Args:
+            input_ids: tokens, padded at the end.
+            attention_mask: 1 for tokens, 0 for padding; None for no padding.
+            token_type_ids: the segment of each token; None for all 0.
+            deterministic: False in training: dropout is on and needs the "dropout" RNG.
+
+        Returns:
+            The last hidden states, and the pooled first token (None without a pooler).
+
+        Raises:
+            ValueError: shapes disagree, a sequence is longer than the model's positions, an id has
+                no embedding, or the mask is not of 0 and 1. Under `jax.jit` numbers cannot be
+                refused: an id without embedding makes the hidden states NaN.
+            TypeError: ids that are no integers.
+        """
+        config = self.config
+        valid = check_inputs(config, input_ids, attention_mask, token_type_ids)
+        tokens = self._embedded(input_ids, token_type_ids, deterministic)
+        tokens = self._layers(tokens, valid, deterministic)
+        if not self.pooler:
+            return tokens, None
+        return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))
+
+    def _embedded(
+        self, input_ids: Array, token_type_ids: Array | None, deterministic: bool
+    ) -> Array:
+        raise NotImplementedError
+
+    def _layers(self, tokens: Array, valid: Array, deterministic: bool) -> Array:
+        raise NotImplementedError
 
 
 def check_inputs(

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax import AlignmentConfig
-from align_jax.models.edge_alignment import EdgeAlignment
 from align_jax.models.graph import SparseFeatures, validate_graph
 
 
@@ -118,10 +116,3 @@ class TestValidateGraph:
     def test_bad_masks_are_refused(self, masks, error, message):
         with pytest.raises(error, match=message):
             self.check(masks={name: np.array(mask) for name, mask in masks.items()})
-
-
-@pytest.mark.parametrize("options", [{"method": "gan"}, {"method": "ct", "over": "heads"}])
-def test_edges_carry_transport_over_tokens_alone(options):
-    edges = {"senders": np.array([1, 0]), "receivers": np.array([0, 1])}
-    with pytest.raises(ValueError, match="must have method 'ct' and over 'tokens'"):
-        EdgeAlignment(AlignmentConfig(**options), **edges)

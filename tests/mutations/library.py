@@ -738,7 +738,7 @@ _MODELS: tuple[Mutation, ...] = (
             "jnp.where(valid, scores, np.finfo(np.float32).min)",
             "scores",
         ),
-        ("mcan-aligns-padded-queries", "query_mask=valid,", "query_mask=None,"),
+        ("mcan-aligns-padded-queries", '"query_mask": valid', '"query_mask": None'),
     ),
     *faults(
         "align_jax/models/heads.py",
