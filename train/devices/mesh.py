@@ -70,20 +70,15 @@ class MeshRunner:
             return self._programs.train_step(state, batch)
 
     def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
-        """`train_step` for a state and a batch of all processes, or their shapes, to be compiled.
-
-        The devices need not be there: see `train.benchmarks.mesh_report`.
-        """
+        """`train_step` for a state and a batch of all processes, or their shapes, lowered."""
 
         def placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         state = jax.tree.map(placed, state, shardings(state, self._mesh, self._fsdp))
         batch = jax.tree.map(lambda x: placed(x, self._rows), batch)
-        platform = self._mesh.devices.flat[0].platform
         with jax.set_mesh(self._mesh):
-            traced = self._programs.train_step.trace(state, batch)
-            return traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+            return self._programs.train_step.lower(state, batch)
 
     def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """`step.eval_step` on all devices."""

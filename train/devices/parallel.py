@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -23,39 +23,7 @@ from train.step.state import TrainState
 from train.step.step import eval_step, stochastic_step, train_step
 
 AXIS = "devices"
-
-
-class Parallel(Protocol):
-    """A way of running; states, batches and reports are as it places them."""
-
-    def train_step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        """`step.train_step` on all devices. The given state is donated: do not reuse it."""
-
-    def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`step.eval_step` on all devices."""
-
-    def stochastic_step(
-        self, state: TrainState, batch: Any, number: int, passes: int
-    ) -> dict[str, Any]:
-        """`step.stochastic_step` on all devices."""
-
-    def place(self, tree: Any) -> Any:
-        """Puts a state, or a part of one, where the steps expect it."""
-
-    def shard(self, batch: Batch) -> Any:
-        """Spreads this process's rows of a batch; missing rows are filled in with mask False."""
-
-    def first(self, tree: Any) -> Any:
-        """What is the same on all devices (a report, parameters), as NumPy arrays."""
-
-    def join(self, tree: Any) -> Any:
-        """The rows of all devices, and of all processes, padding included, as NumPy arrays."""
-
-    def gather(self, state: TrainState) -> TrainState:
-        """The whole state on this process's first device."""
-
-    def to_save(self, state: TrainState) -> TrainState:
-        """What a checkpoint holds: the state once, wherever its parts lie."""
+WAYS = "pmap", "mesh"
 
 
 class Pmap:
@@ -64,14 +32,6 @@ class Pmap:
     Args:
         devices: the devices to use; all local ones by default.
         microbatch_size: rows that a device takes at once in training; 0 for all of its rows.
-
-    Example:
-        >>> parallel = Pmap()
-        >>> state = parallel.place(state)  # doctest: +SKIP
-        >>> shares = parallel.shard(batch)  # doctest: +SKIP
-        >>> state, metrics = parallel.train_step(state, shares)  # doctest: +SKIP
-        >>> parallel.first(metrics)["loss"].compute()  # doctest: +SKIP
-        2.31
     """
 
     def __init__(
@@ -80,21 +40,9 @@ class Pmap:
         self.devices = list(devices or jax.local_devices())
         mesh = jax.sharding.Mesh(np.asarray(self.devices), (AXIS,))
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-        self._programs = _programs(tuple(self.devices), microbatch_size)
-
-    def train_step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        """`step.train_step` on all devices. The given state is donated: do not reuse it."""
-        return self._programs.train_step(state, batch)
-
-    def eval_step(self, state: TrainState, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`step.eval_step` on all devices."""
-        return self._programs.eval_step(state, batch)
-
-    def stochastic_step(
-        self, state: TrainState, batch: Any, number: int, passes: int
-    ) -> dict[str, Any]:
-        """`step.stochastic_step` on all devices."""
-        return self._programs.stochastic_step(state, batch, number, passes)
+        # The steps of `train.step.step` on all devices; states that are trained are donated.
+        steps = _programs(tuple(self.devices), microbatch_size)
+        self.train_step, self.eval_step, self.stochastic_step = steps
 
     def place(self, tree: Any) -> Any:
         """Copies every array of a tree to every device: [...] -> [D, ...]."""
@@ -118,9 +66,7 @@ class Pmap:
 
     def join(self, tree: Any) -> Any:
         """Undoes `shard`, padding included: [D, B, ...] -> [D * B, ...], as NumPy arrays."""
-        return jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), jax.tree.map(np.asarray, jax.device_get(tree))
-        )
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(tree))
 
     def gather(self, state: TrainState) -> TrainState:
         """One copy of a replicated state: [D, ...] -> [...], on the first device."""
@@ -135,30 +81,22 @@ class Pmap:
         return jax.device_put(copies, self._sharding)
 
 
-class _Programs(NamedTuple):
-    """What is compiled for some devices."""
-
-    train_step: Callable[..., Any]
-    eval_step: Callable[..., Any]
-    stochastic_step: Callable[..., Any]
-
-
 @functools.cache  # runs that differ in their seeds alone trace and compile once
-def _programs(devices: tuple[jax.Device, ...], microbatch_size: int) -> _Programs:
+def _programs(devices: tuple[jax.Device, ...], microbatch_size: int) -> list[Callable[..., Any]]:
     pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
     training, evaluation, stochastic = (
         functools.partial(step, axis_name=AXIS) for step in (train_step, eval_step, stochastic_step)
     )
-    return _Programs(
-        train_step=pmap(
-            functools.partial(training, microbatch_size=microbatch_size), donate_argnums=(0,)
-        ),
-        eval_step=pmap(evaluation),
-        stochastic_step=pmap(stochastic, in_axes=(0, 0, None), static_broadcasted_argnums=(3,)),
-    )
+    training = functools.partial(training, microbatch_size=microbatch_size)
+    return [
+        pmap(training, donate_argnums=(0,)),
+        pmap(evaluation),
+        pmap(stochastic, in_axes=(0, 0, None), static_broadcasted_argnums=(3,)),
+    ]
 
 
-PARALLEL = {"pmap": Pmap, "mesh": MeshRunner}
+# A way of running; states, batches and reports are as it places them.
+Parallel: TypeAlias = Pmap | MeshRunner
 
 
 def make_parallel(
@@ -174,9 +112,7 @@ def make_parallel(
     Args:
         name: "pmap", which on one device is a mesh of one, or "mesh".
         devices: where to run; None for all.
-        model: of a mesh: over how many devices each copy of the parameters is spread.
-        fsdp: of a mesh: whether copies share what they hold.
-        microbatch_size: rows that a device takes at once in training; 0 for all of its rows.
+        model, fsdp, microbatch_size: see `MeshRunner`.
 
     Raises:
         ConfigError: unknown name, what only a mesh can do, or a size below 0.
@@ -185,9 +121,9 @@ def make_parallel(
         raise ConfigError(
             f"train.microbatch_size is {microbatch_size}; expected 0 (all rows at once) or more."
         )
-    if name not in PARALLEL:
+    if name not in WAYS:
         raise ConfigError(
-            f"train.parallel is {name!r}; {nearest(name, PARALLEL)}known: {', '.join(PARALLEL)}."
+            f"train.parallel is {name!r}; {nearest(name, WAYS)}known: {', '.join(WAYS)}."
         )
     if name == "mesh":
         return MeshRunner(devices, model=model, fsdp=fsdp, microbatch_size=microbatch_size)
@@ -198,7 +134,7 @@ def make_parallel(
     ):
         if wanted:
             raise ConfigError(f"{what}, which needs --config.train.parallel=mesh, not 'pmap'.")
-    devices = list(devices or jax.local_devices())
+    devices = devices or jax.local_devices()
     # With a device axis of 1, XLA copies the whole state in every step: 8 % of one of MiniLM's.
     runner = Pmap if len(devices) > 1 else MeshRunner
     return runner(devices, microbatch_size=microbatch_size)

@@ -76,16 +76,11 @@ def _axes(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> list[str
             axes = list(nn.logical_to_mesh_axes(meanings, TENSOR_RULES) or axes)
             break
     # What cannot be cut into equal parts stays whole: 12 heads over 8 devices, 30,522 words over 4.
-    axes = [
-        axis if axis and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(axes, shape, strict=True)
-    ]
+    pairs = list(zip(axes, shape, strict=True))
+    axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in pairs]
     if fsdp and np.prod(shape) >= LEAST_SIZE:
-        free = [
-            number
-            for number, size in enumerate(shape)
-            if axes[number] is None and size % mesh.shape[DATA] == 0
-        ]
+        whole = [number for number, axis in enumerate(axes) if axis is None]
+        free = [number for number in whole if shape[number] % mesh.shape[DATA] == 0]
         if free:
             axes[max(free, key=lambda number: shape[number])] = DATA
     return axes

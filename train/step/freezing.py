@@ -78,8 +78,12 @@ def _frozen(
     }
     found: set[str] = set()
     for expression in freeze:
-        meant = [name for name in flat if _means(expression, kinds[name])]
-        fitting = {name for name in meant if re.search(expression, name)}
+        fitting = {
+            path
+            for path, kind in kinds.items()
+            if any(name in expression for name in _OWN_NAMES.get(kind, ("",)))
+            and re.search(expression, path)
+        }
         if not fitting:
             raise ConfigError(
                 f"optimizer.freeze names {expression!r}, which fits no parameter; "
@@ -92,10 +96,6 @@ def _frozen(
             f"nothing would be trained; leave out some, such as {next(reversed(list(_top(flat))))}."
         )
     return found
-
-
-def _means(expression: str, kind: str) -> bool:
-    return any(name in expression for name in _OWN_NAMES.get(kind, ("",)))
 
 
 def _parts(flat: Iterable[str]) -> list[str]:

@@ -127,12 +127,7 @@ class OptimizerConfig:
             )
 
     def warmup(self, steps: int) -> int:
-        """The steps of the warm-up in a run of so many.
-
-        Example:
-            >>> OptimizerConfig(warmup_share=0.1).warmup(365)
-            36
-        """
+        """The steps of the warm-up in a run of so many."""
         if self.warmup_steps is not None:
             return self.warmup_steps
         return int(self.warmup_share * steps + 1e-6)  # a third of 300 is 100
@@ -221,14 +216,14 @@ def parameter_groups(params: Any, *, head: bool = False) -> Any:
         return "head" if label == "model" else label
 
     inside = (ENCODER, ADAPTERS)
-    outside = {n: jax.tree.map(in_head, x) for n, x in labels.items() if n not in inside}
-    return labels | outside
+    return {n: x if n in inside else jax.tree.map(in_head, x) for n, x in labels.items()}
 
 
 def decayed(params: Any) -> Any:
     """True for the parameters that weight decay acts on."""
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: _names(path)[-1] not in NOT_DECAYED, params
+        lambda path, _: keystr(path).rpartition("/")[2] not in NOT_DECAYED, params
     )
 
 
@@ -243,7 +238,3 @@ def _group(
         *((adam, decay) if config.name == "adamw" else (decay, adam)),
         optax.scale_by_learning_rate(rate),
     )
-
-
-def _names(path: tuple[Any, ...]) -> list[str]:
-    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")

@@ -127,18 +127,8 @@ def create_state(
     """
     init_rng, train_rng = jax.random.split(jax.random.key(seed))
     params, opt_state = _initialised(model, tx, task, freeze, adapters, init_rng, dict(batch))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=opt_state,
-        rng=train_rng,
-        model=model,
-        tx=tx,
-        task=task,
-        alignment=alignment,
-        freeze=freeze,
-        adapters=adapters,
-    )
+    start = jnp.zeros((), jnp.int32), params, opt_state, train_rng
+    return TrainState(*start, model, tx, task, alignment, freeze, adapters)
 
 
 # Once for all seeds.

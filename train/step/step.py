@@ -124,12 +124,7 @@ def train_step(
 def eval_step(
     state: TrainState, batch: Batch, *, axis_name: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Evaluates a batch without dropout and without alignment.
-
-    Args:
-        state: holds the parameters.
-        batch: as for training.
-        axis_name: as for training.
+    """Evaluates a batch without dropout and without alignment; arguments as for training.
 
     Returns:
         Sums and counts over all devices ("loss", the task's loss alone, and the task's metrics),
@@ -146,12 +141,9 @@ def stochastic_step(
 ) -> dict[str, Any]:
     """Evaluates a batch several times with dropout: how much do its predictions vary?
 
-    Args:
-        state: holds the parameters.
-        batch: as for training.
+    Args beyond those of training:
         number: of the batch, so that each has other random numbers.
         passes: how often.
-        axis_name: as for training.
 
     Returns:
         Sums and counts over all devices, the task's stochastic metrics.
@@ -215,14 +207,9 @@ def _alignment(
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """This part's share of the mean divergence, and its report as sums and counts.
 
-    Args:
-        state: says what is aligned.
-        collections: what the part's forward pass has sown.
-        part: of the batch.
-        axis_name: of the devices.
-        counts: valid samples of each attention call in the whole batch; None if the part is all
-            that this device has.
-        number: of parts on this device.
+    `collections` is what the part's forward pass has sown, one of a `number` of parts on this
+    device. `counts` are the valid samples of each attention call in the whole batch; None if the
+    part is all that this device has.
     """
     if not state.alignment.active:
         return jnp.float32(0.0), {}

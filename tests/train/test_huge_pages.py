@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from train.devices import huge_pages
+import train
 
 
 @pytest.mark.parametrize(
@@ -26,42 +26,24 @@ from train.devices import huge_pages
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's tunables")
 def test_commands_restart(monkeypatch, options, tunables, expected) -> None:
     started = []
-    monkeypatch.setenv(huge_pages.VARIABLE, tunables)
+    monkeypatch.setenv(train.TUNABLES, tunables)
     monkeypatch.setattr(sys, "orig_argv", ["python", *options])
     script = options[0] if options[0].count("py") else "-m"  # as while it looks for the module
     monkeypatch.setattr(sys, "argv", [script])
     monkeypatch.setattr(os, "execv", lambda *arguments: started.append(arguments))
-    huge_pages.restart_with_huge_pages()
+    train.restart_with_huge_pages()
     if expected is None:
         assert not started
-        assert os.environ[huge_pages.VARIABLE] == tunables
+        assert os.environ[train.TUNABLES] == tunables
     else:
         assert started == [(sys.executable, ["python", *options])]
-        assert os.environ[huge_pages.VARIABLE] == expected
+        assert os.environ[train.TUNABLES] == expected
 
 
 def test_importing_the_package_leaves_the_process_as_it_is() -> None:
     code = "import os, train; print(os.environ.get('GLIBC_TUNABLES'))"
-    environment = {name: x for name, x in os.environ.items() if name != huge_pages.VARIABLE}
+    environment = {name: x for name, x in os.environ.items() if name != train.TUNABLES}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert done.stdout.strip() == "None"
-
-
-@pytest.mark.parametrize(
-    ("tunables", "expected"),
-    [
-        (None, None),
-        ("glibc.malloc.hugetlb=1", ""),
-        ("a.b=2:glibc.malloc.hugetlb=1", "a.b=2"),
-    ],
-)
-def test_children_without_huge_pages(monkeypatch, tunables, expected) -> None:
-    if tunables is None:
-        monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
-    else:
-        monkeypatch.setenv(huge_pages.VARIABLE, tunables)
-    with huge_pages.children_without_huge_pages():
-        assert os.environ.get(huge_pages.VARIABLE) == expected
-    assert os.environ.get(huge_pages.VARIABLE) == tunables
