@@ -120,16 +120,7 @@ class Outcome(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One setting beside the plain model of its scene, over all seeds.
-
-    Attributes:
-        scene: a name in `SCENES`.
-        method: of alignment.
-        form: "default" or "paper".
-        weight: of the alignment.
-        outcome: of it.
-        plain: of the plain model.
-    """
+    """One setting beside the plain model of its scene, over all seeds."""
 
     scene: str
     method: str
@@ -163,12 +154,7 @@ COLUMNS = ("scene", "method", "weight", "before", "plain", "after", "worst", "ra
 
 
 class Clouds(nn.Module):
-    """Queries and keys: projections of the scene's tokens, or parameters that start as its input.
-
-    Attributes:
-        scene: which.
-        config: what to align, and how.
-    """
+    """Queries and keys: projections of a scene's tokens, or parameters that start as input."""
 
     scene: Scene
     config: AlignmentConfig
@@ -188,10 +174,6 @@ class Clouds(nn.Module):
 
 def start(scene: Scene, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What a seed draws: the model's input, and the teacher's attention weights.
-
-    Args:
-        scene: which.
-        rng: the seed's.
 
     Returns:
         Of free clouds, queries and keys stacked on axis 1, the keys at a distance of 4 and half as
@@ -304,18 +286,9 @@ def measure(
     seeds: int = 3,
     steps: int = 600,
 ) -> Iterator[Row]:
-    """Trains every setting.
+    """Trains every setting, scene by scene; the plain model comes first in any case.
 
-    Args:
-        scenes: by name.
-        methods: of alignment; the plain model comes first in any case.
-        weights: numbers, and "default" for a method's own.
-        form: "default" or "paper".
-        seeds: how many, from 0 on.
-        steps: of training.
-
-    Yields:
-        The rows, scene by scene.
+    Weights are numbers, and "default" for a method's own; the form is "default" or "paper".
 
     Example:
         >>> rows = measure({"plane": SCENES["plane"]}, ["energy"], ["default"], seeds=2, steps=3)

@@ -59,23 +59,17 @@ def transformers_stepper(config: ConfigDict, batch: Batch) -> Callable[[], None]
 
     if matmul_precision() == "BF16_BF16_F32":
         torch.set_float32_matmul_precision("medium")
-    folder = find_folder(
-        config.model.pretrained,
-        revision=config.model.revision or None,
-        offline=config.model.offline,
-    )
+    ours = config.model
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        hidden_dropout_prob=config.model.dropout,
-        attention_probs_dropout_prob=config.model.attention_dropout,
-        classifier_dropout=config.model.classifier_dropout,
+        find_folder(ours.pretrained, revision=ours.revision or None, offline=ours.offline),
+        hidden_dropout_prob=ours.dropout,
+        attention_probs_dropout_prob=ours.attention_dropout,
+        classifier_dropout=ours.classifier_dropout,
         num_labels=build_experiment(config).data.metadata.model["num_labels"],
     ).train()
-    names = {"labels": "label"} | {
-        name: name for name in ("input_ids", "attention_mask", "token_type_ids")
-    }
-    inputs = {name: torch.from_numpy(batch[ours]).long() for name, ours in names.items()}
-    return _torch_step(config, model, lambda: model(**inputs).loss)
+    names = ("input_ids", "attention_mask", "token_type_ids", "label")
+    *inputs, labels = (torch.from_numpy(batch[name]).long() for name in names)
+    return _torch_step(config, model, lambda: model(*inputs, labels=labels).loss)
 
 
 def geometric_stepper(config: ConfigDict, batch: Batch) -> Callable[[], None]:

@@ -27,15 +27,10 @@ WARM_UP = 3  # turns left out: compilation, and the first use of each program
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """The time of one training step.
-
-    Attributes:
-        milliseconds: median over the turns.
-        ratio: median over the turns of this method's time over the plain model's in that turn.
-    """
+    """The time of one training step, medians over the turns."""
 
     milliseconds: float
-    ratio: float
+    ratio: float  # over the plain model's time in the same turn
 
 
 def measure_step_times(

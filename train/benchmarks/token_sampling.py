@@ -22,14 +22,7 @@ SHAPE = (4, 512, 4, 32)  # B N H D
 
 
 def draws(method: str, tokens: int, count: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    """The mean divergence of each draw of so many tokens; of all tokens if that is 0.
-
-    Args:
-        method: of alignment.
-        tokens: in each draw.
-        count: of draws.
-        shape: of both clouds, [B, N, H, D].
-    """
+    """The mean divergence of each of `count` draws of so many tokens; 0 takes all of them."""
     rng = np.random.default_rng(0)
     query, key = (rng.normal(shift, size=shape).astype(np.float32) for shift in (0.0, 0.5))
     # So that a Gaussian kernel sees more than single points.
