@@ -59,10 +59,8 @@ def alignment_sums(
       ValueError: when nothing was sown, or the mask's shape is not `[B]`.
 
     Example:
-      >>> sown = {"alignment": {"layer_0": {
-      ...     "divergence": (jnp.array([[0.5, 1.5], [2.0, 4.0]]),),
-      ...     "valid": (jnp.array([True, True]),),
-      ... }}}  # as a model of one layer and two heads sows it for two samples
+      >>> mean, valid = jnp.array([[0.5, 1.5], [2.0, 4.0]]), jnp.array([True, True])
+      >>> sown = {"alignment": {"layer_0": {"divergence": (mean,), "valid": (valid,)}}}
       >>> sums = alignment_sums(sown, sample_mask=jnp.array([True, False]))
       >>> sums.total.tolist(), sums.count.tolist()
       ([1.0], [1.0])
@@ -80,17 +78,11 @@ def alignment_loss(
     """The alignment to be added to the task loss: its mean over samples, heads and layers.
 
     The paper adds `0.01` times this (Zhang et al. 2021, Eq. 2; means instead of sums, as in its
-    released code). Samples without queries or keys are left out of the mean.
-
-    Args:
-      variables: what `model.apply(..., mutable=["alignment"])` returned beside the outputs.
-      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+    released code). Samples without queries or keys are left out of the mean. Arguments and errors
+    are those of `alignment_sums`.
 
     Returns:
       A scalar, in the divergence's units.
-
-    Raises:
-      ValueError: when nothing was sown, or the mask's shape is not `[B]`.
 
     Example:
       >>> import jax
@@ -111,22 +103,15 @@ def alignment_table(
 ) -> dict[str, Float[Array, "H"]]:
     """Per attention, the divergence of each head: its mean over samples. For logging.
 
-    Args:
-      variables: what `model.apply(..., mutable=["alignment"])` returned beside the outputs.
-      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+    Arguments and errors are those of `alignment_sums`.
 
     Returns:
       `{"layer_0/attention": [H], ...}`. A module that is called or scanned several times has one
       entry per call, with the call's number appended: `"layer/attention#0"`.
 
-    Raises:
-      ValueError: when nothing was sown, or the mask's shape is not `[B]`.
-
     Example:
-      >>> sown = {"alignment": {"layer_0": {
-      ...     "divergence": (jnp.array([[0.5, 1.5], [2.0, 4.0]]),),
-      ...     "valid": (jnp.array([True, True]),),
-      ... }}}  # as a model of one layer and two heads sows it for two samples
+      >>> mean, valid = jnp.array([[0.5, 1.5], [2.0, 4.0]]), jnp.array([True, True])
+      >>> sown = {"alignment": {"layer_0": {"divergence": (mean,), "valid": (valid,)}}}
       >>> {name: heads.tolist() for name, heads in alignment_table(sown).items()}
       {'layer_0': [1.25, 2.75]}
     """
@@ -199,7 +184,7 @@ def cloud_mmd(
     It measures any model, also one that was trained without alignment (`method="none"`).
 
     Args:
-      variables: what `model.apply(..., mutable=["alignment_clouds"])` returned beside the outputs.
+      variables: as of `alignment_clouds`.
       bandwidth: of the Gaussian kernel.
       sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
 
@@ -211,14 +196,11 @@ def cloud_mmd(
       ValueError: when nothing was sown, or the mask's shape is not `[B]`.
 
     Example:
-      >>> import jax, flax.linen as nn
-      >>> from align_jax import AlignmentConfig, aligned
-      >>> model = aligned(nn.SelfAttention(num_heads=2), AlignmentConfig(method="none"))
-      >>> x = jnp.ones((3, 5, 8))
-      >>> variables = model.init(jax.random.key(0), x)
-      >>> _, sown = model.apply(variables, x, mutable=["alignment_clouds"])
+      >>> x, mask = jnp.ones((3, 5, 2, 4)), jnp.ones((3, 5), bool)
+      >>> call = {"query": (x,), "key": (x,), "query_mask": (mask,), "key_mask": (mask,)}
+      >>> sown = {"alignment_clouds": {"layer_0": call}}
       >>> {name: heads.shape for name, heads in cloud_mmd(sown).items()}
-      {'': (2,)}
+      {'layer_0': (2,)}
     """
     result = {}
     for name, (query, key, query_mask, key_mask) in alignment_clouds(variables).items():
@@ -440,8 +422,5 @@ def _apply_sample_mask(valid: Array, sample_mask: Array | None) -> Array:
 
 def _named(path: str, per_call: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     per_call = list(per_call)
-    if len(per_call) == 1:
-        yield path, per_call[0]
-    else:
-        for number, value in enumerate(per_call):
-            yield f"{path}#{number}", value
+    for number, value in enumerate(per_call):
+        yield path if len(per_call) == 1 else f"{path}#{number}", value

@@ -19,12 +19,6 @@ def reverse_gradient(x: Array) -> Array:
     value, the same gradient to whatever made `x`, and the negated gradient to its own parameters:
     one optimiser that minimises then makes that network maximise.
 
-    Args:
-      x: an array of any shape and float dtype.
-
-    Returns:
-      `x`.
-
     Example:
       >>> import jax
       >>> jax.value_and_grad(lambda x: reverse_gradient(x) ** 2)(3.0)
@@ -33,15 +27,11 @@ def reverse_gradient(x: Array) -> Array:
     return x
 
 
-def _forward(x: Array) -> tuple[Array, None]:
-    return x, None
-
-
 def _backward(_: None, cotangent: Any) -> tuple[Any]:
     return (-cotangent,)
 
 
-reverse_gradient.defvjp(_forward, _backward)
+reverse_gradient.defvjp(lambda x: (x, None), _backward)
 
 
 @jax.custom_vjp
@@ -51,9 +41,6 @@ def weighed_gradient(x: Float[Array, "*shape D"]) -> tuple[Array, Float[Array, "
     Two players of a game may have losses of which one is an increasing function of the other's,
     such as the two generator losses of Goodfellow et al. 2014. Their gradients then differ by a
     factor for each vector, so that the network between need be passed through but once.
-
-    Args:
-      x: `[..., D]`.
 
     Returns:
       `x`, and a handle `[...]`, to be given to `weigh` with the factors.
@@ -86,22 +73,10 @@ weighed_gradient.defvjp(_weighed_forward, _weighed_backward)
 def weigh(y: Float[Array, "*shape"], handle: Array, factors: Array) -> Array:
     """`y`; the gradient of the vectors that `handle` came with is multiplied by the factors.
 
-    Args:
-      y: what became of the vectors, one number each; call it once for each handle.
-      handle: of `weighed_gradient`.
-      factors: one for each vector.
-
-    Returns:
-      `y`.
-
-    Example:
-      See `weighed_gradient`.
+    `y` is what became of the vectors, one number each; to be called once for each handle of
+    `weighed_gradient`.
     """
     return y
-
-
-def _weigh_forward(y: Array, handle: Array, factors: Array) -> tuple[Array, Array]:
-    return y, factors
 
 
 def _weigh_backward(factors: Array, cotangent: Array) -> tuple[Array, Array, Array]:
@@ -109,4 +84,4 @@ def _weigh_backward(factors: Array, cotangent: Array) -> tuple[Array, Array, Arr
     return cotangent, factors.astype(jnp.float32), jnp.zeros_like(factors)
 
 
-weigh.defvjp(_weigh_forward, _weigh_backward)
+weigh.defvjp(lambda y, handle, factors: (y, factors), _weigh_backward)

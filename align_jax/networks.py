@@ -41,12 +41,6 @@ class Affine(nn.Module):
     Attributes:
       features: width of the layer.
       adversarial: whether to negate the parameters' gradient.
-
-    Example:
-      >>> import jax
-      >>> (kernel, bias), _ = Affine(3).init_with_output(jax.random.key(0), 2)
-      >>> kernel.shape, bias.shape
-      ((2, 3), (3,))
     """
 
     features: int
@@ -152,10 +146,7 @@ class Discriminator(Critic):
     """As `Critic`, to one logit: how much a vector looks like a query.
 
     Attributes:
-      hidden_features: width of the hidden layer.
-      highway: False leaves the highway layer out and uses a plain ReLU (the paper's ablation).
-      dtype: see `Critic`.
-      adversarial: see `Critic`.
+      hidden_features, highway, dtype, adversarial: see `Critic`.
 
     Example:
       >>> import jax
@@ -207,12 +198,7 @@ class Navigator(nn.Module):
 
 
 class CriticAndNavigator(nn.Module):
-    """Both on the same vectors.
-
-    Attributes:
-      critic: of the parent, whose parameters stay its own.
-      navigator: likewise.
-    """
+    """Both on the same vectors; their parameters stay those of their parent's modules."""
 
     critic: Critic
     navigator: Navigator
@@ -228,14 +214,7 @@ def in_chunks(network: nn.Module, x: Float[Array, "*shape D"]) -> Any:
 
     The vectors lie in one matrix, which XLA multiplies faster than arrays of more axes. On a CPU a
     chunk of it stays in the cache from the first layer to the last, and the backward pass computes
-    it again rather than keep what the layers put out.
-
-    Args:
-      network: a module inside the scope of its parent, with one output or several.
-      x: the vectors.
-
-    Returns:
-      What `network(x)` returns.
+    it again rather than keep what the layers put out. The network may have several outputs.
     """
     chunks = _chunks(x)
     if chunks == 1 or network.is_initializing() or placement.spread_by_compiler():
@@ -244,15 +223,7 @@ def in_chunks(network: nn.Module, x: Float[Array, "*shape D"]) -> Any:
 
 
 def for_each_head(network: nn.Module, x: Float[Array, "B N H D"]) -> Any:
-    """As `in_chunks`, with parameters of its own for each head, along their first axis.
-
-    Args:
-      network: a module inside the scope of its parent, with one output or several.
-      x: the vectors.
-
-    Returns:
-      What `network(x)` returns, the heads on axis 2.
-    """
+    """As `in_chunks`, with parameters of its own for each head, along their first axis."""
     if x.size <= CHUNK_SIZE or network.is_initializing() or placement.spread_by_compiler():
         each = nn.vmap(_whole, {"params": 0}, split_rngs={"params": True}, in_axes=2, out_axes=2)
         return each(network, x)
@@ -336,13 +307,10 @@ def gradient_penalty(
 
     Args:
       network: outside any scope, with one output: logits, or features on the last axis.
-      params: its "params", as inside a scope; no gradient runs to `x`.
-      x: its inputs.
+      params: its "params", as inside a scope.
+      x: its inputs, to which no gradient runs.
       mask: True for the tokens that take part; None for all.
       each_head: whether the parameters' first axis is that of the heads.
-
-    Returns:
-      One value per sample and head.
     """
     x = jax.lax.stop_gradient(x[:, ::PENALTY_STRIDE])
     mask = None if mask is None else mask[:, ::PENALTY_STRIDE]

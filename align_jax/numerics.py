@@ -38,15 +38,9 @@ def masked_mean(
     mask: Bool[Array, "*shape"],
     axis: int | tuple[int, ...],
 ) -> Float[Array, "..."]:
-    """Mean over `axis` of the entries that `mask` admits; 0 where it admits none.
+    """Mean over `axis` of the entries that `mask` admits, whatever others are; 0 where it has none.
 
-    Args:
-      values: any shape. Entries outside the mask are ignored, NaN and inf included.
-      mask: bool, broadcastable to `values`.
-      axis: the axis or axes to reduce.
-
-    Returns:
-      `values` without `axis`.
+    The mask need only be broadcastable to `values`.
     """
     mask = jnp.broadcast_to(mask, values.shape)
     count = jnp.sum(mask, axis=axis)
@@ -69,15 +63,7 @@ def with_leading_axes(x: Array, like: Array) -> Array:
 
 
 def zero_padding(x: Array, mask: Bool[Array, "B N"] | None) -> Array:
-    """Replaces the tokens outside `mask` by zeros, so that NaN there reaches no value or gradient.
-
-    Args:
-      x: `[B, N, ...]`.
-      mask: bool `[B, N]`, or None for "every token takes part".
-
-    Returns:
-      `x` with padding tokens zeroed, same shape and dtype.
-    """
+    """Zeroes the tokens of `x` `[B, N, ...]` outside `mask`: NaN there reaches no gradient."""
     if mask is None:
         return x
     return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
@@ -101,12 +87,6 @@ def unit_vectors(x: Float[Array, "*shape F"]) -> Float[Array, "*shape F"]:
     derivative of a direction grows as 1/|x|, so a feature that dropout or a ReLU has all but
     switched off would send an enormous gradient into its network. It is exact for |x| >= 0.01 and
     falls linearly to 0 below, so its norm never exceeds 100.
-
-    Args:
-      x: `[..., F]`, any float dtype.
-
-    Returns:
-      `[..., F]`, of norm 1 (or 0).
 
     Example:
       >>> unit_vectors(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
@@ -133,13 +113,7 @@ def prepare(x: Array, mask: Bool[Array, "B N"] | None) -> tuple[Array, Bool[Arra
 
     Finite entries beyond `SATURATION` (1e9) become it. Those that are NaN or infinite become NaN,
     and so does any gradient that reaches them: what spoils a computation must show where it is.
-
-    Args:
-      x: `[B, N, ...]`, any float dtype; padding may hold anything.
-      mask: bool `[B, N]` or None.
-
-    Returns:
-      `(x, mask)`: float32 `[B, N, ...]` and bool `[B, N]`.
+    Padding of `x` `[B, N, ...]` may hold anything.
 
     Example:
       >>> x = jnp.array([[1.0, 1e30, jnp.inf, jnp.nan]])
@@ -157,12 +131,7 @@ def explicit_mask(x: Array, mask: Bool[Array, "B N"] | None) -> Bool[Array, "B N
 
 
 def product(x: Float[Array, "*L N K"], y: Float[Array, "*L K M"]) -> Float[Array, "*L N M"]:
-    """`x y` for the last two axes, with all of float32's digits.
-
-    Example:
-      >>> product(jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [4.0]])).tolist()
-      [[11.0]]
-    """
+    """`x y` for the last two axes, with all of float32's digits."""
     return jnp.matmul(x, y, precision=PRECISION)
 
 
@@ -178,23 +147,18 @@ def pairwise_cost(
     query_mask: Bool[Array, "B N"],
     key_mask: Bool[Array, "B M"],
 ) -> Float[Array, "B H N M"]:
-    """The cost of moving each query to each key: `1 - cosine`, or the squared distance.
+    """The cost of moving each query to each key; of no meaning for padding.
 
-    Args:
-      query: `[B, N, H, F]` float32.
-      key: `[B, M, H, F]` float32.
-      cost: "cosine" or "squared_euclidean".
-      query_mask: the queries that take part.
-      key_mask: the keys that do.
-
-    Returns:
-      `[B, H, N, M]`, in `[0, 2]` for the cosine (1 against a zero vector), non-negative otherwise;
-      of no meaning for padding.
+    It is `1 - cosine`, in `[0, 2]` and 1 against a zero vector, or the squared distance.
     """
-    query, key = cost_vectors(query, key, cost, query_mask, key_mask)
-    if cost == "cosine":
-        return 1.0 - products(query, key)
-    return squared_distance(query, key)
+    return vector_costs(*cost_vectors(query, key, cost, query_mask, key_mask), cost)
+
+
+def vector_costs(
+    query: Float[Array, "B N H F"], key: Float[Array, "B M H F"], cost: str
+) -> Float[Array, "B H N M"]:
+    """The cost between what `cost_vectors` returns."""
+    return 1.0 - products(query, key) if cost == "cosine" else squared_distance(query, key)
 
 
 def cost_vectors(
@@ -267,15 +231,8 @@ def at_unit_scale(
 ) -> tuple[Array, Array]:
     """Divides both clouds by the root of their mean square, through which no gradient runs.
 
-    Args:
-      query: `[B, N, H, D]`.
-      key: `[B, M, H, D]`.
-      query_mask: bool `[B, N]`; None for all.
-      key_mask: bool `[B, M]`; None for all.
-      axes: what the mean goes over: tokens and features of each head, or (1, 2, 3), all heads too.
-
-    Returns:
-      Both in their own dtype; as they are where all is 0.
+    The mean goes over `axes`: tokens and features of each head, or (1, 2, 3), all heads too. The
+    clouds `[B, N, H, D]` keep their dtype, and are as they were where all is 0.
     """
     query_mask, key_mask = explicit_mask(query, query_mask), explicit_mask(key, key_mask)
     clouds = (query, query_mask), (key, key_mask)
@@ -322,12 +279,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def first_place(wrong: np.ndarray, counted: np.ndarray | None) -> tuple[int, ...] | None:
-    """Where the first wrong entry is among those that count; None if there is none.
-
-    Example:
-      >>> first_place(np.array([True, True]), np.array([False, True]))
-      (1,)
-    """
+    """Where the first wrong entry is among those that count; None if there is none."""
     places = np.argwhere(wrong if counted is None else wrong & counted)
     return tuple(places[0].tolist()) if len(places) else None
 
@@ -336,12 +288,6 @@ def concrete(x: Any) -> np.ndarray | None:
     """The numbers of an array, to be checked; None while a function is traced: there are none.
 
     So a check costs a compiled step nothing, and refuses nothing in it either.
-
-    Example:
-      >>> concrete(jnp.array([1, 2])).tolist()
-      [1, 2]
-      >>> jax.jit(lambda x: x + (concrete(x) is None))(1).item()
-      2
     """
     if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
         return None
@@ -351,7 +297,7 @@ def concrete(x: Any) -> np.ndarray | None:
 def check_indices(
     name: str, indices: Any, count: int, what: str, where: Any = None, advice: str = ""
 ) -> None:
-    """Raises unless `indices` are whole numbers from 0 to `count - 1`.
+    """Raises unless `indices` are whole numbers from 0 to `count - 1`, as far as they are known.
 
     Args:
       name: what the caller calls them.
@@ -360,10 +306,6 @@ def check_indices(
       what: what of, in the plural.
       where: True for the ones that count; None for all.
       advice: what to do, a sentence.
-
-    Raises:
-      TypeError: for anything but integers.
-      ValueError: for a number out of range, naming the first.
 
     Example:
       >>> check_indices("labels", jnp.array([0, 2]), 2, "classes")
@@ -391,14 +333,7 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_positive(name: str, value: float, *, zero: bool = False) -> None:
-    """Raises ValueError unless `value` is a number above 0 (or 0, if `zero`) that float32 holds.
-
-    Example:
-      >>> check_positive("epsilon", float("inf"))
-      Traceback (most recent call last):
-      ...
-      ValueError: epsilon must be above 0 and finite, got inf.
-    """
+    """Raises ValueError unless `value` is a number above 0 (or 0, if `zero`) that float32 holds."""
     text = isinstance(value, str)
     if text or not (value > 0 or (zero and value == 0)) or value > _LARGEST:
         least = "at least 0" if zero else "above 0"
@@ -416,13 +351,7 @@ def check_clouds(
 ) -> None:
     """Raises ValueError or TypeError unless two clouds and their masks fit together.
 
-    Args:
-      query: expected `[B, N, ...]`.
-      key: expected `[B, M, ...]`; every axis but the second equal to the query's.
-      query_mask: expected None or bool `[B, N]`.
-      key_mask: expected None or bool `[B, M]`.
-      names: what the caller calls the two arrays.
-      axes: the axes' letters for the query, such as "B N H D".
+    `axes` are the letters of the query's, such as "B N H D"; the key's differ in M alone.
     """
     letters = axes.split()
     key_axes = axes.replace("N", "M")
@@ -444,8 +373,7 @@ def check_clouds(
                 f"{names[0]} and {names[1]} differ in axis {axis} ({letter}): "
                 f"{query.shape} against {key.shape}."
             )
-    masks = (("query_mask", query_mask, query), ("key_mask", key_mask, key))
-    for name, mask, x in masks:
+    for name, mask, x in (("query_mask", query_mask, query), ("key_mask", key_mask, key)):
         if mask is None:
             continue
         kind = getattr(mask, "dtype", type(mask).__name__)

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -23,13 +23,10 @@ def by_platform(
     functions and those behind `jax.jit` came to.
 
     Args:
-      on_cpu: takes the arrays; what suits a cache of some hundred kilobytes.
-      elsewhere: likewise, for GPU and TPU, whose operations should be few and large.
+      on_cpu: what suits a cache of some hundred kilobytes.
+      elsewhere: for GPU and TPU, whose operations should be few and large.
       *arguments: trees of arrays.
-      on_tpu: likewise, for a TPU alone; None for what suits a GPU as well.
-
-    Returns:
-      What the function returns.
+      on_tpu: for a TPU alone; None for what suits a GPU as well.
 
     Example:
       >>> by_platform(lambda x: x + x, lambda x: 2 * x, 3)
@@ -43,22 +40,13 @@ def spread_by_compiler() -> bool:
     """Whether several devices form a mesh that the compiler may shard arrays over.
 
     Inside `jax.pmap` and `jax.shard_map` a function sees its own share, which is not split again.
-
-    Example:
-      >>> spread_by_compiler()
-      False
     """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.size > 1 and any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)
 
 
-class _Axes(NamedTuple):
-    """The axes of a mesh along which samples and heads are sharded."""
-
-    samples: str | None
-    heads: str | None
-
-
+# Those of a mesh along which samples and heads are sharded.
+_Axes = tuple[str | None, str | None]
 _AXES: contextvars.ContextVar[_Axes | None] = contextvars.ContextVar("axes", default=None)
 
 
@@ -78,7 +66,7 @@ def cut_along(*, samples: str | None = None, heads: str | None = None) -> Iterat
       >>> with cut_along(samples="data"):
       ...     pass  # jax.jit(train_step) under jax.set_mesh
     """
-    token = _AXES.set(_Axes(samples, heads))
+    token = _AXES.set((samples, heads))
     try:
         yield
     finally:
@@ -103,7 +91,7 @@ def on_each_device(function: Callable[..., Any], *arguments: Any, whole_heads: b
         # What cannot be cut into equal parts is whole on each device.
         return axis if axis in mesh.axis_names and size % mesh.shape[axis] == 0 else None
 
-    samples, parts = cut(axes.samples, batch), None if whole_heads else cut(axes.heads, heads)
+    samples, parts = cut(axes[0], batch), None if whole_heads else cut(axes[1], heads)
     specs = jax.tree.map(
         lambda x: PartitionSpec(samples, None, parts) if x.ndim > 2 else PartitionSpec(samples),
         arguments,
@@ -118,10 +106,5 @@ def matmul_precision() -> str | None:
     """JAX's setting `jax_default_matmul_precision`, None where it is not set.
 
     JAX states this attribute in no type, so that it is read in one place.
-
-    Example:
-      >>> with jax.default_matmul_precision("highest"):
-      ...     matmul_precision()
-      'highest'
     """
     return getattr(jax.config, "jax_default_matmul_precision", None)

@@ -84,14 +84,7 @@ def sample_tokens(
       ValueError: when nothing was sown, or `tokens` is below 1.
 
     Example:
-      >>> import flax.linen as nn
-      >>> from align_jax import AlignmentConfig, aligned
-      >>> model = aligned(nn.SelfAttention(num_heads=2), AlignmentConfig(method="none"))
-      >>> x = jnp.ones((3, 5, 8))
-      >>> variables = model.init(jax.random.key(0), x)
-      >>> _, sown = model.apply(variables, x, mutable=["alignment_clouds"])
-      >>> sample_tokens(sown, jax.random.key(1), tokens=4)[""].query.shape
-      (4, 2, 4)
+      See `cloud_distances`, which measures the sample.
     """
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}.")
@@ -150,10 +143,8 @@ def scale_free_mmd(
     masks = [mask if mask is None else mask[None] for mask in (query_mask, key_mask)]
     names = ("query", "key")
     numerics.check_clouds(query[None], key[None], *masks, names=names, axes="B N H D")
-    (query, query_valid), (key, key_valid) = (
-        numerics.prepare(x[None], mask) for x, mask in zip((query, key), masks, strict=True)
-    )
-    queries, keys = (query, query_valid), (key, key_valid)
+    queries, keys = numerics.prepare(query[None], masks[0]), numerics.prepare(key[None], masks[1])
+    (query, query_valid), (key, key_valid) = queries, keys
 
     def squared_distances(x: tuple[Array, Array], y: tuple[Array, Array]) -> Array:
         return numerics.squared_distance(*numerics.centred(x[0], y[0], x[1], y[1]))[0]
@@ -180,9 +171,8 @@ def scale_free_mmd(
 
     rows, columns = slice(None, count), slice(count, None)
     # A query and a key may be of one token: they are compared all the same.
-    distance = (
-        mean_kernel(rows, rows) + mean_kernel(columns, columns) - 2.0 * mean_kernel(rows, columns)
-    )
+    distance = mean_kernel(rows, rows) + mean_kernel(columns, columns)
+    distance -= 2.0 * mean_kernel(rows, columns)
     enough = (query_valid.sum() > 1) & (key_valid.sum() > 1)
     return jnp.where(enough, distance, 0.0)
 
@@ -200,16 +190,13 @@ def cloud_distances(
     tokens of all samples together.
 
     Args:
-      variables: what `model.apply(..., mutable=["alignment_clouds"])` returned beside the outputs.
+      variables: as of `sample_tokens`, and its errors.
       rng: a key of `jax.random`, which chooses the tokens.
       tokens: how many queries, and keys, are compared; the time grows with their square.
-      sample_mask: bool `[B]`, False for rows that only fill up the batch; None counts all.
+      sample_mask: as of `sample_tokens`.
 
     Returns:
       Per attention call, in the order of the layers and named as in `alignment_table`.
-
-    Raises:
-      ValueError: when nothing was sown, or `tokens` is below 1.
 
     Example:
       >>> import flax.linen as nn

@@ -41,12 +41,8 @@ def in_blocks(
 ) -> Any:
     """Calls `function(shape, *arrays)` with a block's heads and rows, as the platform has them.
 
-    Args:
-      function: sums over blocks of `shape`; of the same result for every shape.
-      heads: L, of all samples.
-      rows: N.
-      columns: M, all of which are in a block.
-      *arrays: trees of arrays.
+    There are L `heads` of all samples, N `rows`, and M `columns`, all of which are in a block. The
+    function has the same result for every shape.
     """
     if placement.spread_by_compiler():
         # All heads: a loop along an axis that the compiler has cut would first gather it.
@@ -62,13 +58,9 @@ def in_blocks(
 
 
 def block_shape(heads: int, rows: int, columns: int, size: int) -> tuple[int, int]:
-    """How many heads, and how many rows of each, make a block with all the columns.
+    """How many heads, and how many rows of each, make a block of `size` pairs with all columns.
 
-    Args:
-      heads: L, of all samples; the first result divides it.
-      rows: N.
-      columns: M.
-      size: pairs in a block, if it is no larger than its rows demand.
+    The first result divides the heads; a block is larger where its least rows demand it.
     """
     whole = size // (rows * columns)
     if whole == 0:
@@ -165,13 +157,8 @@ def mean_over_pairs(
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"], Float[Array, "B H"]]:
     """The mean of a function of the squared distance, over all pairs of tokens that take part.
 
-    Args:
-      function: acts entry by entry.
-      query: float32, padding zeroed.
-      key: likewise.
-      query_mask: the queries that take part.
-      key_mask: the keys that do.
-      implementation: "dense", or "blockwise": equal, in memory linear in the number of tokens.
+    The function acts entry by entry; clouds are float32, padding zeroed. "dense" and "blockwise"
+    are equal, the second in memory linear in the number of tokens.
 
     Returns:
       Of pairs of a query and a key, of two queries, and of two keys; a point is a pair with itself.

@@ -81,7 +81,21 @@ def conditional_transport(
       >>> conditional_transport(same, opposite, same, same).tolist()
       [[2.0, 2.0]]
     """
-    _check(query_features, key_features, query_navigation, key_navigation, query_mask, key_mask)
+    pairs = (
+        ("features", "B N H F", query_features, key_features),
+        ("navigation", "B N H G", query_navigation, key_navigation),
+    )
+    for kind, axes, query, key in pairs:
+        names = (f"query_{kind}", f"key_{kind}")
+        numerics.check_clouds(query, key, query_mask, key_mask, names=names, axes=axes)
+    for side, features, navigation in zip(
+        ("query", "key"), pairs[0][2:], pairs[1][2:], strict=True
+    ):
+        if features.shape[:3] != navigation.shape[:3]:
+            raise ValueError(
+                f"{side}_features and {side}_navigation must agree in their first three axes "
+                f"(batch, tokens, heads), got {features.shape} and {navigation.shape}."
+            )
     numerics.check_choice("cost", cost, COSTS)
     numerics.check_fraction("rho", rho)
     numerics.check_choice("implementation", implementation, TRANSPORT_IMPLEMENTATIONS)
@@ -105,31 +119,6 @@ def conditional_transport(
     return jnp.where(both[:, None], rho * forward + (1.0 - rho) * backward, 0.0)
 
 
-def _check(
-    query_features: Array,
-    key_features: Array,
-    query_navigation: Array,
-    key_navigation: Array,
-    query_mask: Array | None,
-    key_mask: Array | None,
-) -> None:
-    names = ("query_features", "key_features")
-    numerics.check_clouds(
-        query_features, key_features, query_mask, key_mask, names=names, axes="B N H F"
-    )
-    names = ("query_navigation", "key_navigation")
-    numerics.check_clouds(
-        query_navigation, key_navigation, query_mask, key_mask, names=names, axes="B N H G"
-    )
-    pairs = (("query", query_features, query_navigation), ("key", key_features, key_navigation))
-    for side, features, navigation in pairs:
-        if features.shape[:3] != navigation.shape[:3]:
-            raise ValueError(
-                f"{side}_features and {side}_navigation must agree in their first three axes "
-                f"(batch, tokens, heads), got {features.shape} and {navigation.shape}."
-            )
-
-
 # Behind jax.jit, so that it is traced once for all layers of the same shapes.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _mean_costs(form: MeanCosts, on_tpu: MeanCosts, cost: str, *arrays: Array) -> Any:
@@ -151,10 +140,7 @@ def _dense(
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
     """Mean cost of the query-to-key and of the key-to-query plan, all pairs at once."""
     scores = numerics.products(query_navigation, key_navigation)
-    if cost == "cosine":
-        costs = 1.0 - numerics.products(query_features, key_features)
-    else:
-        costs = numerics.squared_distance(query_features, key_features)
+    costs = numerics.vector_costs(query_features, key_features, cost)
     to_keys = jax.nn.softmax(jnp.where(key_mask[:, None, None, :], scores, MASKED), axis=-1)
     to_queries = jax.nn.softmax(jnp.where(query_mask[:, None, :, None], scores, MASKED), axis=-2)
     forward = jnp.sum(to_keys * costs, axis=-1)

@@ -279,24 +279,24 @@ def _solve_symmetric(
     root_columns = jnp.sqrt(jnp.where(columns > 0, columns, 1.0))
     scaled = plan / root_rows[..., :, None] / root_columns[..., None, :]
     transposed = jnp.swapaxes(scaled, -1, -2)
+
+    def times(matrix: Array, vector: Array) -> Array:
+        return numerics.product(matrix, vector[..., None])[..., 0]
+
     right_rows, right_columns = right_rows / root_rows, right_columns / root_columns
     product = numerics.product(transposed, scaled)
     identity = numerics.with_leading_axes(jnp.eye(plan.shape[-1], dtype=plan.dtype), product)
     matrix = identity - product
     factor = jax.scipy.linalg.cho_factor(matrix + _RIDGE * identity, lower=True)
-    right = right_columns - _times(transposed, right_rows)
+    right = right_columns - times(transposed, right_rows)
     y = jnp.zeros_like(right)
     for _ in range(_REFINEMENTS):
-        missing = right - _times(matrix, y)
+        missing = right - times(matrix, y)
         y += jax.scipy.linalg.cho_solve(factor, missing[..., None])[..., 0]
     # Should the factorisation fail in spite of the ridge, take the plan as fixed.
     y = jnp.where(jnp.all(jnp.isfinite(y), axis=-1, keepdims=True), y, 0.0)
-    x = right_rows - _times(scaled, y)
+    x = right_rows - times(scaled, y)
     return x / root_rows, y / root_columns
-
-
-def _times(matrix: Float[Array, "*L N M"], vector: Float[Array, "*L M"]) -> Float[Array, "*L N"]:
-    return numerics.product(matrix, vector[..., None])[..., 0]
 
 
 def _moving(

@@ -74,14 +74,8 @@ def mean_costs(
 ) -> tuple[Float[Array, "L N"], Float[Array, "L M"]]:
     """The mean cost of each query's plan over the keys, and of each key's over the queries.
 
-    Args:
-      query: the queries' factors of the cost, from `cost_factors`.
-      key: the keys'.
-      query_navigation: the navigator's outputs; 0 for padding.
-      key_navigation: likewise.
-
-    Returns:
-      A row's and a column's mean cost; of no meaning for padding.
+    Queries and keys are factors of the cost, from `cost_factors`; the navigator's outputs are 0 for
+    padding, whose results are of no meaning.
     """
     return _forward(query, key, query_navigation, key_navigation)[0]
 
