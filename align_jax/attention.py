@@ -56,9 +56,8 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
           inputs_q: inputs of the queries.
           inputs_k: inputs of the keys; None for self-attention.
           inputs_v: inputs of the values; None for the same as the keys.
-          query_mask: True for the queries that the alignment counts; None derives it from `mask`,
-            see `token_masks`.
-          key_mask: likewise for the keys.
+          query_mask, key_mask: True for the tokens that the alignment counts; None derives them
+            from `mask`, see `token_masks`.
           **kwargs: as in flax: `mask`, `deterministic`, `dropout_rng`, `sow_weights`, `inputs_kv`.
 
         Returns:

@@ -128,10 +128,8 @@ class Clouds(NamedTuple):
     """The queries and keys that one attention call compared.
 
     Attributes:
-      query: `[B, N, H, D]`.
-      key: `[B, M, H, D]`.
-      query_mask: bool `[B, N]`, which queries are no padding.
-      key_mask: bool `[B, M]`, the same of the keys.
+      query, key: `[B, N, H, D]` and `[B, M, H, D]`.
+      query_mask, key_mask: bool `[B, N]` and `[B, M]`, which tokens are no padding.
 
     Example:
       See `alignment_clouds`.

@@ -32,10 +32,8 @@ def edge_conditional_transport(
     edges: over a receiver's senders for its query, over a sender's receivers for its key.
 
     Args:
-        query_features: the critic's features of every node's query.
-        key_features: the critic's features of every node's key.
-        query_navigation: the navigator's outputs for the queries.
-        key_navigation: the navigator's outputs for the keys.
+        query_features, key_features: the critic's features of every node's query and key.
+        query_navigation, key_navigation: the navigator's outputs for them.
         senders: the node whose key an edge offers, [Z].
         receivers: the node whose query an edge serves, [Z], ascending: the sums over a node's
             edges rely on it. Where edges are traced, neither this is checked nor that their nodes

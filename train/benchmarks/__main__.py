@@ -2,6 +2,7 @@
 
     python -m train.benchmarks
     python -m train.benchmarks --models=minilm --tokens=128 --methods=gan,ct,ct:32 --turns=20
+    python -m train.benchmarks --models=minilm --tokens=64 --batch=8 --methods=ct,aligned-ct
 
 Runs with align_jax, jax, flax and optax alone. Other benchmarks have commands of their own, and a
 sweep times the steps of whatever config it runs:
@@ -9,7 +10,6 @@ sweep times the steps of whatever config it runs:
     python -m train.benchmarks.token_sampling  what drawing some of the tokens does to the value
     python -m train.benchmarks.moving_clouds   whether each method aligns, in toy scenes
     python -m train.benchmarks.mesh_report     what the devices of a mesh send each other
-    python -m train.benchmarks.conversion      what finding the attentions of a model costs
     python -m train.benchmarks.pytorch         the steps of a text model or a graph beside PyTorch's
 """
 
@@ -20,7 +20,7 @@ import time
 
 import jax
 
-from align_jax.config import METHODS
+from align_jax.config import METHODS, PLAIN
 from train import process
 from train.benchmarks import alignment_cost
 from train.benchmarks.turns import at_least, listed, parser, solvable
@@ -33,8 +33,9 @@ def main() -> None:
     models = alignment_cost.MODELS
     add("--models", type=listed(known=models), default=[*models], help="minilm,bert-base")
     add("--tokens", type=listed(at_least(2)), default=[128, 512], help="lengths, as 128,512")
-    method = listed(_method, METHODS)
-    add("--methods", type=method, default=["gan", "ot", "ct"], help="ct:32 draws 32 tokens")
+    found = [alignment_cost.FOUND + method for method in METHODS if method != PLAIN]
+    method = listed(_method, [*METHODS, *found])
+    add("--methods", type=method, default=["gan", "ot", "ct"], help="ct:32, aligned-ct, ...")
     add("--batch", type=at_least(0), default=0, help="examples; 0: 32, for bert-base on a CPU 8")
     add("--turns", type=at_least(1), default=10, help="how often each method is timed")
     add("--cpu-time", action="store_true", help="time of the process alone, on a shared machine")

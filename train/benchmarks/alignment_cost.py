@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from align_jax import AlignmentConfig, alignment_loss, networks
+from align_jax import AlignmentConfig, aligned, alignment_loss, networks
 from align_jax.config import PLAIN
 from align_jax.divergences import blocks, conditional_transport
 from align_jax.models.bert import BertConfig
@@ -26,6 +26,7 @@ from align_jax.models.heads import SequenceClassifier
 from train.benchmarks.turns import ratios, spread, timed_in_turns
 
 MIB = 2**20
+FOUND = "aligned-"  # in front of a method
 
 # Sizes of the encoder, and examples in a batch: on a CPU, elsewhere.
 MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
@@ -34,7 +35,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 }
 
 HEADER = (
-    f"{'model':>10} {'batch':>5} {'tokens':>6} {'method':>9} {'ms':>9} "
+    f"{'model':>10} {'batch':>5} {'tokens':>6} {'method':>12} {'trace, s':>8} {'ms':>9} "
     f"{'over plain, median [min, max]':>30} {'MiB':>8} {'memory':>7} {'FLOPs':>6}"
 )
 
@@ -44,7 +45,9 @@ class Cost(NamedTuple):
 
     Attributes:
         model, batch, tokens: the shape.
-        method: "none" is the plain model; "ct:32" draws 32 tokens of each text for it.
+        method: "none" is the plain model; "ct:32" draws 32 tokens of each text for it; "aligned-ct"
+            finds the attentions of the plain model (`align_jax.aligned`).
+        tracing: seconds until the step is traced, the least of three.
         milliseconds: median over the turns.
         ratios: its time over the plain model's, turn by turn.
         memory: MiB that the compiled step needs beside its arguments and results.
@@ -57,6 +60,7 @@ class Cost(NamedTuple):
     batch: int
     tokens: int
     method: str
+    tracing: float
     milliseconds: float
     ratios: Sequence[float]
     memory: float
@@ -66,9 +70,9 @@ class Cost(NamedTuple):
     def row(self) -> str:
         """One line under `HEADER`."""
         return (
-            f"{self.model:>10} {self.batch:5} {self.tokens:6} {self.method:>9} "
-            f"{self.milliseconds:9.1f} {spread(self.ratios):>30} {self.memory:8.1f} "
-            f"{self.memory_ratio:6.2f}x {self.flops_ratio:5.3f}x"
+            f"{self.model:>10} {self.batch:5} {self.tokens:6} {self.method:>12} "
+            f"{self.tracing:8.2f} {self.milliseconds:9.1f} {spread(self.ratios):>30} "
+            f"{self.memory:8.1f} {self.memory_ratio:6.2f}x {self.flops_ratio:5.3f}x"
         )
 
 
@@ -87,22 +91,24 @@ class Step:
     """A compiled training step with AdamW that goes on from where the last call ended.
 
     Attributes:
+        tracing: see `Cost`.
         memory: MiB beside arguments and results.
         flops: of one step, loops over blocks unrolled.
     """
 
     def __init__(self, name: str, method: str, batch: Mapping[str, np.ndarray]) -> None:
         method, _, drawn = method.partition(":")
-        plain = method == PLAIN
-        model = SequenceClassifier(
-            BertConfig(
-                **MODELS[name][0],
-                max_positions=batch["input_ids"].shape[1],
-                dropout=0.0,
-                attention_dropout=0.0,
-                alignment=None if plain else AlignmentConfig(method, tokens=int(drawn or 0)),
-            )
+        plain, found = method == PLAIN, method.startswith(FOUND)
+        alignment = AlignmentConfig(method.removeprefix(FOUND), tokens=int(drawn or 0))
+        config = BertConfig(
+            **MODELS[name][0],
+            max_positions=batch["input_ids"].shape[1],
+            dropout=0.0,
+            attention_dropout=0.0,
+            alignment=None if plain or found else alignment,
         )
+        model: Any = SequenceClassifier(config)
+        model = aligned(model, alignment) if found else model
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5))
 
         def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -125,6 +131,9 @@ class Step:
         params = jax.jit(model.init)(jax.random.key(0), self._batch["input_ids"][:1])["params"]
         self._carry = params, optimizer.init(params)
         arguments = (*self._carry, self._batch)
+        # A new function each time: what one was traced to is remembered.
+        traced = {"": lambda: jax.jit(functools.partial(step)).trace(*arguments)}
+        self.tracing = min(timed_in_turns(traced, 3, warm_up=0, clock=time.process_time)[""])
         self._compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
         self.memory = temporary_memory(self._compiled)
         # XLA counts a loop's body once, so the count is of the form without loops.
@@ -133,7 +142,6 @@ class Step:
             mock.patch.object(blocks, "ACCELERATOR_BLOCK_SIZE", 2**60),
             mock.patch.object(networks, "CHUNK_SIZE", 2**60),
         ):
-            # Another function, since what `step` was traced to is remembered.
             whole = jax.jit(functools.partial(step)).lower(*arguments)
         self.flops = (whole.cost_analysis() or {}).get("flops", float("nan"))
 
@@ -153,13 +161,8 @@ def measure(
 ) -> Iterator[Cost]:
     """Measures the methods on each shape, in turns within one process.
 
-    Args:
-        models: names in `MODELS`.
-        lengths: tokens.
-        methods: see `Cost`; the plain model comes first in any case.
-        turns: how often each is timed.
-        batch: examples; 0 takes the model's own number.
-        clock: see `timed_in_turns`.
+    Models are names in `MODELS`; the plain one comes first in any case. A batch of 0 takes the
+    model's own number of examples.
     """
     for name in models:
         size = batch or MODELS[name][1][jax.default_backend() != "cpu"]
@@ -170,7 +173,7 @@ def measure(
             over_plain, plain = ratios(seconds, PLAIN), steps[PLAIN]
             for method, step in steps.items():
                 yield Cost(
-                    *(name, size, tokens, method),
+                    *(name, size, tokens, method, step.tracing),
                     milliseconds=1e3 * statistics.median(seconds[method]),
                     ratios=over_plain[method],
                     memory=step.memory,

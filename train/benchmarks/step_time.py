@@ -39,16 +39,10 @@ def measure_step_times(
     turns: int = 30,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, StepTime]:
-    """Times the training step of each method on one batch of a config's data.
-
-    Args:
-        config: the experiment; its alignment method is replaced.
-        methods: names of alignment methods; the plain model is measured in any case.
-        turns: how often each method is timed.
-        devices: where to run; all local devices by default.
+    """Times the training step of each method, `turns` times, on one batch of a config's data.
 
     Returns:
-        The times by method, the plain model ("none") first.
+        The times by method; the plain model ("none") is measured in any case, and comes first.
 
     Example:
         >>> measure_step_times(digits.get_config(), ["ct"])["ct"].ratio  # doctest: +SKIP
@@ -88,10 +82,7 @@ def stepper(
 ) -> Callable[[], Any]:
     """A function that takes one training step from where the last one ended, and waits for it.
 
-    Args:
-        config: the experiment.
-        batch: what every step trains on; None takes the first of the config's data.
-        devices: where to run; all local devices by default.
+    Every step trains on the batch, or on the first of the config's data.
     """
     experiment = build_experiment(config)
     parallel = parallel_of(config, devices, splittable=experiment.data.metadata.splittable)

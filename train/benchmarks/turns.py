@@ -108,4 +108,4 @@ def solvable(methods: Sequence[str]) -> list[str]:
     if importlib.util.find_spec("ott") is not None:
         return list(methods)
     print("ott-jax is not installed; leaving ot out.", file=sys.stderr)
-    return [method for method in methods if method.partition(":")[0] != "ot"]
+    return [method for method in methods if not method.partition(":")[0].endswith("ot")]
