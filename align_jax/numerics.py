@@ -114,11 +114,6 @@ def prepare(x: Array, mask: Bool[Array, "B N"] | None) -> tuple[Array, Bool[Arra
     Finite entries beyond `SATURATION` (1e9) become it. Those that are NaN or infinite become NaN,
     and so does any gradient that reaches them: what spoils a computation must show where it is.
     Padding of `x` `[B, N, ...]` may hold anything.
-
-    Example:
-      >>> x = jnp.array([[1.0, 1e30, jnp.inf, jnp.nan]])
-      >>> prepare(x, jnp.array([[True, True, True, False]]))[0].tolist()
-      [[1.0, 1000000000.0, nan, 0.0]]
     """
     x = zero_padding(x.astype(jnp.float32), mask)
     # A multiple of 0 is 0, or NaN; so is its gradient, where the clipping has none.
@@ -306,12 +301,6 @@ def check_indices(
       what: what of, in the plural.
       where: True for the ones that count; None for all.
       advice: what to do, a sentence.
-
-    Example:
-      >>> check_indices("labels", jnp.array([0, 2]), 2, "classes")
-      Traceback (most recent call last):
-      ...
-      ValueError: labels hold 2 at [1], but there are 2 classes, 0 to 1.
     """
     if not jnp.issubdtype(jnp.result_type(indices), jnp.integer):
         raise TypeError(f"{name} must be integers, got {jnp.result_type(indices)}.")

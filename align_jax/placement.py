@@ -27,10 +27,6 @@ def by_platform(
       elsewhere: for GPU and TPU, whose operations should be few and large.
       *arguments: trees of arrays.
       on_tpu: for a TPU alone; None for what suits a GPU as well.
-
-    Example:
-      >>> by_platform(lambda x: x + x, lambda x: 2 * x, 3)
-      6
     """
     of_tpu = {} if on_tpu is None else {"tpu": on_tpu}
     return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere, **of_tpu)
@@ -61,10 +57,6 @@ def cut_along(*, samples: str | None = None, heads: str | None = None) -> Iterat
     Args:
       samples: the axis of the batch, such as "data".
       heads: the axis of the attention's heads, such as "model".
-
-    Example:
-      >>> with cut_along(samples="data"):
-      ...     pass  # jax.jit(train_step) under jax.set_mesh
     """
     token = _AXES.set((samples, heads))
     try:

@@ -20,21 +20,12 @@ def segment_softmax(
     """Softmax over the edges that share a segment, each head on its own.
 
     Stable: every segment's largest logit is subtracted first. Segments without edges contribute
-    nothing and produce no NaN.
-
-    Args:
-        logits: one row per edge, [Z, H].
-        segments: the segment (a node) of each edge, [Z], in [0, num_segments).
-        num_segments: number of segments, a Python integer.
-        indices_are_sorted: whether `segments` ascends; on some devices sums are then faster.
+    nothing and produce no NaN. Where `segments` ascend and it is said, sums may be faster.
 
     Raises:
         ValueError: a segment that does not exist, or segments that do not ascend though they are
             said to. Where they are traced nothing is checked: weights are then of no meaning.
         TypeError: segments that are no integers.
-
-    Returns:
-        Weights [Z, H] that sum to 1 within each segment.
 
     Example:
         >>> weights = segment_softmax(jnp.zeros((3, 1)), jnp.array([0, 0, 2]), 3)

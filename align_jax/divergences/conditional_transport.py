@@ -19,11 +19,7 @@ from align_jax.divergences.transport_readout import MASKED, cost_factors
 
 COSTS = ("cosine", "squared_euclidean")
 TRANSPORT_IMPLEMENTATIONS = ("auto", *blocks.IMPLEMENTATIONS)
-# "auto" is "dense" for up to so many tokens. Milliseconds of one CPU core for value and gradients,
-# 10 features, medians taken in turn:
-#   heads of all samples x tokens   32x16  384x16  384x32  32x64  384x64  384x128  96x512
-#   dense                            0.53    3.56    8.31   1.54    52.3      193     834
-#   blockwise                        0.60    4.16    9.20   1.48    24.9       95     216
+# "auto" is "dense" for up to so many tokens; docs/performance.md has the times.
 DENSE_TOKENS = 32
 # On a TPU, where XLA expects 3.0 and 4.0 million cycles with 128 tokens and 7.7 and 7.2 with 512:
 # docs/performance.md. On GPU and TPU nothing has been measured.

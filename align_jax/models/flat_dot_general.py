@@ -48,12 +48,6 @@ def flat_dot_general(
 
     Merged are inputs [..., *contracted] and a kernel [*contracted, ...]. Products of another form
     go to `jax.lax.dot_general` as they are.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> x, kernel = jnp.ones((2, 5, 4)), jnp.ones((4, 3))
-        >>> flat_dot_general(x, kernel, (((2,), (0,)), ((), ()))).shape
-        (2, 5, 3)
     """
     (lhs_axes, rhs_axes), batch_axes = dimension_numbers
     kept, count = lhs.ndim - len(lhs_axes), len(rhs_axes)

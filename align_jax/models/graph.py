@@ -55,11 +55,7 @@ class SparseFeatures(flax.struct.PyTreeNode):
         )
 
     def check_places(self) -> None:
-        """Refuses places out of range or order, which would be read as others; not traced ones.
-
-        Raises:
-            ValueError: names the first.
-        """
+        """Refuses places out of range or order, which would be read as others; not traced ones."""
         places = {"rows": self.rows, "columns": self.columns}
         for (name, traced), size in zip(places.items(), self.shape, strict=True):
             if traced.shape != self.values.shape:

@@ -26,11 +26,6 @@ class LayerNorm(nn.Module):
     Attributes:
         epsilon: added to the variance.
         dtype: of the result; None takes it from input and parameters.
-
-    Example:
-        >>> x = jnp.array([[1.0, 3.0]])
-        >>> LayerNorm().init_with_output(jax.random.key(0), x)[0].round(3).tolist()
-        [[-1.0, 1.0]]
     """
 
     epsilon: float = 1e-6

@@ -86,7 +86,11 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
                 f"'{_LAYER}0', so they make no stack; there are {sorted(names)}. Is "
                 f"AlignmentConfig.layers None?"
             )
-    return stacked | {STACK: jax.tree.map(_stack, *layers)}
+
+    def stack(*arrays: Any) -> Any:
+        return (np if all(isinstance(x, np.ndarray) for x in arrays) else jnp).stack(arrays)
+
+    return stacked | {STACK: jax.tree.map(stack, *layers)}
 
 
 def in_stack(name: str) -> str:
@@ -116,7 +120,3 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
         for number in range(len(jax.tree.leaves(stack)[0])):
             single[f"{_LAYER}{number}"] = jax.tree.map(lambda x, n=number: x[n], stack)
     return single
-
-
-def _stack(*arrays: Any) -> Any:
-    return (np if all(isinstance(x, np.ndarray) for x in arrays) else jnp).stack(arrays)

@@ -104,10 +104,8 @@ class EncoderConfig:
                 f"{kind}.pad_token_id is {self.pad_token_id!r}; expected a token in "
                 f"[0, {self.vocab_size}), the vocabulary."
             )
-        rates = ["dropout", "attention_dropout"]
-        if self.classifier_dropout is not None:
-            rates.append("classifier_dropout")
-        check_probabilities(self, rates)
+        own = ["classifier_dropout"] if self.classifier_dropout is not None else []
+        check_probabilities(self, ["dropout", "attention_dropout", *own])
         for name in ("layer_norm_epsilon", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{kind}.{name} is {getattr(self, name)!r}; expected above 0.")
@@ -227,16 +225,9 @@ class TransformerLayer(nn.Module):
     def __call__(
         self, tokens: Float[Array, "B N E"], valid: Bool[Array, "B N"], deterministic: bool
     ) -> Float[Array, "B N E"]:
-        """Applies the layer.
+        """Applies the layer; hidden states of padding mean nothing.
 
-        Args:
-            tokens: the hidden states.
-            valid: True for tokens, False for padding: no token attends to padding, and padding
-                takes no part in the alignment.
-            deterministic: False in training: dropout is on.
-
-        Returns:
-            The new hidden states; those of padding mean nothing.
+        No token attends to padding, where `valid` is False, and it takes no part in the alignment.
         """
         config = self.config
         dropout = Dropout(config.dropout, deterministic=deterministic)
@@ -262,7 +253,7 @@ def layer_class(config: EncoderConfig) -> type[nn.Module]:
 
 
 class Encoder(nn.Module):
-    """Tokens in, hidden states out.
+    """Tokens in, hidden states out; each kind says how tokens are `_embedded`, and its `_layers`.
 
     Attributes:
         config: sizes and options.
@@ -305,14 +296,6 @@ class Encoder(nn.Module):
         if not self.pooler:
             return tokens, None
         return tokens, jnp.tanh(dense(config, config.hidden_size, "pooler")(tokens[:, 0]))
-
-    def _embedded(
-        self, input_ids: Array, token_type_ids: Array | None, deterministic: bool
-    ) -> Array:
-        raise NotImplementedError
-
-    def _layers(self, tokens: Array, valid: Array, deterministic: bool) -> Array:
-        raise NotImplementedError
 
 
 def check_inputs(

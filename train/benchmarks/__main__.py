@@ -10,7 +10,7 @@ sweep times the steps of whatever config it runs:
     python -m train.benchmarks.token_sampling  what drawing some of the tokens does to the value
     python -m train.benchmarks.moving_clouds   whether each method aligns, in toy scenes
     python -m train.benchmarks.mesh_report     what the devices of a mesh send each other
-    python -m train.benchmarks.pytorch         the steps of a text model or a graph beside PyTorch's
+    python -m train.benchmarks.pytorch         fine-tuning beside PyTorch's transformers
 """
 
 from __future__ import annotations

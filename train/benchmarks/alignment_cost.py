@@ -26,6 +26,7 @@ from align_jax.models.heads import SequenceClassifier
 from train.benchmarks.turns import ratios, spread, timed_in_turns
 
 MIB = 2**20
+INPUTS = "input_ids", "attention_mask", "token_type_ids"
 FOUND = "aligned-"  # in front of a method
 
 # Sizes of the encoder, and examples in a batch: on a CPU, elsewhere.
@@ -41,30 +42,21 @@ HEADER = (
 
 
 class Cost(NamedTuple):
-    """One method's training step on one shape.
-
-    Attributes:
-        model, batch, tokens: the shape.
-        method: "none" is the plain model; "ct:32" draws 32 tokens of each text for it; "aligned-ct"
-            finds the attentions of the plain model (`align_jax.aligned`).
-        tracing: seconds until the step is traced, the least of three.
-        milliseconds: median over the turns.
-        ratios: its time over the plain model's, turn by turn.
-        memory: MiB that the compiled step needs beside its arguments and results.
-        memory_ratio: that over the plain model's.
-        flops_ratio: floating-point operations over the plain model's, as XLA counts them; of a loop
-            with an unknown number of rounds (OT's iterations) it counts one.
-    """
+    """One method's training step on one shape."""
 
     model: str
     batch: int
     tokens: int
+    # "none" is the plain model; "ct:32" draws 32 tokens of each text for it; "aligned-ct" finds the
+    # attentions of the plain model (`align_jax.aligned`).
     method: str
-    tracing: float
-    milliseconds: float
-    ratios: Sequence[float]
-    memory: float
-    memory_ratio: float
+    tracing: float  # seconds until the step is traced, the least of three
+    milliseconds: float  # median over the turns
+    ratios: Sequence[float]  # its time over the plain model's, turn by turn
+    memory: float  # MiB that the compiled step needs beside its arguments and results
+    memory_ratio: float  # that over the plain model's
+    # Floating-point operations over the plain model's, as XLA counts them; of a loop with an
+    # unknown number of rounds (OT's iterations) it counts one.
     flops_ratio: float
 
     def row(self) -> str:
@@ -83,6 +75,7 @@ def random_batch(batch: int, tokens: int) -> dict[str, np.ndarray]:
     return {
         "input_ids": rng.integers(1000, 30000, (batch, tokens)),
         "attention_mask": (np.arange(tokens) < lengths[:, None]).astype(np.int32),
+        "token_type_ids": np.zeros((batch, tokens), np.int32),
         "label": rng.integers(0, 2, batch),
     }
 
@@ -114,8 +107,7 @@ class Step:
         def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             logits, sown = model.apply(
                 {"params": params},
-                batch["input_ids"],
-                batch["attention_mask"],
+                *(batch[name] for name in INPUTS),
                 rngs={"alignment": batch["key"]},
                 mutable=[] if plain else ["alignment"],
             )
@@ -128,7 +120,8 @@ class Step:
             return optax.apply_updates(params, updates), state
 
         self._batch = jax.device_put({**batch, "key": jax.random.key(1)})
-        params = jax.jit(model.init)(jax.random.key(0), self._batch["input_ids"][:1])["params"]
+        first = [self._batch[name][:1] for name in INPUTS]
+        params = jax.jit(model.init)(jax.random.key(0), *first)["params"]
         self._carry = params, optimizer.init(params)
         arguments = (*self._carry, self._batch)
         # A new function each time: what one was traced to is remembered.

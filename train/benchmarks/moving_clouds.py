@@ -31,7 +31,6 @@ learning rate and momentum.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -65,27 +64,16 @@ ROUNDING = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What moves.
-
-    Attributes:
-        samples: of the data.
-        tokens: of each sample.
-        heads: of the attention.
-        features: of each query and key.
-        width: features of the tokens that are projected; 0: queries and keys are the parameters.
-        offset: standard deviation of the features of what is common to all tokens.
-        batch: samples of each training step.
-        learning_rate: of projections or clouds.
-    """
+    """What moves."""
 
     samples: int = 64
-    tokens: int = 16
+    tokens: int = 16  # of each sample
     heads: int = 4
-    features: int = 16
-    width: int = 64
-    offset: float = 0.0
-    batch: int = 16
-    learning_rate: float = 1e-3
+    features: int = 16  # of each query and key
+    width: int = 64  # of the tokens that are projected; 0: queries and keys are the parameters
+    offset: float = 0.0  # standard deviation of what is common to all tokens
+    batch: int = 16  # samples of each training step
+    learning_rate: float = 1e-3  # of projections or clouds
 
 
 FREE = Scene(samples=4, tokens=64, heads=1, features=2, width=0, batch=4, learning_rate=1e-2)
@@ -98,25 +86,15 @@ SCENES = {
 
 
 class Outcome(NamedTuple):
-    """What became of the clouds; each is an array over the seeds.
+    """What became of the clouds; each is an array over the seeds."""
 
-    Attributes:
-        before: scale-free MMD of the untrained clouds.
-        after: the same of the trained ones.
-        query_norm: mean Euclidean norm of the trained queries.
-        key_norm: the same of the keys.
-        task: its loss in the end, on all samples; 0 without one.
-        objective: of the method, mean over the last steps; 0 of a plain model.
-        in_range: share of the training steps whose objective lay in `OBJECTIVES`.
-    """
-
-    before: Any
-    after: Any
-    query_norm: Any
-    key_norm: Any
-    task: Any
-    objective: Any
-    in_range: Any
+    before: Any  # scale-free MMD of the untrained clouds
+    after: Any  # the same of the trained ones
+    query_norm: Any  # mean Euclidean norm of the trained queries
+    key_norm: Any  # the same of the keys
+    task: Any  # its loss in the end, on all samples; 0 without one
+    objective: Any  # of the method, mean over the last steps; 0 of a plain model
+    in_range: Any  # share of the training steps whose objective lay in `OBJECTIVES`
 
 
 class Row(NamedTuple):
@@ -178,11 +156,6 @@ def start(scene: Scene, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
         Of free clouds, queries and keys stacked on axis 1, the keys at a distance of 4 and half as
         wide; nothing teaches them. Otherwise tokens, and the weights `[samples, heads, N, N]`.
-
-    Example:
-        >>> clouds, _ = start(SCENES["plane"], jax.random.key(0))
-        >>> clouds.shape
-        (4, 2, 64, 1, 2)
     """
     rngs = jax.random.split(rng, 4)
     shape = scene.heads, scene.features
@@ -220,7 +193,6 @@ def distance(clouds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
     return tuple(jnp.mean(x) for x in found)
 
 
-@functools.cache
 def program(
     scene: Scene, config: AlignmentConfig, optimizer: OptimizerConfig, steps: int
 ) -> Callable[[jax.Array, jax.Array], Outcome]:

@@ -43,10 +43,6 @@ def measure_step_times(
 
     Returns:
         The times by method; the plain model ("none") is measured in any case, and comes first.
-
-    Example:
-        >>> measure_step_times(digits.get_config(), ["ct"])["ct"].ratio  # doctest: +SKIP
-        1.4
     """
     steps = {}
     for method in dict.fromkeys([PLAIN, *methods]):

@@ -34,12 +34,6 @@ class MeshRunner:
 
     Raises:
         ConfigError: `model` does not divide the devices of each process.
-
-    Example:
-        >>> runner = MeshRunner(model=2)  # doctest: +SKIP
-        >>> state = runner.place(state)  # doctest: +SKIP
-        >>> shares = runner.shard(batch)  # doctest: +SKIP
-        >>> state, metrics = runner.train_step(state, shares)  # doctest: +SKIP
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -46,7 +47,9 @@ class Pmap:
 
     def place(self, tree: Any) -> Any:
         """Copies every array of a tree to every device: [...] -> [D, ...]."""
-        return jax.tree.map(self._replicate, tree)
+        count = len(self.devices)
+        copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), tree)
+        return jax.device_put(copies, self._sharding)
 
     def shard(self, batch: Batch) -> Any:
         """Cuts a batch into one share per device: [B, ...] -> [D, ceil(B / D), ...].
@@ -75,10 +78,6 @@ class Pmap:
     def to_save(self, state: TrainState) -> TrainState:
         """One copy, as of `gather`."""
         return self.gather(state)
-
-    def _replicate(self, x: Any) -> jax.Array:
-        copies = jax.numpy.broadcast_to(x, (len(self.devices), *jax.numpy.shape(x)))
-        return jax.device_put(copies, self._sharding)
 
 
 @functools.cache  # runs that differ in their seeds alone trace and compile once

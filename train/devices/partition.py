@@ -39,15 +39,9 @@ TENSOR_RULES = (("heads", MODEL), ("mlp", MODEL), ("vocabulary", MODEL))
 
 
 def shardings(tree: Any, mesh: Mesh, fsdp: bool) -> Any:
-    """Where each array of a state lies.
+    """Where each array of a state, or of shapes, lies on a mesh with the axes "data" and "model".
 
-    Args:
-        tree: the state, or shapes of its arrays.
-        mesh: with the axes "data" and "model".
-        fsdp: whether parameters are cut along "data" as well (Zhao et al. 2023).
-
-    Returns:
-        The same tree with a `NamedSharding` for each array.
+    With `fsdp`, parameters are cut along "data" as well (Zhao et al. 2023).
 
     Example:
         >>> mesh = jax.make_mesh((1, 1), ("data", "model"))

@@ -26,6 +26,9 @@ OPTIMIZERS = ("adamw", "adam")
 DECAYS = ("linear", "constant", "steps")
 ENCODER = "encoder"  # the pretrained part of a text model; the rest is its head
 NOT_DECAYED = ("bias", "scale")  # of Dense, Conv and LayerNorm
+FINITE = ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "decay_factor",
+          "alignment_learning_rate", "head_rate_multiplier", "skip_nonfinite")  # fmt: skip
+MOMENTA = ("beta1", "beta2", "alignment_beta1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,16 +113,12 @@ class OptimizerConfig:
             raise ConfigError(
                 f"optimizer.decay_at is {self.decay_at}; expected rising numbers above 0."
             )
-        for field in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm",
-                      "decay_factor", "alignment_learning_rate", "head_rate_multiplier",
-                      "skip_nonfinite"):  # fmt: skip
+        limits = dict.fromkeys(FINITE, (float("inf"), "0 or more, and finite"))
+        limits |= dict.fromkeys(MOMENTA, (1.0, "at least 0, below 1"))
+        for field, (limit, expected) in limits.items():
             value = getattr(self, field)
-            if value is not None and not 0 <= value < float("inf"):  # nor NaN
-                raise ConfigError(f"optimizer.{field} is {value}; expected 0 or more, and finite.")
-        for field in ("beta1", "beta2", "alignment_beta1"):
-            value = getattr(self, field)
-            if not 0 <= value < 1:
-                raise ConfigError(f"optimizer.{field} is {value}; expected at least 0, below 1.")
+            if value is not None and not 0 <= value < limit:  # nor NaN
+                raise ConfigError(f"optimizer.{field} is {value}; expected {expected}.")
         if not 0 <= self.warmup_share <= 1:
             raise ConfigError(
                 f"optimizer.warmup_share is {self.warmup_share}; expected 0 to 1, a share of the "
@@ -196,9 +195,7 @@ def learning_rate(config: OptimizerConfig, steps: int, multiplier: float = 1.0) 
 def parameter_groups(params: Any, *, head: bool = False) -> Any:
     """Labels each parameter "model", or "alignment" if a plain model would not have it.
 
-    Args:
-        params: of the model.
-        head: whether to label "head" what lies outside the module `encoder` and is no adapter.
+    With `head`, what lies outside the module `encoder` and is no adapter is labelled "head".
 
     Raises:
         ConfigError: a head is asked for, and there is no encoder that it could be on.

@@ -58,11 +58,6 @@ def train_step(
         "alignment", "alignment_weight", "divergence" (per layer, [H]) and, for OT,
         "sinkhorn_iterations", "sinkhorn_residual" and the share of plans that have not converged,
         "sinkhorn_unconverged".
-
-    Example:
-        >>> state, metrics = jax.jit(train_step)(state, batch)  # doctest: +SKIP
-        >>> metrics["loss"].compute()  # doctest: +SKIP
-        2.31
     """
     rng = _step_rng(state, axis_name)
     examples = _sum(batch["mask"].sum().astype(jnp.float32), axis_name)

@@ -1,14 +1,11 @@
-"""The comparison with PyTorch: on the tiny checkpoint, and on a graph of a few nodes."""
+"""The comparison with PyTorch, on the tiny checkpoint."""
 
 from __future__ import annotations
 
 from concurrent import futures
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from align_jax.models import SparseFeatures
 from tests.train.tiny_glue import fake_glue, tiny_config
 from train.benchmarks import pytorch
 from train.data.glue import Glue
@@ -21,18 +18,18 @@ def config(checkpoint):
 
 
 @pytest.fixture
-def text_contestants(monkeypatch) -> dict:
-    contestants = dict(pytorch.CONTESTANTS["text_classification"])
-    monkeypatch.setitem(pytorch.CONTESTANTS, "text_classification", contestants)
-    return contestants
+def contestants(monkeypatch) -> dict:
+    found = dict(pytorch.CONTESTANTS)
+    monkeypatch.setattr(pytorch, "CONTESTANTS", found)
+    return found
 
 
 @pytest.mark.slow
-def test_all_take_their_turns(config, monkeypatch, text_contestants) -> None:
+def test_all_take_their_turns(config, monkeypatch, contestants) -> None:
     """One of PyTorch's two is enough: they differ in the huge pages alone."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    both = text_contestants["transformers"], text_contestants.pop("transformers, huge pages")
+    both = contestants["transformers"], contestants.pop("transformers, huge pages")
     assert both[0][0] == both[1][0]
     fake_glue(monkeypatch)
     settings = {"tokenizer": config.data.tokenizer, "batch_size": 8, "max_length": 32}
@@ -43,15 +40,7 @@ def test_all_take_their_turns(config, monkeypatch, text_contestants) -> None:
     assert all(len(values) == 2 and min(values) > 0 for values in seconds.values())
 
 
-def test_sparse_features_as_an_array() -> None:
-    dense = np.array([[0.0, 2.0], [1.0, 0.0]], np.float32)
-    batch = {"features": SparseFeatures.from_dense(dense), "mask": jnp.ones(2, bool)}
-    found = pytorch.dense_features(batch)
-    np.testing.assert_array_equal(found["features"], dense)
-    assert found["mask"] is batch["mask"]
-
-
-def test_a_contestant_that_fails_is_named(config, monkeypatch, text_contestants) -> None:
+def test_a_contestant_that_fails_is_named(config, monkeypatch, contestants) -> None:
     def fails(config, batch):
         raise KeyError("input_ids")
 
@@ -60,7 +49,7 @@ def test_a_contestant_that_fails_is_named(config, monkeypatch, text_contestants)
 
     monkeypatch.setattr(pytorch.futures, "ProcessPoolExecutor", thread)
     monkeypatch.setattr(pytorch.cli, "use_compilation_cache", lambda: None)
-    text_contestants.clear()
-    text_contestants["align_jax"] = (fails, {})
+    contestants.clear()
+    contestants["align_jax"] = (fails, {})
     with pytest.raises(ConfigError, match=r"align_jax failed: KeyError: 'input_ids'"):
         pytorch.measure(config, {}, rounds=1, steps=1)
