@@ -216,7 +216,7 @@ def in_chunks(network: nn.Module, x: Float[Array, "*shape D"]) -> Any:
     chunk of it stays in the cache from the first layer to the last, and the backward pass computes
     it again rather than keep what the layers put out. The network may have several outputs.
     """
-    chunks = _chunks(x)
+    chunks = -(-x.size // CHUNK_SIZE)
     if chunks == 1 or network.is_initializing() or placement.spread_by_compiler():
         return _whole(network, x)
     return _by_platform(*_unbound(network), x, chunks, False)
@@ -227,11 +227,8 @@ def for_each_head(network: nn.Module, x: Float[Array, "B N H D"]) -> Any:
     if x.size <= CHUNK_SIZE or network.is_initializing() or placement.spread_by_compiler():
         each = nn.vmap(_whole, {"params": 0}, split_rngs={"params": True}, in_axes=2, out_axes=2)
         return each(network, x)
-    return _by_platform(*_unbound(network), x, _chunks(x[:, :, 0]), True)
-
-
-def _chunks(x: Float[Array, "*shape D"]) -> int:
-    return -(-x.size // CHUNK_SIZE)
+    chunks = -(-x[:, :, 0].size // CHUNK_SIZE)
+    return _by_platform(*_unbound(network), x, chunks, True)
 
 
 def _whole(network: Callable[[Array], Any], x: Float[Array, "*shape D"]) -> Any:

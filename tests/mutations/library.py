@@ -557,6 +557,21 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ("segment-softmax-has-one-peak", "logits - peak[segments]", "logits - jnp.max(peak)"),
     ),
     *faults(
+        "align_jax/segments.py",
+        "tests/divergences/test_edge_conditional_transport.py",
+        ("lists-of-edges-of-two-lengths-pass", "or senders.shape != receivers.shape or", "or"),
+        (
+            "receivers-out-of-order-pass",
+            'check_segments("receivers", receivers, nodes, ascending=True)',
+            'check_segments("receivers", receivers, nodes, ascending=False)',
+        ),
+    ),
+    *faults(
+        "align_jax/numerics.py",
+        "tests/divergences/test_divergences.py",
+        ("a-cosine-is-a-cost", "return 1.0 - products(query, key)", "return products(query, key)"),
+    ),
+    *faults(
         "align_jax/placement.py",
         "tests/test_placement.py",
         (

@@ -22,8 +22,7 @@ def connect(coordinator: str = "", processes: int = 0, number: int = -1) -> None
     Args:
         coordinator: address of the first process, "HOST:PORT". Without any, what runs the
             processes is asked: SLURM, Open MPI, Kubernetes or a TPU pod slice.
-        processes: how many there are; 0 to ask.
-        number: this one's, from 0; -1 to ask.
+        processes, number: how many there are, and this one's, from 0; 0 and -1 to ask.
 
     Raises:
         ConfigError: only a part is given, they do not fit, or the others could not be reached.
