@@ -78,8 +78,11 @@ def alignment_loss(
     """The alignment to be added to the task loss: its mean over samples, heads and layers.
 
     The paper adds `0.01` times this (Zhang et al. 2021, Eq. 2; means instead of sums, as in its
-    released code). Samples without queries or keys are left out of the mean. Arguments and errors
-    are those of `alignment_sums`.
+    released code). Samples without queries or keys are left out of the mean.
+
+    Args:
+      variables: as of `alignment_sums`, and so are the errors.
+      sample_mask: as of `alignment_sums`.
 
     Returns:
       A scalar, in the divergence's units.
@@ -103,7 +106,9 @@ def alignment_table(
 ) -> dict[str, Float[Array, "H"]]:
     """Per attention, the divergence of each head: its mean over samples. For logging.
 
-    Arguments and errors are those of `alignment_sums`.
+    Args:
+      variables: as of `alignment_sums`, and so are the errors.
+      sample_mask: as of `alignment_sums`.
 
     Returns:
       `{"layer_0/attention": [H], ...}`. A module that is called or scanned several times has one
@@ -128,8 +133,10 @@ class Clouds(NamedTuple):
     """The queries and keys that one attention call compared.
 
     Attributes:
-      query, key: `[B, N, H, D]` and `[B, M, H, D]`.
-      query_mask, key_mask: bool `[B, N]` and `[B, M]`, which tokens are no padding.
+      query: `[B, N, H, D]`.
+      key: `[B, M, H, D]`.
+      query_mask: bool `[B, N]`, which queries are no padding.
+      key_mask: bool `[B, M]`, the same of the keys.
 
     Example:
       See `alignment_clouds`.

@@ -19,6 +19,12 @@ def reverse_gradient(x: Array) -> Array:
     value, the same gradient to whatever made `x`, and the negated gradient to its own parameters:
     one optimiser that minimises then makes that network maximise.
 
+    Args:
+      x: an array of any shape and float dtype.
+
+    Returns:
+      `x`.
+
     Example:
       >>> import jax
       >>> jax.value_and_grad(lambda x: reverse_gradient(x) ** 2)(3.0)

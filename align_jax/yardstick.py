@@ -20,7 +20,8 @@ class CloudDistance(NamedTuple):
 
     Attributes:
       mmd: `[H]`, see `scale_free_mmd`.
-      query_norm, key_norm: `[H]`, their mean Euclidean norms.
+      query_norm: `[H]`, mean Euclidean norm of the queries.
+      key_norm: `[H]`, the same of the keys.
 
     Example:
       See `cloud_distances`.
@@ -35,8 +36,10 @@ class TokenSample(NamedTuple):
     """Queries and keys of all samples together.
 
     Attributes:
-      query, key: `[T, H, D]`, in general of different tokens.
-      query_mask, key_mask: bool `[T]`, False where there were fewer than asked for.
+      query: `[T, H, D]`.
+      key: `[T, H, D]`, in general of other tokens.
+      query_mask: bool `[T]`, False where there were fewer queries than asked for.
+      key_mask: bool `[T]`, the same of the keys.
 
     Example:
       See `sample_tokens`.
@@ -118,8 +121,10 @@ def scale_free_mmd(
     often below it, for two samples of one distribution; about 1 for two tight groups far apart.
 
     Args:
-      query, key: those of all samples.
-      query_mask, key_mask: True for the tokens that take part; None for all.
+      query: queries of all samples.
+      key: keys of all samples.
+      query_mask: True for the queries that take part; None for all.
+      key_mask: True for the keys that take part; None for all.
 
     Returns:
       One value per head, without unit; 0 with fewer than two queries or keys.

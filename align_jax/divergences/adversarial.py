@@ -20,8 +20,10 @@ def adversarial(
     the best discriminator it is `2 * JS(Q, K) - 2 log 2`, and `-2 log 2` when the two agree.
 
     Args:
-      query_logits, key_logits: the discriminator's, `D = sigmoid(logits)`.
-      query_mask, key_mask: True for the tokens that take part; None for all.
+      query_logits: the discriminator's logits for the queries, `D = sigmoid(logits)`.
+      key_logits: its logits for the keys.
+      query_mask: True for the queries that take part; None for all.
+      key_mask: True for the keys that take part; None for all.
 
     Returns:
       One value per sample and head, in nats, at most 0; 0 for a sample without queries or keys.

@@ -47,9 +47,12 @@ def conditional_transport(
     `rho` times the mean cost of the first plan plus `1 - rho` times that of the second.
 
     Args:
-      query_features, key_features: the critic's; the cost is measured between these.
-      query_navigation, key_navigation: the navigator's outputs.
-      query_mask, key_mask: True for the tokens that take part; None for all.
+      query_features: the critic's features of the queries; the cost is measured between these.
+      key_features: the critic's features of the keys.
+      query_navigation: the navigator's outputs for the queries.
+      key_navigation: the navigator's outputs for the keys.
+      query_mask: True for the queries that take part; None for all.
+      key_mask: True for the keys that take part; None for all.
       rho: weight of the query-to-key direction, in `[0, 1]`.
       cost: "cosine" (`1 - cosine`, as the paper) or "squared_euclidean".
       implementation: "dense" (all pairs at once, the oracle), "blockwise" (memory linear in the

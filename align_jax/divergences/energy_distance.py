@@ -29,8 +29,10 @@ def energy_distance(
     training brings queries and keys together and gains nothing from moving both.
 
     Args:
-      query, key: the two clouds.
-      query_mask, key_mask: True for the tokens that take part; None for all.
+      query: the queries.
+      key: the keys.
+      query_mask: True for the queries that take part; None for all.
+      key_mask: True for the keys that take part; None for all.
       implementation: "blockwise" (memory linear in the number of tokens; the backward pass makes
         each block again) or "dense", its oracle.
 

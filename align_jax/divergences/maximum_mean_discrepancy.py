@@ -23,8 +23,10 @@ def maximum_mean_discrepancy(
     two finite samples of one distribution.
 
     Args:
-      query, key: the two clouds.
-      query_mask, key_mask: True for the tokens that take part; None for all.
+      query: the queries.
+      key: the keys.
+      query_mask: True for the queries that take part; None for all.
+      key_mask: True for the keys that take part; None for all.
       bandwidth: the kernel's standard deviation, in the units of the queries; above 0. None takes
         that of each sample's and head's own queries and keys, so that the value does not depend on
         their scale: half of their mean squared distance, any two of them, is its square. No

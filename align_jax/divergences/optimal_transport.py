@@ -73,8 +73,10 @@ def optimal_transport(
     exact as the plan. They are right in forward and in reverse mode, and of any order.
 
     Args:
-      query, key: the two clouds.
-      query_mask, key_mask: True for the tokens that take part; None for all.
+      query: the queries.
+      key: the keys.
+      query_mask: True for the queries that take part; None for all.
+      key_mask: True for the keys that take part; None for all.
       epsilon: strength of the entropy term, in units of the cost; above 0. Of costs up to `c`,
         float32 meets the marginals to about `6e-8 * c / epsilon`. Where that exceeds the threshold,
         epsilon is refused; under `jax.jit`, where "squared_euclidean" costs are not known, the
