@@ -87,10 +87,6 @@ def unit_vectors(x: Float[Array, "*shape F"]) -> Float[Array, "*shape F"]:
     derivative of a direction grows as 1/|x|, so a feature that dropout or a ReLU has all but
     switched off would send an enormous gradient into its network. It is exact for |x| >= 0.01 and
     falls linearly to 0 below, so its norm never exceeds 100.
-
-    Example:
-      >>> unit_vectors(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
-      [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
     return _direction_and_norm(x)[0]
 

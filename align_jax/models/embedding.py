@@ -12,12 +12,6 @@ class Embed(nn.Embed):
 
     Flax has NaN for an id beyond the table, but another token's embedding for a negative one, and
     the only one of a table of 1 for any. Where ids are not traced, models refuse them before.
-
-    Example:
-        >>> import jax
-        >>> table = Embed(2, 1, embedding_init=nn.initializers.ones_init())
-        >>> table.init_with_output(jax.random.key(0), jnp.array([1, 2, -1]))[0][:, 0].tolist()
-        [1.0, nan, nan]
     """
 
     def __call__(self, inputs: Int[Array, "*shape"]) -> Float[Array, "*shape F"]:

@@ -195,14 +195,10 @@ class Layer(nn.Module):
         deterministic: bool,
         guides: tuple[Float[Array, "B M E"], Bool[Array, "B M"]] | None = None,
     ) -> Float[Array, "B N E"]:
-        """Applies the layer; what becomes of padding means nothing.
+        """Applies the layer; what becomes of padding, where `valid` is False, means nothing.
 
-        Args:
-            tokens: the hidden states.
-            valid: True for tokens, False for padding.
-            deterministic: False in training: dropout is on.
-            guides: the tokens that these attend to as well, and which of them are valid (MCAN's
-                SGA); None for self-attention alone (its SA).
+        `guides` are tokens to attend to as well, and which of them are valid (MCAN's SGA); None is
+        self-attention alone (its SA).
         """
         config = self.config
         dropout = Dropout(config.dropout, deterministic=deterministic)

@@ -21,7 +21,7 @@ import functools
 import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 from unittest import mock
@@ -36,6 +36,7 @@ from align_jax.pretrained.files import find_folder
 from train import cli
 from train.benchmarks.step_time import stepper
 from train.benchmarks.turns import ratios, spread, timed_in_turns
+from train.data.base import Batch
 from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 
@@ -43,7 +44,6 @@ CONFIG = cli.define_config_flag()
 ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each takes its turn.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 3, "Training steps per turn.", lower_bound=1)
 
-Batch = Mapping[str, Any]
 OURS = "align_jax"
 
 
@@ -110,11 +110,9 @@ def measure(
             takes[name] = functools.partial(_ask, pool, name, _take)
         first = timed_in_turns({n: functools.partial(t, 1) for n, t in takes.items()}, 1, 0)
         several = {name: functools.partial(take, steps) for name, take in takes.items()}
-        seconds = timed_in_turns(several, rounds, warm_up=0)
-    return (
-        {name: time for name, (time,) in first.items()},
-        {name: [time / steps for time in times] for name, times in seconds.items()},
-    )
+        rest = timed_in_turns(several, rounds, warm_up=0)
+    seconds = {name: [time / steps for time in times] for name, times in rest.items()}
+    return {name: time for name, (time,) in first.items()}, seconds
 
 
 def _ask(pool: futures.Executor, name: str, function: Callable[..., Any], *arguments: Any) -> None:
@@ -142,9 +140,8 @@ def main() -> None:
     batch = next(iter(build_experiment(config).data.train_batches()))
     first, seconds = measure(config, batch, ROUNDS.value, STEPS.value)
     shape = " x ".join(map(str, batch["input_ids"].shape))
-    table = rich.table.Table(
-        title=f"Training step of {config.name}, batch {shape}", title_justify="left"
-    )
+    title = f"Training step of {config.name}, batch {shape}"
+    table = rich.table.Table(title=title, title_justify="left")
     for column in ("", "first step, s", "ms per step", "over align_jax, median [min, max]"):
         table.add_column(column, justify="right" if column else "left")
     for name, values in ratios(seconds, OURS).items():

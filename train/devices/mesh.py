@@ -108,9 +108,7 @@ class MeshRunner:
         """Whole arrays, as NumPy arrays."""
         return jax.device_get(self._replicated(tree))
 
-    def join(self, tree: Any) -> Any:
-        """The rows of all processes, padding included, as NumPy arrays."""
-        return self.first(tree)
+    join = first  # the rows of all processes, padding included
 
     def gather(self, state: TrainState) -> TrainState:
         """The whole state on this process's first device."""

@@ -75,9 +75,7 @@ class Pmap:
         """One copy of a replicated state: [D, ...] -> [...], on the first device."""
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], state)
 
-    def to_save(self, state: TrainState) -> TrainState:
-        """One copy, as of `gather`."""
-        return self.gather(state)
+    to_save = gather
 
 
 @functools.cache  # runs that differ in their seeds alone trace and compile once

@@ -57,12 +57,7 @@ def split(params: Mapping[str, Any], freeze: tuple[str, ...]) -> tuple[Any, Any]
 
 
 def join(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> Any:
-    """The tree that `split` took apart.
-
-    Example:
-        >>> join({"a": {"x": 1}, "b": {}}, {"a": {"y": 2}, "b": {"z": 3}})
-        {'a': {'x': 1, 'y': 2}, 'b': {'z': 3}}
-    """
+    """The tree that `split` took apart."""
     if not frozen:
         return trained
     flat = traverse_util.flatten_dict(trained) | traverse_util.flatten_dict(frozen)

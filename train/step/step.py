@@ -219,7 +219,7 @@ def _alignment(
 
     table = alignment_table(collections, mask)
     report = {
-        "alignment": Mean(total=share, count=_share_of_one(axis_name) / number),
+        "alignment": Mean(total=share, count=jnp.float32(1.0 / _sum(1.0, axis_name) / number)),
         "divergence": {
             layer: Mean(total=heads * sums.count[index], count=sums.count[index])
             for index, (layer, heads) in enumerate(table.items())
@@ -252,11 +252,6 @@ def _step_rng(state: TrainState, axis_name: str | None) -> Array:
 def _sum(tree: Any, axis_name: str | None) -> Any:
     """Adds over the devices."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
-
-
-def _share_of_one(axis_name: str | None) -> Float[Array, ""]:
-    """A count that adds up to 1 over the devices."""
-    return jnp.float32(1.0) if axis_name is None else 1.0 / jax.lax.psum(1.0, axis_name)
 
 
 def _once(value: Array) -> Mean:
