@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from train.process import UserError
@@ -33,12 +33,20 @@ def look_up(kind: str, name: str, registry: Mapping[str, str]) -> Any:
         >>> look_up("data", "digits", {"digits": "train.data.digits:Digits"})
         <class 'train.data.digits.Digits'>
     """
-    if name not in registry:
-        raise ConfigError(
-            f"{kind}.name is {name!r}; {nearest(name, registry)}known: {', '.join(registry)}."
-        )
+    check_known(f"{kind}.name is", name, registry)
     module, attribute = registry[name].split(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def check_known(what: str, name: str, known: Collection[str]) -> None:
+    """Refuses a name that is none of `known`.
+
+    Raises:
+        ConfigError: begins with `what`, such as "data.version is"; names the nearest one, and all.
+    """
+    if name not in known:
+        near = nearest(name, known)
+        raise ConfigError(f"{what} {name!r}; {near}known: {', '.join(known)}.")
 
 
 def nearest(name: str, known: Any) -> str:

@@ -7,7 +7,9 @@ False marks a row that only fills the batch up to its size and is no example.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,7 +71,7 @@ class Share:
         return rows[self.number * size : (self.number + 1) * size]
 
     def of_batch(self, batch: Batch) -> Batch:
-        """This process's part of a whole batch; arguments and errors as of `of`."""
+        """This process's part of a whole batch; errors as of `of`."""
         return batch if self.count == 1 else {name: self.of(x) for name, x in batch.items()}
 
 
@@ -121,15 +123,10 @@ class DataSource(Protocol):
         Raises:
             ConfigError: there are fewer examples than a batch holds.
         """
-        examples, batch_size = self.examples["train"], getattr(self, "batch_size", None)
+        batch_size = getattr(self, "batch_size", None)
         if batch_size is None:  # one batch is all that there is
             return 1
-        if not 1 <= batch_size <= examples:
-            raise ConfigError(
-                f"data.batch_size is {batch_size}; expected 1 to {examples}, the number of "
-                f"examples."
-            )
-        return examples // batch_size
+        return whole_batches(self.examples["train"], batch_size)
 
     def description(self) -> Sequence[str]:
         """Lines about the data that people see before training."""
@@ -160,19 +157,30 @@ class DataSource(Protocol):
         return None
 
 
+def data_folder(given: str, name: str, otherwise: str) -> Path:
+    """The folder of a source's files: as given; else $ALIGN_JAX_DATA/name; or a third place."""
+    root = os.environ.get("ALIGN_JAX_DATA")
+    return Path(given or (os.path.join(root, name) if root else otherwise)).expanduser()
+
+
 def check_least(source: Any, least: Mapping[str, int]) -> None:
-    """Refuses a source's settings that are too small.
-
-    Args:
-        source: the data source.
-        least: the smallest number that each setting may be.
-
-    Raises:
-        ConfigError: names the first one.
-    """
+    """Raises ConfigError if one of a source's settings is below its number in `least`."""
     for name, smallest in least.items():
         if getattr(source, name) < smallest:
             raise ConfigError(f"data.{name} is {getattr(source, name)}; expected >= {smallest}.")
+
+
+def whole_batches(examples: int, batch_size: int) -> int:
+    """How many batches the examples of an epoch fill.
+
+    Raises:
+        ConfigError: there are fewer examples than a batch holds.
+    """
+    if not 1 <= batch_size <= examples:
+        raise ConfigError(
+            f"data.batch_size is {batch_size}; expected 1 to {examples}, the number of examples."
+        )
+    return examples // batch_size
 
 
 def shuffled_batches(
@@ -188,47 +196,33 @@ def shuffled_batches(
     order, so every example gets its turn.
 
     Args:
-        arrays: arrays with a common leading axis of n examples.
+        arrays: with a common leading axis of n examples.
         batch_size: examples per batch, at most n.
         seed: of the order.
         start_step: the number of batches to skip, at no cost.
-        share: which of each batch's rows.
-
-    Yields:
-        Batches of `batch_size` examples (or the share of it), all with mask True.
+        share: of each batch's rows, which to yield.
 
     Raises:
         ConfigError: there are fewer examples than a batch holds.
         ValueError: there are none.
     """
     examples = _common_length(arrays)
-    if not 1 <= batch_size <= examples:
-        raise ConfigError(
-            f"data.batch_size is {batch_size}; expected 1 to {examples}, the number of examples."
-        )
-    steps_per_epoch = examples // batch_size
-    step = start_step
+    steps = whole_batches(examples, batch_size)
+    epoch, position = divmod(start_step, steps)
     while True:
-        epoch, position = divmod(step, steps_per_epoch)
         order = np.random.default_rng((seed, epoch)).permutation(examples)
-        for index in range(position, steps_per_epoch):
-            rows = share.of(order[index * batch_size : (index + 1) * batch_size])
+        for chosen in order[: steps * batch_size].reshape(steps, batch_size)[position:]:
+            rows = share.of(chosen)
             yield _with_mask({name: array[rows] for name, array in arrays.items()}, len(rows))
-            step += 1
+        epoch, position = epoch + 1, 0
 
 
 def ordered_batches(
     arrays: Mapping[str, np.ndarray], batch_size: int, share: Share = WHOLE
 ) -> Iterator[Batch]:
-    """Every example once, in order, in batches of one shape: the last one is padded.
+    """Every example once, in order, in batches of `batch_size` rows: the last one is padded.
 
-    Args:
-        arrays: arrays with a common leading axis.
-        batch_size: rows per batch, padding included.
-        share: which of each batch's rows.
-
-    Yields:
-        Batches of `batch_size` rows (or the share of it); mask is False in the padding.
+    Arguments as of `shuffled_batches`; mask is False in the padding.
 
     Raises:
         ConfigError: the batch size is below one.

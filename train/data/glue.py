@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import re
 from typing import Any
 
@@ -17,9 +16,9 @@ import numpy as np
 
 from train.data.base import Batch, Illustration
 from train.data.labelled import Examples, LabelledTexts, checked_examples
-from train.data.prepared import prepared_builder, prepared_text
+from train.data.prepared import prepared_builder, prepared_examples, prepared_text
 from train.data.text import subset_rows, text_illustration
-from train.registry import ConfigError, nearest
+from train.registry import ConfigError, check_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +58,7 @@ GLUE = {
 
 @dataclasses.dataclass(frozen=True)
 class Glue(LabelledTexts):
-    """A task of GLUE as a data source.
-
-    Its batches and other settings are those of `LabelledTexts`.
+    """A task of GLUE; its batches and other settings are those of `LabelledTexts`.
 
     Attributes:
         dataset: one of `GLUE`.
@@ -70,9 +67,6 @@ class Glue(LabelledTexts):
         without_texts_of: tasks of GLUE; training leaves out examples with a text that one of their
             other splits holds too. For a run whose parameters another task then starts from: some
             tasks share texts (STS-B and MRPC). Letters and digits are compared, in lower case.
-
-    Raises:
-        ConfigError: a value is out of range.
 
     Example:
         >>> next(Glue("mrpc", batch_size=32).train_batches())["label"].shape  # doctest: +SKIP
@@ -84,13 +78,9 @@ class Glue(LabelledTexts):
     without_texts_of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        named = [("dataset", self.dataset)]
-        named += [("without_texts_of", task) for task in self.without_texts_of]
-        for key, task in named:
-            if task not in GLUE:
-                raise ConfigError(
-                    f"data.{key} names {task!r}; {nearest(task, GLUE)}known: {', '.join(GLUE)}."
-                )
+        check_known("data.dataset names", self.dataset, GLUE)
+        for task in self.without_texts_of:
+            check_known("data.without_texts_of names", task, GLUE)
         super().__post_init__()
         if self.both_orders and not GLUE[self.dataset].symmetric:
             symmetric = ", ".join(name for name, task in GLUE.items() if task.symmetric)
@@ -137,14 +127,12 @@ class Glue(LabelledTexts):
         """
         self.check_split(split)
         rows = self._train_rows if split == "train" else np.arange(self.examples[split])
-        source = self._builder.as_data_source(split=split)
-        examples = source.__getitems__(rows.tolist())
+        examples = prepared_examples(self._builder, split, rows)
         where = f"{self.title}, split {split!r}"
         columns = [
             [prepared_text(x[field], where, x["idx"]) for x in examples] for field in self.fields
         ]
-        ids = np.array([example["idx"] for example in examples])
-        labels = np.array([example["label"] for example in examples])
+        ids, labels = (np.array([x[name] for x in examples]) for name in ("idx", "label"))
         if split == "train" and self.both_orders:
             columns = [columns[0] + columns[1], columns[1] + columns[0]]
             ids, labels = np.tile(ids, 2), np.tile(labels, 2)
@@ -162,13 +150,14 @@ class Glue(LabelledTexts):
     def _train_rows(self) -> np.ndarray:
         allowed = np.arange(self._builder.info.splits["train"].num_examples)
         if self.without_texts_of:
-            others = [
-                _compared_texts(task, split, self.folder)
-                for task in self.without_texts_of
-                for split in GLUE[task].splits
-                if split != "train"
-            ]
-            forbidden = set().union(*itertools.chain.from_iterable(others))
+            forbidden = set().union(
+                *(
+                    texts
+                    for task in self.without_texts_of
+                    for split in GLUE[task].splits[1:]
+                    for texts in _compared_texts(task, split, self.folder)
+                )
+            )
             texts = _compared_texts(self.dataset, "train", self.folder)
             allowed = allowed[[forbidden.isdisjoint(of_one) for of_one in texts]]
         return allowed[subset_rows(len(allowed), self.train_examples)]
@@ -181,13 +170,11 @@ def _builder(dataset: str, folder: str) -> Any:
 def _compared_texts(dataset: str, split: str, folder: str) -> list[set[str]]:
     """Of each example of a split its texts, their letters and digits in lower case."""
     builder, where = _builder(dataset, folder), f"glue/{dataset}, split {split!r}"
-    examples = builder.as_data_source(split=split).__getitems__(
-        list(range(builder.info.splits[split].num_examples))
-    )
+    rows = np.arange(builder.info.splits[split].num_examples)
     return [
         {
             re.sub(r"\W+", "", prepared_text(example[field], where, example["idx"]).lower())
             for field in GLUE[dataset].fields
         }
-        for example in examples
+        for example in prepared_examples(builder, split, rows)
     ]

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from train.registry import ConfigError
+
 
 def read_text(path: Path) -> str:
     """A text file, without the mark that some programs begin UTF-8 with.
@@ -15,23 +17,8 @@ def read_text(path: Path) -> str:
         OSError: it cannot be read.
         ValueError: it is not UTF-8; says at which line.
     """
-    return decode(path.read_bytes())
-
-
-def decode(data: bytes) -> str:
-    r"""Bytes as text, as `read_text` does.
-
-    Raises:
-        ValueError: they are not UTF-8; says at which line.
-
-    Example:
-        >>> decode(b"one\ntwo \xff")
-        Traceback (most recent call last):
-        ...
-        ValueError: line 2 is not UTF-8: it has the byte 0xff
-    """
     try:
-        return data.decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # Of its object, for it has been counted from behind the mark.
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -65,4 +52,37 @@ def loads(text: str) -> Any:
         raise ValueError(
             f"half of a surrogate pair in {found!r}; write \\ufffd in its place"
         ) from error
+    return value
+
+
+def read_advised_text(path: Path, advice: str) -> str:
+    """A text file that the user was to put there.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8; ends with `advice`.
+    """
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). {advice}") from error
+
+
+def read_json(path: Path, advice: str) -> Any:
+    """A JSON file that the user was to put there; errors as of `read_advised_text`, and no JSON."""
+    text = read_advised_text(path, advice)
+    try:
+        return loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}). {advice}") from error
+
+
+def field(holder: Any, name: str, kind: type, where: str) -> Any:
+    """What a JSON object has under a name.
+
+    Raises:
+        ConfigError: nothing of that type (True is no number); begins with `where`.
+    """
+    value = holder.get(name) if isinstance(holder, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{where} should have {name!r}, of type {kind.__name__}.")
     return value

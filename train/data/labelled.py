@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from align_jax.pretrained import BUCKETS, Tokenizer
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import WHOLE, Batch, DataSource, Metadata, Share
-from train.data.text import (
-    TokenizedTexts,
-    check_sizes,
-    checkpoint_tokenizer,
-    ordered_text_batches,
-    shuffled_text_batches,
-)
-from train.registry import ConfigError, nearest
+from train.data.base import Batch, Metadata
+from train.data.text import TextSource, TokenizedTexts
+from train.registry import ConfigError, check_known
 
 SCORES = (0.0, 5.0)  # the range of a regression's labels: STS-B's similarity
 
@@ -52,46 +45,13 @@ class Examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledTexts(DataSource):
+class LabelledTexts(TextSource):
     """A source whose examples are one text or several, and a label.
 
     A batch holds "input_ids", "attention_mask" and "token_type_ids" [B, N], or [B, C, N] where an
     example is a choice between C texts; "label" (int [B], for a regression float [B]), "id" [B] and
     "mask" [B]. N is the smallest of `buckets` that the batch's longest text fits into.
-
-    Attributes:
-        folder: of tensorflow-datasets' prepared files; "" means $ALIGN_JAX_DATA/tfds or, without
-            that variable, tensorflow-datasets' own default.
-        tokenizer: the checkpoint whose tokenizer is used, as `model.pretrained`.
-        revision: of the checkpoint on the hub; "" for the newest.
-        offline: use the hub's cache and no network.
-        max_length: in tokens; of longer texts, the longer of a pair loses tokens first.
-        batch_size: examples per training step.
-        eval_batch_size: rows per evaluation batch.
-        train_examples: size of a random subset of the training split to train on; 0 for all.
-        buckets: lengths that batches are padded to; each one is a compilation.
-        window: batches' worth of examples within which those of similar length are put together;
-            1 puts them together at random.
-        seed: of the order of the training examples.
-
-    Raises:
-        ConfigError: a value is out of range.
     """
-
-    folder: str = ""
-    tokenizer: str = "albert/albert-base-v2"
-    revision: str = ""
-    offline: bool = False
-    max_length: int = 512
-    batch_size: int = 32
-    eval_batch_size: int = 64
-    train_examples: int = 0
-    buckets: tuple[int, ...] = BUCKETS
-    window: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
 
     @property
     def title(self) -> str:
@@ -127,11 +87,7 @@ class LabelledTexts(DataSource):
         raise NotImplementedError
 
     def tokenize(self, columns: Sequence[Sequence[str]]) -> list[Tokens]:
-        """One entry for each example, or for each of its choices in turn.
-
-        Args:
-            columns: for each of `fields`, the texts.
-        """
+        """The texts of each of `fields`: an entry per example, or for each of its choices."""
         return self._tokens(*columns)
 
     def _tokens(self, *columns: Sequence[str]) -> list[Tokens]:
@@ -139,11 +95,6 @@ class LabelledTexts(DataSource):
             return self.text_tokenizer.tokenize(*columns, max_length=self.max_length)
         except ValueError as error:  # no positions for so many tokens
             raise ConfigError(f"config.data: {error}") from error
-
-    @functools.cached_property
-    def text_tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
-        return checkpoint_tokenizer(self.tokenizer, self.revision, self.offline)
 
     @functools.cached_property
     def metadata(self) -> Metadata:
@@ -154,24 +105,6 @@ class LabelledTexts(DataSource):
         elif self.label_names:
             head = {"head": "classification", "num_labels": len(self.label_names)}
         return Metadata(model={**head, "tokenizer": self.text_tokenizer})
-
-    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Endless shuffled batches of the training split."""
-        return shuffled_text_batches(
-            self._split("train"), self.text_tokenizer, self.buckets,
-            batch_size=self.batch_size, window=self.window, seed=self.seed,
-            start_step=start_step, share=share,
-        )  # fmt: skip
-
-    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
-        """One pass over a split, in order.
-
-        Raises:
-            ConfigError: there is no such split, or it has no labels.
-        """
-        return ordered_text_batches(
-            self._split(split), self.text_tokenizer, self.buckets, self.eval_batch_size, share
-        )
 
     def inputs(self, texts: Sequence[tuple[str, ...]]) -> Batch:
         """The model's inputs for new examples, one tuple of `fields` each."""
@@ -191,23 +124,15 @@ class LabelledTexts(DataSource):
         }
 
     def check_split(self, split: str) -> None:
-        """Refuses a split that there is not.
-
-        Raises:
-            ConfigError: names the nearest one.
-        """
-        if split not in self.splits:
-            raise ConfigError(
-                f"{self.title} has no split {split!r}; {nearest(split, self.splits)}known: "
-                f"{', '.join(self.splits)}."
-            )
+        """Raises ConfigError if there is no such split; names the nearest one."""
+        check_known(f"{self.title} has no split", split, self.splits)
 
     @functools.cached_property
     def _cache(self) -> dict[str, TokenizedTexts]:
         return {}
 
-    def _split(self, split: str) -> TokenizedTexts:
-        """A split, tokenised when it is first asked for."""
+    def tokenized(self, split: str) -> TokenizedTexts:
+        """A split, tokenised when it is first asked for; errors as of `read`."""
         self.check_split(split)
         if split not in self._cache:
             examples = self.read(split)
@@ -226,13 +151,10 @@ def checked_examples(
 
     Args:
         columns: for each field, the texts.
-        labels: of the examples.
+        labels: of the examples; they become int32 classes, or float32 scores.
         ids: of the examples.
         classes: how many there are; 0 for a regression.
         where: the data set and split, for messages.
-
-    Returns:
-        The examples, with labels as a task takes them: int32 classes, or float32 scores.
 
     Raises:
         ConfigError: there are no labels (-1 throughout, as in GLUE's test splits), one is out of

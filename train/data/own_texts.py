@@ -341,7 +341,7 @@ class OwnTexts(LabelledTexts):
         return f"Classes ({' + '.join(counts)}): {by_name}{more}."
 
     def _lengths(self, train: Examples) -> str:
-        lengths = self._split("train").lengths.copy()
+        lengths = self.tokenized("train").lengths.copy()
         cut = np.flatnonzero(lengths >= self.max_length)  # or just as long as is allowed
         if cut.size:
             lengths[cut] = self._uncut_lengths(train.take(cut).columns)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from train.data.base import data_folder
 from train.registry import ConfigError
 
 
@@ -24,10 +26,8 @@ def prepared_builder(name: str, module: str, folder: str = "") -> Any:
         ConfigError: it is not prepared, or not for random access; says which command prepares it.
             Or tensorflow-datasets is not installed.
     """
-    if not folder and os.environ.get("ALIGN_JAX_DATA"):
-        folder = str(Path(os.environ["ALIGN_JAX_DATA"]) / "tfds")
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    folder = os.path.expanduser(folder or default)
+    folder = str(data_folder(folder, "tfds", default))
     try:
         import tensorflow_datasets as tfds
 
@@ -48,16 +48,17 @@ def prepared_builder(name: str, module: str, folder: str = "") -> Any:
     return builder
 
 
-def prepared_text(value: bytes, where: str, example: Any) -> str:
-    r"""A text of a record that tensorflow-datasets has prepared.
+def prepared_examples(builder: Any, split: str, rows: np.ndarray | None = None) -> list[Any]:
+    """The records of a prepared split: those of `rows`, or all."""
+    source = builder.as_data_source(split=split)
+    return source.__getitems__(list(range(len(source))) if rows is None else rows.tolist())
 
-    Args:
-        value: its bytes.
-        where: the data set and its split, for messages.
-        example: which, likewise.
+
+def prepared_text(value: bytes, where: str, example: Any) -> str:
+    r"""A text of a record, out of its bytes.
 
     Raises:
-        ConfigError: it is not UTF-8; says where.
+        ConfigError: it is not UTF-8; says in which split (`where`) and example.
 
     Example:
         >>> prepared_text(b"caf\xe9", "glue/mrpc, split 'train'", 3)

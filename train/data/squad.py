@@ -7,27 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from align_jax.pretrained import BUCKETS, Tokenizer, encode_windows
+from align_jax.pretrained import encode_windows
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import WHOLE, Batch, DataSource, Metadata, Share
-from train.data.prepared import prepared_builder
+from train.data.base import Batch, Metadata, data_folder
+from train.data.prepared import prepared_builder, prepared_examples
 from train.data.squad_files import Question, check_questions, read_json, read_prepared
-from train.data.text import (
-    TokenizedTexts,
-    check_sizes,
-    checkpoint_tokenizer,
-    ordered_text_batches,
-    shuffled_text_batches,
-    subset_rows,
-)
-from train.registry import ConfigError
+from train.data.text import TextSource, TokenizedTexts, ordered_text_batches, subset_rows
+from train.registry import ConfigError, check_known
 
 VERSIONS = ("v1.1", "v2.0")
 SOURCES = ("tfds", "json")
@@ -52,7 +43,7 @@ class SquadWindows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Squad(DataSource):
+class Squad(TextSource):
     """SQuAD as a data source.
 
     A batch holds, of B windows, "input_ids", "attention_mask" and "token_type_ids" [B, N]; "start"
@@ -65,19 +56,10 @@ class Squad(DataSource):
         source: "tfds" for tensorflow-datasets' prepared files, "json" for the official files.
         folder: of the prepared files as in `prepared_builder`; or of train-v2.0.json and so on,
             where "" means $ALIGN_JAX_DATA/squad or, without that variable, the current folder.
-        tokenizer: the checkpoint whose tokenizer is used, as `model.pretrained`.
-        revision: of the checkpoint on the hub; "" for the newest.
-        offline: use the hub's cache and no network.
         max_length: of a window in tokens.
         stride: tokens that a window shares with the one before.
         max_question: a question is cut after so many tokens.
-        batch_size: windows per training step.
-        eval_batch_size: windows per evaluation batch.
         train_examples: size of a random subset of the training questions; 0 for all.
-        buckets: lengths that batches are padded to; each one is a compilation.
-        window: batches of windows that are sorted by length together; see
-            `train.data.text.epoch_order`.
-        seed: of the order of the training windows.
 
     Raises:
         ConfigError: a value is out of range.
@@ -89,35 +71,18 @@ class Squad(DataSource):
 
     version: str = "v2.0"
     source: str = "tfds"
-    folder: str = ""
-    tokenizer: str = "albert/albert-base-v2"
-    revision: str = ""
-    offline: bool = False
-    max_length: int = 384
     stride: int = 128
     max_question: int = 64
-    batch_size: int = 48
-    eval_batch_size: int = 64
-    train_examples: int = 0
-    buckets: tuple[int, ...] = BUCKETS
-    window: int = 16
-    seed: int = 0
+    max_length: int = dataclasses.field(default=384, kw_only=True)
+    batch_size: int = dataclasses.field(default=48, kw_only=True)
 
     fields = ("question", "context")
     label_names = ()
 
     def __post_init__(self) -> None:
-        for name, known in (("version", VERSIONS), ("source", SOURCES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"data.{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}."
-                )
-        check_sizes(self)
-
-    @functools.cached_property
-    def text_tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
-        return checkpoint_tokenizer(self.tokenizer, self.revision, self.offline)
+        check_known("data.version is", self.version, VERSIONS)
+        check_known("data.source is", self.source, SOURCES)
+        super().__post_init__()
 
     @functools.cached_property
     def metadata(self) -> Metadata:
@@ -132,37 +97,25 @@ class Squad(DataSource):
     @property
     def steps_per_epoch(self) -> int:
         """Training steps in which each window, of which long contexts have several, is seen."""
-        return max(len(self._split("train").texts) // self.batch_size, 1)
+        return max(len(self.tokenized("train")) // self.batch_size, 1)
 
-    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
-        """Endless shuffled batches of the training split's windows."""
-        return shuffled_text_batches(
-            self._split("train").texts, self.text_tokenizer, self.buckets,
-            batch_size=self.batch_size, window=self.window, seed=self.seed,
-            start_step=start_step, share=share,
-        )  # fmt: skip
-
-    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
-        """One pass over a split's windows, in order.
-
-        Raises:
-            ConfigError: there is no such split.
-        """
-        return self.batches(self._split(split), share)
+    def tokenized(self, split: str) -> TokenizedTexts:
+        """A split's windows."""
+        return self.references(split).texts
 
     def references(self, split: str) -> SquadWindows:
-        """The questions with their answers, and where the windows' tokens lie in the context."""
-        return self._split(split)
+        """A split's questions with their answers, and their windows, made when first asked for."""
+        if ("windows", split) not in self._cache:
+            self._cache["windows", split] = self.windows(self._questions(split))
+        return self._cache["windows", split]
 
     def example_batch(self) -> Batch:
         """Made up, so that a run's model can be restored where the data are not at hand."""
-        question = Question("0", "text", "text")
-        return next(self.batches(self.windows([question] * self.batch_size)))
-
-    def batches(self, windows: SquadWindows, share: Share = WHOLE) -> Iterator[Batch]:
-        """Windows in batches of `eval_batch_size`, the last one padded."""
-        return ordered_text_batches(
-            windows.texts, self.text_tokenizer, self.buckets, self.eval_batch_size, share
+        made = self.windows([Question("0", "text", "text")] * self.batch_size)
+        return next(
+            ordered_text_batches(
+                made.texts, self.text_tokenizer, self.buckets, self.eval_batch_size
+            )
         )
 
     def windows(self, questions: Sequence[Question]) -> SquadWindows:
@@ -195,11 +148,10 @@ class Squad(DataSource):
                 inside = np.flatnonzero(made.in_context[row])
                 # A context without any token: an empty range, from 1 to 0.
                 context = (inside[0], inside[-1]) if inside.size else (1, 0)
-                start, end = answer_tokens(chunk[number], offsets[-1], context)
-                for name, value in (
-                    ("start", start), ("end", end), ("context", context), ("id", first + number),
-                ):  # fmt: skip
-                    arrays[name].append(value)
+                answer = answer_tokens(chunk[number], offsets[-1], context)
+                row_values = (*answer, context, first + number)
+                for values, value in zip(arrays.values(), row_values, strict=True):
+                    values.append(value)
         columns = {name: np.array(values, np.int32) for name, values in arrays.items()}
         columns["window"] = np.arange(len(tokens), dtype=np.int32)
         return SquadWindows(questions, TokenizedTexts(tokens, columns), offsets)
@@ -209,33 +161,24 @@ class Squad(DataSource):
         return {}
 
     def _questions(self, split: str) -> list[Question]:
-        if split not in FILES:
-            raise ConfigError(f"SQuAD has no split {split!r}; known: {', '.join(FILES)}.")
+        check_known("SQuAD has no split", split, FILES)
         if ("questions", split) not in self._cache:
             self._cache["questions", split] = self._read(split)
         return self._cache["questions", split]
 
     def _read(self, split: str) -> list[Question]:
         if self.source == "json":
-            default = Path(os.environ.get("ALIGN_JAX_DATA", ".")) / "squad"
-            folder = Path(self.folder).expanduser() if self.folder else default
+            folder = data_folder(self.folder, "squad", "squad")
             path = folder / f"{FILES[split]}-{self.version}.json"
             questions, where = read_json(path), str(path)
         else:
             builder = prepared_builder(f"squad/{self.version}", TFDS_MODULE, self.folder)
-            source = builder.as_data_source(split=split)
             where = f"squad/{self.version}, split {split!r}"
-            questions = read_prepared(source.__getitems__(list(range(len(source)))), where)
+            questions = read_prepared(prepared_examples(builder, split), where)
         check_questions(questions, where)
         if split != "train":
             return questions
         return [questions[row] for row in subset_rows(len(questions), self.train_examples)]
-
-    def _split(self, split: str) -> SquadWindows:
-        """A split's windows, made when they are first asked for."""
-        if ("windows", split) not in self._cache:
-            self._cache["windows", split] = self.windows(self._questions(split))
-        return self._cache["windows", split]
 
 
 def answer_tokens(

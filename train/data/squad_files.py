@@ -12,9 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.data.json_text import loads, read_text
+from train.data import json_text
+from train.data.json_text import field
 from train.data.prepared import prepared_text
 from train.registry import ConfigError
+
+ADVICE = (
+    "Get train-v1.1.json, dev-v1.1.json, train-v2.0.json and dev-v2.0.json from "
+    "https://rajpurkar.github.io/SQuAD-explorer, or set data.source to 'tfds'."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +52,8 @@ def read_json(path: Path) -> list[Question]:
         >>> read_json(Path("dev-v2.0.json"))[0].question  # doctest: +SKIP
         'In what country is Normandy located?'
     """
-    try:
-        content = loads(read_text(path))
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}). Get train-v1.1.json, dev-v1.1.json, train-v2.0.json "
-            "and dev-v2.0.json from https://rajpurkar.github.io/SQuAD-explorer, or set data.source "
-            "to 'tfds'."
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}). Download it again.") from error
-    try:
-        questions = list(_questions(content))
-    except _FormatError as error:
-        raise ConfigError(f"{path} is not in SQuAD's format: {error}.") from error
+    content = json_text.read_json(path, ADVICE)
+    questions = list(_questions(content, f"{path} is not in SQuAD's format: "))
     if not questions:
         raise ConfigError(f"{path} holds no questions.")
     return questions
@@ -73,14 +67,10 @@ def read_prepared(examples: Sequence[Mapping[str, Any]], where: str) -> list[Que
     """
     questions = []
     for number, example in enumerate(examples):
-        identity, question, context, *answers = (
-            prepared_text(text, where, number)
-            for text in (
-                *(example[name] for name in ("id", "question", "context")),
-                *example["answers"]["text"],
-            )
-        )
-        starts = tuple(int(start) for start in example["answers"]["answer_start"])
+        said = example["answers"]
+        texts = [*(example[name] for name in ("id", "question", "context")), *said["text"]]
+        identity, question, context, *answers = (prepared_text(x, where, number) for x in texts)
+        starts = tuple(int(start) for start in said["answer_start"])
         questions.append(Question(identity, question, context, tuple(answers), starts))
     return questions
 
@@ -103,35 +93,23 @@ def check_questions(questions: Sequence[Question], where: str) -> None:
                 )
 
 
-class _FormatError(ValueError):
-    """Something is missing, or of the wrong type."""
-
-
-def _questions(content: Any) -> Iterator[Question]:
-    for i, article in enumerate(_get(content, "data", list, "the file")):
-        paragraphs = _get(article, "paragraphs", list, f"data[{i}]")
-        for j, paragraph in enumerate(paragraphs):
-            where = f"data[{i}].paragraphs[{j}]"
-            context = _get(paragraph, "context", str, where)
-            for k, entry in enumerate(_get(paragraph, "qas", list, where)):
+def _questions(content: Any, form: str) -> Iterator[Question]:
+    for i, article in enumerate(field(content, "data", list, f"{form}the file")):
+        for j, paragraph in enumerate(field(article, "paragraphs", list, f"{form}data[{i}]")):
+            where = f"{form}data[{i}].paragraphs[{j}]"
+            context = field(paragraph, "context", str, where)
+            for k, entry in enumerate(field(paragraph, "qas", list, where)):
                 yield _question(entry, context, f"{where}.qas[{k}]")
 
 
 def _question(entry: Any, context: str, where: str) -> Question:
-    answers = _get(entry, "answers", list, where)
-    if isinstance(entry.get("is_impossible"), bool) and entry["is_impossible"] and answers:
-        raise _FormatError(f"{where} is said to be impossible, but has answers")
+    answers = field(entry, "answers", list, where)
+    if entry.get("is_impossible") is True and answers:
+        raise ConfigError(f"{where} is said to be impossible, but has answers.")
     return Question(
-        _get(entry, "id", str, where),
-        _get(entry, "question", str, where),
+        field(entry, "id", str, where),
+        field(entry, "question", str, where),
         context,
-        tuple(_get(answer, "text", str, f"{where}.answers") for answer in answers),
-        tuple(_get(answer, "answer_start", int, f"{where}.answers") for answer in answers),
+        tuple(field(answer, "text", str, f"{where}.answers") for answer in answers),
+        tuple(field(answer, "answer_start", int, f"{where}.answers") for answer in answers),
     )
-
-
-def _get(holder: Any, name: str, kind: type, where: str) -> Any:
-    value = holder.get(name) if isinstance(holder, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise _FormatError(f"{where} should have {name!r}, of type {kind.__name__}")
-    return value

@@ -6,19 +6,92 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from align_jax.models import EncoderConfig
-from align_jax.pretrained import PretrainedError, Tokenizer, load_tokenizer
+from align_jax.pretrained import BUCKETS, PretrainedError, Tokenizer, load_tokenizer
 from align_jax.pretrained.config import from_json
 from align_jax.pretrained.files import find_folder, read_json
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import WHOLE, Batch, Illustration, Share, check_least, pad
+from train.data.base import (
+    WHOLE,
+    Batch,
+    DataSource,
+    Illustration,
+    Share,
+    check_least,
+    pad,
+    whole_batches,
+)
 from train.registry import ConfigError
 
 SUBSET_SEED = 0  # apart from the run's seed, so that all seeds train on the same examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSource(DataSource):
+    """What all sources of text share.
+
+    Attributes:
+        folder: of tensorflow-datasets' prepared files, as of `prepared_builder`.
+        tokenizer: the checkpoint whose tokenizer is used, as `model.pretrained`.
+        revision: of the checkpoint on the hub; "" for the newest.
+        offline: use the hub's cache and no network.
+        max_length: in tokens; of longer texts, the longer of a pair loses tokens first.
+        batch_size: rows per training step.
+        eval_batch_size: rows per evaluation batch.
+        train_examples: size of a random subset of the training split to train on; 0 for all.
+        buckets: lengths that batches are padded to; each one is a compilation.
+        window: batches' worth of examples within which those of similar length are put together;
+            1 puts them together at random.
+        seed: of the order of the training examples.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    folder: str = ""
+    tokenizer: str = "albert/albert-base-v2"
+    revision: str = ""
+    offline: bool = False
+    max_length: int = 512
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    train_examples: int = 0
+    buckets: tuple[int, ...] = BUCKETS
+    window: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, {"batch_size": 1, "eval_batch_size": 1, "window": 1, "train_examples": 0})
+
+    def tokenized(self, split: str) -> TokenizedTexts:
+        """A split, tokenised when it is first asked for.
+
+        Raises:
+            ConfigError: there is no such split, or it cannot be read or used.
+        """
+        raise NotImplementedError
+
+    @functools.cached_property
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return checkpoint_tokenizer(self.tokenizer, self.revision, self.offline)
+
+    def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
+        """Endless shuffled batches of the training split."""
+        return shuffled_text_batches(
+            self.tokenized("train"), self.text_tokenizer, self.buckets,
+            batch_size=self.batch_size, window=self.window, seed=self.seed,
+            start_step=start_step, share=share,
+        )  # fmt: skip
+
+    def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
+        """One pass over a split, in order; errors as of `tokenized`."""
+        return ordered_text_batches(
+            self.tokenized(split), self.text_tokenizer, self.buckets, self.eval_batch_size, share
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,20 +163,13 @@ def shuffled_text_batches(
         window: see `epoch_order`.
         seed: of the order.
         start_step: the number of batches to skip, at no cost.
-        share: which of each batch's rows.
-
-    Yields:
-        Batches of `batch_size` examples (or the share of it), all with mask True.
+        share: of each batch's rows, which to yield.
 
     Raises:
         ConfigError: there are fewer examples than a batch holds.
     """
-    if not 1 <= batch_size <= len(texts):
-        raise ConfigError(
-            f"data.batch_size is {batch_size}; expected 1 to {len(texts)}, the number of examples."
-        )
-    lengths, steps_per_epoch = texts.lengths, len(texts) // batch_size
-    epoch, position = divmod(start_step, steps_per_epoch)
+    lengths = texts.lengths
+    epoch, position = divmod(start_step, whole_batches(len(texts), batch_size))
     while True:
         for rows in epoch_order(lengths, batch_size, window, (seed, epoch))[position:]:
             yield texts.batch(rows, tokenizer, buckets, share)
@@ -162,27 +228,12 @@ def ordered_text_batches(
 
 
 def text_illustration(batch: Batch, tokenizer: Tokenizer, labels: Sequence[str]) -> Illustration:
-    """What people see of a batch's first example: its tokens.
-
-    Args:
-        batch: holds "input_ids", "attention_mask", "label" and "id".
-        tokenizer: that made it.
-        labels: the names of the classes; none for a regression.
-    """
+    """What people see of a batch's first example: its tokens, and which of `labels` it has."""
     ids = batch["input_ids"][0][batch["attention_mask"][0] == 1]
     words = [tokenizer.backend.decode([x], skip_special_tokens=False) for x in ids.tolist()]
     label = batch["label"][0]
     answer = labels[int(label)] if labels else f"{float(label):.2f}"
     return Illustration(f"id {batch['id'][0]} ({answer})", tuple(words), tuple(labels))
-
-
-def check_sizes(source: Any) -> None:
-    """Refuses numbers out of range among the settings that all sources of text have.
-
-    Raises:
-        ConfigError: names the first one.
-    """
-    check_least(source, {"batch_size": 1, "eval_batch_size": 1, "window": 1, "train_examples": 0})
 
 
 def subset_rows(whole: int, size: int) -> np.ndarray:
@@ -223,11 +274,7 @@ def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -
 
 
 def checkpoint_width(name: str, revision: str = "", offline: bool = False) -> int:
-    """The size of a checkpoint's hidden vectors; arguments as of `checkpoint_tokenizer`.
-
-    Raises:
-        ConfigError: it cannot be found or read.
-    """
+    """The size of a checkpoint's hidden vectors; all else as of `checkpoint_tokenizer`."""
     try:
         return _checkpoint(name, revision, offline)[1].hidden_size
     except (PretrainedError, ImportError) as error:

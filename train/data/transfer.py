@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import check_least
+from train.data.base import check_least, data_folder
 from train.data.labelled import Examples, LabelledTexts, checked_examples
-from train.data.prepared import prepared_builder, prepared_text
+from train.data.prepared import prepared_builder, prepared_examples, prepared_text
 from train.data.text import subset_rows
 from train.data.transfer_files import READERS, read_labelled
-from train.registry import ConfigError, nearest
+from train.registry import ConfigError, check_known
 
 SOURCES = ("tfds", "files")
 _GLUE = "tensorflow_datasets.text.glue"
@@ -111,9 +109,6 @@ class Transfer(LabelledTexts):
             $ALIGN_JAX_DATA/{domains} or, without that variable, the current folder.
         half_seed: of the cut into halves.
 
-    Raises:
-        ConfigError: a value is out of range.
-
     Example:
         >>> Transfer("sentiment").splits[:4]
         ('train', 'validation', 'test', 'books')
@@ -125,12 +120,8 @@ class Transfer(LabelledTexts):
     half_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("domains", tuple(DOMAINS)), ("source", SOURCES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(
-                    f"data.{name} is {value!r}; {nearest(value, known)}known: {', '.join(known)}."
-                )
+        check_known("data.domains is", self.domains, DOMAINS)
+        check_known("data.source is", self.source, SOURCES)
         check_least(self, {"half_seed": 0})
         super().__post_init__()
 
@@ -207,25 +198,22 @@ class Transfer(LabelledTexts):
     def _corpus(self, corpus: Corpus, split: str) -> Examples:
         """A corpus' examples that have a label; SNLI has some on which people did not agree."""
         if (corpus.name, split) not in self._read_before:
-            if self.source == "tfds" and corpus.builder:
-                columns, labels, where = self._prepared(corpus, split)
-            else:
-                columns, labels, where = self._local(corpus, split)
-            ids = np.arange(len(labels))
-            examples = Examples(columns, labels, ids)
-            if (labels != -1).any():
-                examples = examples.take(np.flatnonzero(labels != -1))
+            prepared = self.source == "tfds" and corpus.builder
+            columns, labels, where = (self._prepared if prepared else self._local)(corpus, split)
+            examples = Examples(columns, np.array(labels), np.arange(len(labels)))
+            labelled = np.flatnonzero(examples.labels != -1)
+            if labelled.size:
+                examples = examples.take(labelled)
             self._read_before[corpus.name, split] = checked_examples(
                 examples.columns, examples.labels, examples.ids, len(self.label_names), where
             )
         return self._read_before[corpus.name, split]
 
-    def _prepared(self, corpus: Corpus, split: str) -> tuple[list[list[str]], np.ndarray, str]:
+    def _prepared(self, corpus: Corpus, split: str) -> tuple[list[list[str]], list[int], str]:
         split = corpus.dev if split == "validation" else split
         builder = prepared_builder(corpus.builder, corpus.module, self.folder)
-        source = builder.as_data_source(split=split)
-        examples = source.__getitems__(list(range(len(source))))
-        labels = np.array([int(example["label"]) for example in examples])
+        examples = prepared_examples(builder, split)
+        labels = [int(example["label"]) for example in examples]
         where = f"{corpus.builder}, split {split!r}"
         if self.choices > 1:  # HellaSWAG
             endings = zip(*(example["endings"] for example in examples), strict=True)
@@ -237,10 +225,8 @@ class Transfer(LabelledTexts):
         ]
         return columns, labels, where
 
-    def _local(self, corpus: Corpus, split: str) -> tuple[list[list[str]], np.ndarray, str]:
-        data = os.environ.get("ALIGN_JAX_DATA")
-        default = Path(data) / self.domains if data else Path()
-        folder = Path(self.files).expanduser() if self.files else default
+    def _local(self, corpus: Corpus, split: str) -> tuple[list[list[str]], list[int], str]:
+        folder = data_folder(self.files, self.domains, "")
         domains = DOMAINS[self.domains]
         name = f"{corpus.name}-{split}" if corpus == domains.source else corpus.name
         found = [path for end in READERS if (path := folder / f"{name}{end}").is_file()]
@@ -250,5 +236,4 @@ class Transfer(LabelledTexts):
                 f"object with {', '.join(domains.fields)} and label; train/data/transfer_files.py "
                 f"says more), or set data.files to the folder that holds it."
             )
-        columns, labels = read_labelled(found[0], domains.fields, domains.labels)
-        return columns, np.array(labels), str(found[0])
+        return *read_labelled(found[0], domains.fields, domains.labels), str(found[0])

@@ -88,7 +88,7 @@ def test_training_depends_on_seed_and_step_alone(source) -> None:
 
 def test_an_epoch_counts_windows(source) -> None:
     data = source(batch_size=2)
-    assert data.steps_per_epoch == len(data._split("train").texts) // 2
+    assert data.steps_per_epoch == len(data.tokenized("train")) // 2
     assert data.steps_per_epoch > data.examples["train"] // 2
 
 
@@ -148,7 +148,7 @@ def test_the_real_sample(checkpoint, real_data) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"version": "v3"}, "data.version is 'v3'; expected one of v1.1, v2.0"),
+        ({"version": "v3"}, "data.version is 'v3'; known: v1.1, v2.0"),
         ({"source": "web"}, "data.source is 'web'"),
         ({"batch_size": 0}, "data.batch_size is 0; expected >= 1"),
     ],
