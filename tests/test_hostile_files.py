@@ -210,7 +210,7 @@ def easy_vqa_reader(folder: pathlib.Path) -> Callable[[], Any]:
 def regions_reader(folder: pathlib.Path) -> Callable[[], Any]:
     np.savez(folder / "a.npz", x=np.ones((3, 6), np.float32))
     np.savez_compressed(folder / "b.npz", x=np.ones((6, 3)), y=np.arange(3))
-    return lambda: [vqa_files.read_regions(folder / x, 1, 6, 4) for x in ("a.npz", "b.npz")]
+    return lambda: [vqa_files.read_regions(folder / x, 6, 4) for x in ("a.npz", "b.npz")]
 
 
 def labelled_reader(folder: pathlib.Path) -> Callable[[], Any]:
@@ -309,8 +309,8 @@ def test_a_members_damage_is_its_files(member, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(vqa_files, "LARGEST_ARCHIVE", 2**16)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", MEMBERS[member])
-    with pytest.raises(ConfigError, match=r"a.npz, the features of image 1"):
-        vqa_files.read_regions(tmp_path / "a.npz", 1, 6, 4)
+    with pytest.raises(ConfigError, match=r"a.npz, an image's features"):
+        vqa_files.read_regions(tmp_path / "a.npz", 6, 4)
 
 
 @pytest.mark.parametrize("flags", [(6, b"\x01"), (8, b"\x63")])  # encrypted; packed by no known way
@@ -321,8 +321,8 @@ def test_an_archive_that_cannot_be_unpacked_is_named(flags, tmp_path) -> None:
     for start, more in ((content.index(b"PK\x03\x04"), 0), (content.index(b"PK\x01\x02"), 2)):
         content[start + place + more : start + place + more + 1] = value
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"a.npz, the features of image 1"):
-        vqa_files.read_regions(tmp_path / "a.npz", 1, 6, 4)
+    with pytest.raises(ConfigError, match=r"a.npz, an image's features"):
+        vqa_files.read_regions(tmp_path / "a.npz", 6, 4)
 
 
 @pytest.mark.fault(

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,50 +25,44 @@ from train.data.base import (
     ordered_batches,
     shuffled_batches,
 )
-from train.data.question_words import (
-    PADDING,
-    SPECIAL_WORDS,
-    UNKNOWN,
-    encode_words,
-    question_words,
-)
 from train.data.vqa_files import Question
 from train.data.word_vectors import read_glove
-from train.registry import ConfigError, nearest
+from train.registry import ConfigError, check_known
 from train.tasks.vqa_answers import score_answers
 
 NOISY = "_noisy"
+PADDING, UNKNOWN = 0, 1  # words' ids
+SPECIAL_WORDS = ("[padding]", "[unknown]")
+_SPELLING = str.maketrans({**dict.fromkeys(".,'!?\"()*#:;", ""), "-": " ", "/": " "})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """The n examples of a split, all but the regions of their pictures.
+def question_words(text: str) -> list[str]:
+    """The words of a question: lower case, without punctuation, cut at hyphens and slashes.
 
-    Attributes:
-        ids: of the questions, int32 [n].
-        images: of their pictures, int32 [n].
-        words: ids, int32 [n, N].
-        answers: those of the vocabulary that were given, int32 [n, 10]; as there are thousands in
-            the vocabulary, scores are kept for these alone.
-        scores: of `answers`, float32 [n, 10]; 0 in the places that are left over.
-        labels: the best answer, int32 [n], or -1.
+    Example:
+        >>> question_words("What's the red/blue T-shirt's size?")
+        ['whats', 'the', 'red', 'blue', 't', 'shirts', 'size']
     """
+    return text.lower().translate(_SPELLING).split()
 
-    ids: np.ndarray
-    images: np.ndarray
-    words: np.ndarray
-    answers: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
+
+def encode_words(texts: Sequence[str], words: Sequence[str], length: int) -> np.ndarray:
+    """Questions as ids of words: of n texts int32 [n, length], padded with 0 or cut at the end.
+
+    `words` are by id, the two special ones first. A question without any word reads as one unknown
+    word: attention over nothing is undefined.
+    """
+    special = len(SPECIAL_WORDS)
+    number = {word: place for place, word in enumerate(words[special:], special)}
+    ids = np.full((len(texts), length), PADDING, np.int32)
+    for row, text in enumerate(texts):
+        found = [number.get(word, UNKNOWN) for word in question_words(text)[:length]] or [UNKNOWN]
+        ids[row, : len(found)] = found
+    return ids
 
 
 class HumanAnswers(NamedTuple):
-    """What people say to the questions of a split.
-
-    Attributes:
-        answers: those of the vocabulary, in which predictions are counted.
-        people: of each question in order, what each person said, as it was written.
-    """
+    """What people say to the questions of a split: the vocabulary, and what each person wrote."""
 
     answers: tuple[str, ...]
     people: list[tuple[str, ...]]
@@ -127,7 +121,8 @@ class VisualQuestions(DataSource):
                 "region_features": features,
                 "region_positions": regions if self.grid else 0,
             },
-            parameters=self._word_parameters,
+            # As parameters of `align_jax.models.MCAN`.
+            parameters={"words": {"embedding": self.word_vectors}} if self.glove else {},
         )
 
     @functools.cached_property
@@ -157,9 +152,9 @@ class VisualQuestions(DataSource):
 
     def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
-        rows = {"row": np.arange(len(self._table("train").ids))}
+        table = self._table("train")
         return self._batches(
-            "train", shuffled_batches(rows, self.batch_size, self.seed, start_step, share)
+            "train", shuffled_batches(table, self.batch_size, self.seed, start_step, share)
         )
 
     def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
@@ -168,8 +163,8 @@ class VisualQuestions(DataSource):
         Raises:
             ConfigError: there is no such split, or its files cannot be read.
         """
-        rows = {"row": np.arange(len(self._table(self._clean(split)).ids))}
-        return self._batches(split, ordered_batches(rows, self.eval_batch_size, share))
+        table = self._table(self._clean(split))
+        return self._batches(split, ordered_batches(table, self.eval_batch_size, share))
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -206,11 +201,7 @@ class VisualQuestions(DataSource):
         }
 
     def references(self, split: str) -> HumanAnswers:
-        """What the official accuracy of a split needs.
-
-        Raises:
-            ConfigError: there is no such split.
-        """
+        """What the official accuracy of a split needs; errors as of `eval_batches`."""
         people = [question.answers for question in self._questions[self._clean(split)]]
         return HumanAnswers(self.answers, people)
 
@@ -232,35 +223,18 @@ class VisualQuestions(DataSource):
     def picture(self, identity: int) -> np.ndarray | None:
         """The picture that a question is about, uint8 [height, width, 3], if it is at hand.
 
-        Args:
-            identity: the question's id, as in a batch.
-
         Raises:
-            ValueError: there is no such question.
+            ValueError: there is no question with this id.
         """
         return None
 
     def picture_path(self, identity: int) -> Path:
-        """The file that holds a question's picture, or its regions; arguments as of `picture`."""
+        """The file that holds a question's picture, or its regions; errors as of `picture`."""
         raise NotImplementedError
 
     def question_text(self, identity: int) -> str:
-        """A question in words.
-
-        Args:
-            identity: its id, as in a batch.
-
-        Raises:
-            ValueError: there is no such question.
-        """
+        """A question in words; errors as of `picture`."""
         return self._question(identity)[1].text
-
-    @property
-    def _word_parameters(self) -> dict[str, Any]:
-        """The word vectors as parameters of `align_jax.models.MCAN`."""
-        if self.word_vectors is None:
-            return {}
-        return {"words": {"embedding": self.word_vectors}}
 
     @property
     def _questions(self) -> Mapping[str, Sequence[Question]]:
@@ -296,10 +270,7 @@ class VisualQuestions(DataSource):
         clean = split.removesuffix(NOISY)
         if clean not in self.clean_splits:
             known = [*self.clean_splits, *(name + NOISY for name in self.clean_splits)]
-            raise ConfigError(
-                f"{type(self).__name__} has no split {split!r}; {nearest(split, known)}known: "
-                f"{', '.join(known)}."
-            )
+            check_known(f"{type(self).__name__} has no split", split, known)
         return clean
 
     @functools.cached_property
@@ -319,41 +290,44 @@ class VisualQuestions(DataSource):
         return max(1, *(len(question_words(text)) for text in texts))
 
     @functools.cached_property
-    def _tables(self) -> dict[str, _Table]:
+    def _tables(self) -> dict[str, dict[str, np.ndarray]]:
         return {}
 
-    def _table(self, split: str) -> _Table:
-        """A split's examples, made when they are first asked for."""
+    def _table(self, split: str) -> dict[str, np.ndarray]:
+        """A split's examples, made when they are first asked for: batches before `_batches`.
+
+        As there are thousands of answers, scores [n, 10] are kept for those alone that were given.
+        """
         if split not in self._tables:
             questions = self._questions[split]
             images = np.array([x.image for x in questions], np.int32)
             self._check_pictures(split, images)
-            ids = np.array([x.identity for x in questions], np.int32)
-            words = encode_words([x.text for x in questions], self.words, self._length)
-            votes = score_answers([x.answers for x in questions], self.answers)
-            self._tables[split] = _Table(ids, images, words, *votes)
+            given, scores, best = score_answers([x.answers for x in questions], self.answers)
+            self._tables[split] = {
+                "question": encode_words([x.text for x in questions], self.words, self._length),
+                "image": images,
+                "given": given,
+                "score": scores,
+                "label": best,
+                "id": np.array([x.identity for x in questions], np.int32),
+            }
         return self._tables[split]
 
     def _batches(self, split: str, rows: Iterator[Batch]) -> Iterator[Batch]:
         clean = self._clean(split)
-        table = self._table(clean)
         for chosen in rows:
-            row = chosen["row"]
-            regions, region_mask = self._regions(clean, table.images[row])
+            regions, region_mask = self._regions(clean, chosen["image"])
             if split != clean:
-                self._add_noise(regions, region_mask, table.ids[row])
-            score = np.zeros((len(row), len(self.answers)), np.float32)
+                self._add_noise(regions, region_mask, chosen["id"])
+            given = chosen.pop("given")
+            score = np.zeros((len(given), len(self.answers)), np.float32)
             # Added, as the places that are left over all name the first answer.
-            np.add.at(score, (np.arange(len(row))[:, None], table.answers[row]), table.scores[row])
-            yield {
-                "question": table.words[row],
-                "question_mask": table.words[row] != PADDING,
+            np.add.at(score, (np.arange(len(given))[:, None], given), chosen["score"])
+            yield chosen | {
+                "question_mask": chosen["question"] != PADDING,
                 "image": regions,
                 "image_mask": region_mask,
                 "score": score,
-                "label": table.labels[row],
-                "id": table.ids[row],
-                "mask": chosen["mask"],
             }
 
     def _add_noise(self, regions: np.ndarray, mask: np.ndarray, ids: np.ndarray) -> None:

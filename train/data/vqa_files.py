@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from train.data.json_text import loads, read_text
+from train.data.json_text import field, read_advised_text, read_json
 from train.registry import ConfigError
 
 PEOPLE = 10  # that VQA v2 asks each question
 PICTURE_SIZE = 64  # of easy-VQA's pictures, in pixels
 LARGEST_ARCHIVE = 2**28  # bytes that a file of regions may unpack to
 LARGEST_ID = 2**31 - 1  # ids are int32 in a batch
+EASY_ADVICE = "Install easy-vqa again, or set data.folder."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def read_easy_answers(folder: Path) -> tuple[str, ...]:
         ConfigError: there is no such file, it is empty, or names an answer twice.
     """
     path = folder / "answers.txt"
-    answers = tuple(_read_text(path, "Install easy-vqa again, or set data.folder.").split())
+    answers = tuple(read_advised_text(path, EASY_ADVICE).split())
     if not answers or len(set(answers)) < len(answers):
         raise ConfigError(f"{path} should name at least one answer a line, each of them once.")
     return answers
@@ -87,7 +88,7 @@ def read_easy_questions(path: Path, answers: Sequence[str], first: int = 0) -> l
     Raises:
         ConfigError: there is no such file, it is no JSON, or not of this form; says where.
     """
-    content = _read_json(path, "Install easy-vqa again, or set data.folder.")
+    content = read_json(path, EASY_ADVICE)
     if not isinstance(content, list) or not content:
         raise ConfigError(f"{path} should be a list of [question, answer, picture].")
     questions = []
@@ -108,13 +109,7 @@ def read_easy_questions(path: Path, answers: Sequence[str], first: int = 0) -> l
 
 
 def read_pictures(paths: Sequence[Path]) -> np.ndarray:
-    """Pictures of easy-VQA's size.
-
-    Args:
-        paths: of the PNG files.
-
-    Returns:
-        uint8 [len(paths), 64, 64, 3].
+    """PNG files of easy-VQA's size, uint8 [len(paths), 64, 64, 3].
 
     Raises:
         ConfigError: Pillow is not installed; a picture is missing, corrupt or of another size.
@@ -153,22 +148,9 @@ def read_vqa(questions: Path, annotations: Path) -> list[Question]:
         questions: such as v2_OpenEnded_mscoco_train2014_questions.json.
         annotations: such as v2_mscoco_train2014_annotations.json.
 
-    Returns:
-        The questions, in the order of their file.
-
     Raises:
         ConfigError: a file is missing, no JSON, or not of the official form; or the two do not
             belong together. Says where.
-
-    Example:
-        >>> folder = Path("vqa")
-        >>> len(
-        ...     read_vqa(
-        ...         folder / "v2_OpenEnded_mscoco_val2014_questions.json",
-        ...         folder / "v2_mscoco_val2014_annotations.json",
-        ...     )
-        ... )  # doctest: +SKIP
-        214354
     """
     said: dict[int, tuple[int, str, tuple[str, ...]]] = {}
     for where, entry in _entries(annotations, "annotations"):
@@ -177,12 +159,12 @@ def read_vqa(questions: Path, annotations: Path) -> list[Question]:
             raise ConfigError(f"{where}: there was an annotation of question {identity} before.")
         answers = tuple(
             # Few answers are distinct; each is kept once.
-            sys.intern(_field(answer, "answer", str, f"{where}.answers"))
-            for answer in _field(entry, "answers", list, where)
+            sys.intern(field(answer, "answer", str, f"{where}.answers"))
+            for answer in field(entry, "answers", list, where)
         )
         if len(answers) != PEOPLE:
             raise ConfigError(f"{where} has {len(answers)} answers; expected {PEOPLE}.")
-        common = _field(entry, "multiple_choice_answer", str, where)
+        common = field(entry, "multiple_choice_answer", str, where)
         said[identity] = (_identity(entry, "image_id", where), common, answers)
 
     found = []
@@ -195,7 +177,7 @@ def read_vqa(questions: Path, annotations: Path) -> list[Question]:
                 f"{where}: question {identity} about image {image} has no annotation of its own in "
                 f"{annotations}. Do both files belong to the same split?"
             )
-        text = _field(entry, "question", str, where)
+        text = field(entry, "question", str, where)
         found.append(Question(identity, image, text, annotation[2], annotation[1]))
     if said:
         raise ConfigError(
@@ -205,7 +187,7 @@ def read_vqa(questions: Path, annotations: Path) -> list[Question]:
     return found
 
 
-def read_regions(path: Path, image: int | str, features: int, limit: int) -> np.ndarray:
+def read_regions(path: Path, features: int, limit: int) -> np.ndarray:
     """The features of an image's regions, from an .npz file with one array, "x".
 
     Which axis is the regions' is told by its length: an "x" whose second axis is `features` long is
@@ -213,7 +195,6 @@ def read_regions(path: Path, image: int | str, features: int, limit: int) -> np.
 
     Args:
         path: of the file.
-        image: the image's id or name, for messages.
         features: features per region, 2048 in the published files.
         limit: the most regions to return, the first ones.
 
@@ -222,9 +203,9 @@ def read_regions(path: Path, image: int | str, features: int, limit: int) -> np.
 
     Raises:
         ConfigError: there is no such file, it is corrupt or holds pickled objects, or its numbers
-            are not features; names file and image.
+            are not features.
     """
-    whose = f"{path}, the features of image {image},"
+    whose = f"{path}, an image's features,"
     try:
         # NumPy itself leaves a file open that turns out to be no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -257,11 +238,11 @@ def read_regions(path: Path, image: int | str, features: int, limit: int) -> np.
 
 def _entries(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     """The entries of the list `name` in an official file, each after where it stands."""
-    content = _read_json(
+    content = read_json(
         path,
         "Download it from https://visualqa.org/download.html; data.folder says where it should be.",
     )
-    entries = _field(content, name, list, str(path))
+    entries = field(content, name, list, str(path))
     if not entries:
         raise ConfigError(f"{path} holds no {name}.")
     for number, entry in enumerate(entries):
@@ -269,29 +250,7 @@ def _entries(path: Path, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _identity(entry: Any, name: str, where: str) -> int:
-    value = _field(entry, name, int, where)
+    value = field(entry, name, int, where)
     if not 0 <= value <= LARGEST_ID:
         raise ConfigError(f"{where}: {name} is {value}; expected 0 to {LARGEST_ID}.")
     return value
-
-
-def _field(holder: Any, name: str, kind: type, where: str) -> Any:
-    value = holder.get(name) if isinstance(holder, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{where} should have {name!r}, of type {kind.__name__}.")
-    return value
-
-
-def _read_json(path: Path, advice: str) -> Any:
-    text = _read_text(path, advice)
-    try:
-        return loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}). {advice}") from error
-
-
-def _read_text(path: Path, advice: str) -> str:
-    try:
-        return read_text(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}). {advice}") from error

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from train.data.base import check_least
+from train.data.base import check_least, data_folder
 from train.data.visual_questions import VisualQuestions
 from train.data.vqa_files import Question, read_regions, read_vqa
 from train.registry import ConfigError
@@ -47,9 +46,6 @@ class VQAv2(VisualQuestions):
         answers_above: an answer is one to choose from if it is the most common one to more
             questions than this.
 
-    Raises:
-        ConfigError: a value is out of range.
-
     Example:
         >>> next(VQAv2(batch_size=4).train_batches())["image"].shape  # doctest: +SKIP
         (4, 100, 2048)
@@ -69,11 +65,7 @@ class VQAv2(VisualQuestions):
 
     @functools.cached_property
     def answers(self) -> tuple[str, ...]:
-        """The answers to choose from, normalised.
-
-        Raises:
-            ConfigError: none is frequent enough.
-        """
+        """The answers to choose from, normalised; a ConfigError if none is frequent enough."""
         common = [x.common for split in self.clean_splits for x in self._questions[split]]
         counts: Counter[str] = Counter()
         for answer, count in Counter(common).items():
@@ -86,10 +78,9 @@ class VQAv2(VisualQuestions):
             )
         return frequent
 
-    @functools.cached_property
+    @property
     def _folder(self) -> Path:
-        default = Path(os.environ.get("ALIGN_JAX_DATA", ".")) / "vqa"
-        return Path(self.folder).expanduser() if self.folder else default
+        return data_folder(self.folder, "vqa", "vqa")
 
     @functools.cached_property
     def _questions(self) -> dict[str, list[Question]]:
@@ -111,7 +102,7 @@ class VQAv2(VisualQuestions):
         return self._path(split, question.image)
 
     def _read_regions(self, path: Path) -> np.ndarray:
-        return read_regions(path, path.name, self.region_features, self.max_regions)
+        return read_regions(path, self.region_features, self.max_regions)
 
     def _path(self, split: str, image: int) -> Path:
         coco = _COCO[split]
@@ -130,12 +121,6 @@ class VQAv2(VisualQuestions):
     def _regions(self, split: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # A picture has several questions, which stand together in the files.
         distinct, place = np.unique(images, return_inverse=True)
-        regions, mask = self._padded(
-            [
-                read_regions(
-                    self._path(split, image), image, self.region_features, self.max_regions
-                )
-                for image in distinct.tolist()
-            ]
-        )
+        paths = [self._path(split, image) for image in distinct.tolist()]
+        regions, mask = self._padded([self._read_regions(path) for path in paths])
         return regions[place], mask[place]

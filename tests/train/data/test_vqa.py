@@ -13,7 +13,7 @@ from tests.train import tiny_vqa
 from tests.train.tiny_vqa import EASY_TEST, EASY_TRAIN, FEATURES, QUESTIONS, REGIONS, question_id
 from train.data import vqa_files
 from train.data.easy_vqa import EasyVQA, add_contrast
-from train.data.question_words import encode_words, question_words
+from train.data.visual_questions import encode_words, question_words
 from train.data.vqa_files import read_regions
 from train.data.vqa_v2 import VQAv2
 from train.data.word_vectors import read_glove
@@ -421,7 +421,7 @@ def test_transposed_features_are_read_as_straight_ones(vqa, tmp_path) -> None:
 def test_the_second_axis_decides_where_both_fit(tmp_path) -> None:
     square = np.arange(9, dtype=np.float64).reshape(3, 3)
     np.savez(tmp_path / "x.npz", x=square)
-    regions = read_regions(tmp_path / "x.npz", 1, features=3, limit=2)
+    regions = read_regions(tmp_path / "x.npz", features=3, limit=2)
     assert regions.dtype == np.float32
     np.testing.assert_array_equal(regions, square[:2])
 
@@ -514,7 +514,7 @@ class _Trap:
 def test_pickled_features_are_refused(vqa, tmp_path) -> None:
     path, trace = tiny_vqa.features_path(tmp_path, "train", 1), tmp_path / "trace"
     np.savez(path, x=np.array([_Trap(trace)], object))
-    with pytest.raises(ConfigError, match=r"image 1, is no .npz file.*allow_pickle"):
+    with pytest.raises(ConfigError, match=r"1.jpg.npz, an image's features, is no .*allow_pickle"):
         list(vqa().eval_batches("train"))
     assert not trace.exists()
 
@@ -541,7 +541,7 @@ def test_corrupt_features_are_explained(vqa, tmp_path, kind) -> None:
             np.save(file, np.ones((3, FEATURES)))
     else:
         np.savez(path, features=np.ones((3, FEATURES)))
-    with pytest.raises(ConfigError, match=r"000002.jpg.npz, the features of image 2, is no .npz"):
+    with pytest.raises(ConfigError, match=r"000002.jpg.npz, an image's features, is no .npz"):
         list(vqa().eval_batches("train"))
 
 
@@ -560,7 +560,7 @@ def test_corrupt_features_are_explained(vqa, tmp_path, kind) -> None:
 def test_numbers_that_are_no_features_are_explained(vqa, tmp_path, array, message) -> None:
     np.savez(tiny_vqa.features_path(tmp_path, "train", 4), x=array)
     with pytest.raises(
-        ConfigError, match=f"features of image 4, {message}|image 4, has an {message}"
+        ConfigError, match=f"000004.jpg.npz, an image's features, (has an )?{message}"
     ):
         list(vqa().eval_batches("train"))
 
