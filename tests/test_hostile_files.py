@@ -217,7 +217,8 @@ def labelled_reader(folder: pathlib.Path) -> Callable[[], Any]:
     (folder / "a.jsonl").write_text('{"a": "x", "b": "y", "label": 1}\n')
     (folder / "b.csv").write_text('startphrase,b,label\n"x, y",z,1\nv,"e ""f""",0\n')
     (folder / "c.txt").write_text("x\ty\t(4, 6)\tu\nv\tw\t(2, 6)\n")
-    fields = {"a.jsonl": ("a", "b"), "b.csv": ("context", "b"), "c.txt": ("a", "b")}
+    fields = {"a.jsonl": ("a", "b"), "b.csv": ("context", "b")}
+    fields["c.txt"] = ("sentence1", "sentence2")
     return lambda: [read_labelled(folder / x, y, ("no", "yes")) for x, y in fields.items()]
 
 

@@ -44,9 +44,6 @@ class EasyVQA(VisualQuestions):
         split_seed: of that choice; apart from `seed`, so that runs with different seeds are
             validated on the same pictures.
 
-    Raises:
-        ConfigError: a value is out of range.
-
     Example:
         >>> next(EasyVQA(batch_size=4).train_batches())["image"].shape  # doctest: +SKIP
         (4, 64, 256)
@@ -79,8 +76,7 @@ class EasyVQA(VisualQuestions):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patches."""
-        across = PICTURE_SIZE // self.patch_size
-        return across, across
+        return (PICTURE_SIZE // self.patch_size,) * 2
 
     def picture_path(self, identity: int) -> Path:
         """The PNG that a question is about."""
@@ -174,11 +170,8 @@ def add_contrast(pictures: np.ndarray) -> np.ndarray:
     A patch enters the model through one linear layer, to which a yellow edge and a blue one have
     nothing in common; in this channel they look alike, as a detector's features would.
 
-    Args:
-        pictures: uint8 [B, height, width, 3].
-
-    Returns:
-        uint8 [B, height, width, 4]; the distance is the root of the mean square over the channels.
+    Of uint8 [B, height, width, 3] it makes uint8 [B, height, width, 4]; the distance is the root of
+    the mean square over the channels.
 
     Example:
         >>> add_contrast(np.full((1, 2, 2, 3), 7, np.uint8))[0, 0, 0].tolist()
@@ -191,18 +184,9 @@ def add_contrast(pictures: np.ndarray) -> np.ndarray:
 
 
 def cut_patches(pictures: np.ndarray, size: int) -> np.ndarray:
-    """Pictures as patches, by rows; each patch is flattened, row by row, its channels innermost.
+    """Pictures [B, 64, 64, channels] as patches of side p, [B, (64 / p)^2, p * p * channels].
 
-    Args:
-        pictures: [B, 64, 64, channels].
-        size: side of a patch, p; divides 64.
-
-    Returns:
-        [B, (64 / p)^2, p * p * channels].
-
-    Example:
-        >>> cut_patches(np.zeros((2, 64, 64, 3), np.uint8), 16).shape
-        (2, 16, 768)
+    By rows; each patch is flattened, row by row, its channels innermost.
     """
     count, side, _, channels = pictures.shape
     across = side // size

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,6 @@ class _Labelled:
     columns: list[list[str]]
     labels: list[str]
     places: list[tuple[Path, str]]
-
-    def take(self, rows: np.ndarray) -> _Labelled:
-        """Some of the rows."""
-        numbers = rows.tolist()
-        return _Labelled(
-            [[column[row] for row in numbers] for column in self.columns],
-            [self.labels[row] for row in numbers],
-            [self.places[row] for row in numbers],
-        )
 
     @functools.cached_property
     def keys(self) -> list[tuple[str, ...]]:
@@ -114,9 +105,9 @@ class OwnTexts(LabelledTexts):
                 "data.train is empty; name your file of texts: --config.data.train=reviews.csv "
                 "--config.data.text=COLUMN --config.data.label=COLUMN."
             )
-        for name in ("text", "label"):
-            if not getattr(self, name):
-                raise ConfigError(f"data.{name} is empty; name the column.")
+        for key, name in self._columns.items():
+            if not name:
+                raise ConfigError(f"{key} is empty; name the column.")
         columns = list(self._columns.values())
         if len(set(columns)) < len(columns):
             raise ConfigError(f"data names a column twice: {', '.join(columns)}.")
@@ -145,22 +136,14 @@ class OwnTexts(LabelledTexts):
 
     @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
-        """The names of the classes in order; none for a regression.
-
-        Raises:
-            ConfigError: they are not given, and cannot be found in the training file.
-        """
+        """The names of the classes in order; none for a regression. Errors as of `read`."""
         if self.regression or self.labels:
             return () if self.regression else self.labels
         return _classes(self._raw("train"))
 
     @functools.cached_property
     def examples(self) -> dict[str, int]:
-        """Sizes of the splits.
-
-        Raises:
-            ConfigError: a file cannot be read or used.
-        """
+        """Sizes of the splits; errors as of `read`."""
         return {split: len(self.read(split)) for split in self.splits}
 
     @property
@@ -236,9 +219,7 @@ class OwnTexts(LabelledTexts):
 
     def tokenize(self, columns: Sequence[Sequence[str]]) -> list[Tokens]:
         """One entry for each example."""
-        chunks = range(0, len(columns[0]), CHUNK)
-        parts = ([column[at : at + CHUNK] for column in columns] for at in chunks)
-        return [tokens for part in parts for tokens in self._tokens(*part)]
+        return [tokens for part in _chunks(columns) for tokens in self._tokens(*part)]
 
     @property
     def _columns(self) -> dict[str, str]:
@@ -260,11 +241,7 @@ class OwnTexts(LabelledTexts):
         return {}
 
     def _raw(self, split: str) -> _Labelled:
-        """The rows of a split's files.
-
-        Raises:
-            ConfigError: a file cannot be read, or rows lack a text or a label.
-        """
+        """The rows of a split's files, in which none lacks a text or a label."""
         if split not in self._read_before:
             self._read_before[split] = self._read_files(getattr(self, split), f"data.{split}")
         return self._read_before[split]
@@ -294,11 +271,7 @@ class OwnTexts(LabelledTexts):
         return ""
 
     def _labelled(self, split: str) -> Examples:
-        """The examples of a split's files.
-
-        Raises:
-            ConfigError: a label is none of the classes.
-        """
+        """The examples of a split's files, in which each label is one of the classes."""
         raw, ids = self._raw(split), np.arange(1, len(self._raw(split).labels) + 1, dtype=np.int32)
         if self.regression:
             scores = np.array([float(x) for x in raw.labels], np.float32)
@@ -328,9 +301,10 @@ class OwnTexts(LabelledTexts):
                 f"Scores: {x.min():g} to {x.max():g}, mean {x.mean():.4g}, standard deviation "
                 f"{x.std():.4g}."
             )
-        others = {split: self.read(split).labels for split in self.splits}
         classes = len(self.label_names)
-        counts = {name: np.bincount(x, minlength=classes) for name, x in others.items()}
+        counts = {
+            split: np.bincount(self.read(split).labels, minlength=classes) for split in self.splits
+        }
         often = np.argsort(-counts["train"], kind="stable")
         shown = sorted(often[:SHOWN].tolist())
         by_name = ", ".join(
@@ -355,8 +329,7 @@ class OwnTexts(LabelledTexts):
 
     def _uncut_lengths(self, columns: Sequence[Sequence[str]]) -> list[int]:
         found: list[int] = []
-        for at in range(0, len(columns[0]), CHUNK):
-            part = [column[at : at + CHUNK] for column in columns]
+        for part in _chunks(columns):
             inputs = list(zip(*part, strict=True)) if len(part) > 1 else list(part[0])
             encodings = self.text_tokenizer.backend.encode_batch_fast(inputs)
             found += [len(encoding.ids) for encoding in encodings]
@@ -381,6 +354,11 @@ class OwnTexts(LabelledTexts):
                         f"so that {split} measures what was learnt by heart."
                     )
         return said
+
+
+def _chunks(columns: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+    for at in range(0, len(columns[0]), CHUNK):
+        yield [column[at : at + CHUNK] for column in columns]
 
 
 def _wrong_label(label: Any, name: str, regression: bool) -> str:
@@ -443,11 +421,9 @@ def _told_apart(names: Sequence[str]) -> list[str]:
 
 
 def _classes(raw: _Labelled) -> tuple[str, ...]:
-    """The classes in order.
+    """The classes in order: at least two, of at least two examples.
 
-    Raises:
-        ConfigError: there is a single one, or one with a single example; or some are numbers, and
-            others what programs write where there is none.
+    Nor may some be numbers, and others what programs write where there is none.
     """
     missing = {label for label in set(raw.labels) if label.casefold() in MISSING}
     given = set(raw.labels) - missing

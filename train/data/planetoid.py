@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ import numpy as np
 
 from align_jax.models.graph import SparseFeatures, validate_graph
 from train.data import planetoid_download, safe_pickle
-from train.data.base import WHOLE, DataSource, Metadata, Share
+from train.data.base import WHOLE, DataSource, Metadata, Share, data_folder
 from train.data.json_text import read_text
-from train.registry import ConfigError
+from train.registry import ConfigError, check_known
 
 SPLITS = ("train", "validation", "test")
 
@@ -71,7 +70,8 @@ class Planetoid(DataSource):
         Raises:
             ConfigError: the files are not there and cannot be fetched, or are damaged.
         """
-        folder, dataset = self._folder(), self.dataset
+        folder = data_folder(self.folder, "planetoid", "~/.cache/align_jax/planetoid")
+        dataset = self.dataset
         try:
             if self.download and dataset in planetoid_download.SHA256:
                 planetoid_download.download(dataset, folder)
@@ -96,8 +96,7 @@ class Planetoid(DataSource):
 
     def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[dict[str, Any]]:
         """One batch: the whole graph, with the mask of `split`."""
-        if split not in SPLITS:
-            raise ValueError(f"Planetoid has no split {split!r}; expected one of {SPLITS}.")
+        check_known("Planetoid has no split", split, SPLITS)
         return iter([self._batch(split)])
 
     def example_batch(self) -> dict[str, Any]:
@@ -113,12 +112,6 @@ class Planetoid(DataSource):
             "label": graph.labels,
             "mask": graph.masks[split],
         }
-
-    def _folder(self) -> Path:
-        if self.folder:
-            return Path(self.folder).expanduser()
-        root = os.environ.get("ALIGN_JAX_DATA")
-        return Path(root) / "planetoid" if root else Path.home() / ".cache/align_jax/planetoid"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,27 +136,16 @@ class Graph:
 
 
 def read(folder: Path, name: str, *, num_validation: int = 500, verify: bool = True) -> Graph:
-    """Reads the eight files of a data set.
-
-    Args:
-        folder: where the files lie.
-        name: "cora", "citeseer" or "pubmed", or another in the same format.
-        num_validation: how many nodes after the training nodes validate.
-        verify: whether to compare the files of the three with their SHA-256.
-
-    Returns:
-        The graph, checked.
+    """Reads the eight files of a data set; arguments as of `Planetoid`.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file differs from its hash, is corrupted, refused, or does not fit the others.
 
     Example:
-        >>> graph = read(Path("data/planetoid"), "cora")  # doctest: +SKIP
-        >>> graph.features.shape  # doctest: +SKIP
+        >>> read(Path("data/planetoid"), "cora").features.shape  # doctest: +SKIP
         (2708, 1433)
     """
-    folder = Path(folder)
     paths = {part: folder / f"ind.{name}.{part}" for part in planetoid_download.PARTS}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
@@ -198,10 +180,9 @@ def read(folder: Path, name: str, *, num_validation: int = 500, verify: bool = T
     features = np.divide(features, total, out=np.zeros_like(features), where=total != 0)
     validate_graph(features, senders, receivers, masks=masks)
     for split, mask in masks.items():
-        if (labels[mask] < 0).any():
+        if unlabelled := int((labels[mask] < 0).sum()):
             raise ValueError(
-                f"{folder}: {int((labels[mask] < 0).sum())} nodes of the {split} split of {name} "
-                f"have no label."
+                f"{folder}: {unlabelled} nodes of the {split} split of {name} have no label."
             )
     return Graph(
         SparseFeatures.from_dense(features), labels, senders, receivers, masks, one_hot.shape[1]
@@ -265,8 +246,8 @@ def _edges(graph: Any, num_nodes: int, path: Path) -> tuple[np.ndarray, np.ndarr
         ) from None
     if not targets.size:
         raise ValueError(f"{path}: the graph has no edges.")
-    outside = np.flatnonzero(np.maximum(sources, targets) >= num_nodes)
-    outside = np.union1d(outside, np.flatnonzero(np.minimum(sources, targets) < 0))
+    ends = np.stack([sources, targets])
+    outside = np.flatnonzero(((ends < 0) | (ends >= num_nodes)).any(axis=0))
     if outside.size:
         edge = outside[0]
         raise ValueError(

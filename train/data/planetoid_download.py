@@ -7,6 +7,8 @@ import http.client
 import urllib.request
 from pathlib import Path
 
+from train.registry import check_known
+
 PARTS = ("x", "y", "tx", "ty", "allx", "ally", "graph", "test.index")
 
 _REVISION = "af6abf468a772cc055bec88c52e4d6f51b7c37e3"
@@ -52,20 +54,11 @@ SHA256 = {
 def download(name: str, folder: Path) -> None:
     """Fetches the files of a data set that `folder` lacks, each checked before it is kept.
 
-    Args:
-        name: "cora", "citeseer" or "pubmed".
-        folder: where the files go; made if missing.
-
     Raises:
         ValueError: an unknown name, or a file that differs from its hash (it is not kept).
         ConnectionError: the official address does not answer.
-
-    Example:
-        >>> download("cora", Path("data/planetoid"))  # doctest: +SKIP
     """
-    if name not in SHA256:
-        raise ValueError(f"name must be one of {', '.join(SHA256)}, got {name!r}.")
-    folder = Path(folder)
+    check_known("There is no data set", name, SHA256)
     folder.mkdir(parents=True, exist_ok=True)
     for part, expected in zip(PARTS, SHA256[name], strict=True):
         path = folder / f"ind.{name}.{part}"
@@ -90,7 +83,7 @@ def download(name: str, folder: Path) -> None:
 def verify(folder: Path, name: str) -> None:
     """Raises ValueError unless the files of a data set have the hashes they should."""
     for part, expected in zip(PARTS, SHA256[name], strict=True):
-        path = Path(folder) / f"ind.{name}.{part}"
+        path = folder / f"ind.{name}.{part}"
         check(path.read_bytes(), expected, str(path))
 
 

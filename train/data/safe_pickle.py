@@ -28,7 +28,7 @@ class UnsafePickleError(ValueError):
 
 
 class _StandIn:
-    """What a name in a pickle stands for. It has no attributes that a pickle could set."""
+    """What a name in a pickle stands for; one without attributes that a pickle could set."""
 
     __slots__ = ()
 
@@ -92,9 +92,7 @@ class _Type(_StandIn):
     """A type that is an argument to others and never called."""
 
     def __new__(cls, *_: Any) -> Any:
-        raise UnsafePickleError(
-            "it calls a type of numpy's or Python's, which may touch any memory"
-        )
+        raise UnsafePickleError("it calls a type of numpy's or Python's, which may touch memory")
 
 
 # Both the names Python 2 wrote and those that today's Python, numpy and scipy write.
@@ -125,11 +123,7 @@ class _Unpickler(pickle.Unpickler):
 def load(path: Path) -> Any:
     """Reads a pickle of a numpy array of numbers, scipy's sparse rows, or a dictionary of lists.
 
-    Args:
-        path: the file.
-
-    Returns:
-        The object; a sparse matrix comes back dense, float32, a default dictionary as a plain one.
+    A sparse matrix comes back dense, float32, a default dictionary as a plain one.
 
     Raises:
         UnsafePickleError: the file asks for anything else, which is named and was not run.

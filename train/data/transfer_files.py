@@ -15,14 +15,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from train.data.json_text import loads, read_text
 from train.registry import ConfigError
 
-Record = tuple[tuple[str, ...], int]  # an example's texts, and its label
+Record = tuple[int, dict[str, Any]]  # the line, and what it says: texts by name, and "label"
 
 
 def read_labelled(
@@ -45,85 +45,68 @@ def read_labelled(
         content = read_text(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
-    try:
-        records = list(READERS[path.suffix](content, fields, labels))
-    except _FormatError as error:
-        raise ConfigError(f"{path}, {error}.") from error
-    if not records:
+    rows = []
+    for line, values in READERS[path.suffix](content, path):
+        where = f"{path}, line {line}"
+        for name in fields:
+            if not isinstance(values.get(name), str):
+                raise ConfigError(
+                    f"{where}: expected the texts {', '.join(fields)}; {name} is none."
+                )
+        label = _label(values.get("label"), labels, where)
+        rows.append((*(values[name] for name in fields), label))
+    if not rows:
         raise ConfigError(f"{path} holds no examples.")
-    columns = [list(column) for column in zip(*(texts for texts, _ in records), strict=True)]
-    return columns, [label for _, label in records]
+    *columns, found = (list(column) for column in zip(*rows, strict=True))
+    return columns, found
 
 
-class _FormatError(ValueError):
-    """A line is not as it should be."""
-
-
-def _json_lines(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Record]:
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number}"
+def _json_lines(content: str, path: Path) -> Iterator[Record]:
+    """Each line's object, with the endings of a choice as fields of their own."""
+    for number, line in _lines(content):
+        where = f"{path}, line {number}"
         try:
             values = loads(line)
         except ValueError as error:
-            raise _FormatError(f"{where} is not JSON: {error}") from error
+            raise ConfigError(f"{where} is not JSON: {error}.") from error
         if not isinstance(values, dict):
-            raise _FormatError(f"{where} is no JSON object: {line.strip()[:80]}")
-        yield _texts(_flat(values), fields, where), _label(values.get("label"), labels, where)
+            raise ConfigError(f"{where} is no JSON object: {line.strip()[:80]}.")
+        endings = values.get("endings")
+        listed = enumerate(endings if isinstance(endings, list) else ())
+        flat = {f"ending{place}": ending for place, ending in listed}
+        yield number, {"context": values.get("ctx"), **values, **flat}
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """With the endings of a choice as fields of their own."""
-    found = {"context": values.get("ctx"), **values}
-    endings = values.get("endings")
-    if isinstance(endings, list):
-        found |= {f"ending{number}": ending for number, ending in enumerate(endings)}
-    return found
-
-
-def _swag(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Record]:
+def _swag(content: str, path: Path) -> Iterator[Record]:
     """SWAG's columns are many; "startphrase" is the context up to where the endings go on."""
     rows = csv.DictReader(io.StringIO(content, newline=""))
-    for row in _checked(rows):
-        where = f"line {rows.line_num}"
-        texts = _texts({**row, "context": row.get("startphrase")}, fields, where)
-        yield texts, _label(row.get("label"), labels, where)
-
-
-def _checked(rows: csv.DictReader) -> Iterator[dict[str, Any]]:
-    """The rows; what is no table of comma-separated values becomes an error with its line."""
     try:
-        yield from rows
+        for row in rows:
+            yield rows.line_num, {**row, "context": row.get("startphrase")}
     except csv.Error as error:
-        raise _FormatError(f"line {rows.line_num}: {error}") from error
+        raise ConfigError(f"{path}, line {rows.line_num}: {error}.") from error
 
 
-def _twitter(content: str, fields: tuple[str, ...], labels: tuple[str, ...]) -> Iterator[Record]:
+def _twitter(content: str, path: Path) -> Iterator[Record]:
     """Both sentences, and how many of 6 people found them to be paraphrases: "(4, 6)".
 
     As its authors do, 4 or more make a paraphrase, 2 or fewer none, and 3 are left out (Lan et al.,
     2017, arXiv 1708.00391).
     """
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(content):
         first, second, votes, *_ = [*line.split("\t"), "", "", ""]
         found = re.fullmatch(r"\(([0-6]), 6\)", votes.strip())
         if found is None:
-            raise _FormatError(
-                f"line {number}: expected two sentences and votes such as (4, 6), separated by "
-                f"tabs, got {line[:80]!r}"
+            raise ConfigError(
+                f"{path}, line {number}: expected two sentences and votes such as (4, 6), "
+                f"separated by tabs, got {line[:80]!r}."
             )
         if found[1] != "3":
-            yield (first, second), int(int(found[1]) > 3)
+            yield number, {"sentence1": first, "sentence2": second, "label": int(found[1] > "3")}
 
 
-def _texts(values: Mapping[str, Any], fields: tuple[str, ...], where: str) -> tuple[str, ...]:
-    missing = [name for name in fields if not isinstance(values.get(name), str)]
-    if missing:
-        raise _FormatError(f"{where}: expected the texts {', '.join(fields)}; {missing[0]} is none")
-    return tuple(values[name] for name in fields)
+def _lines(content: str) -> Iterator[tuple[int, str]]:
+    return ((n, line) for n, line in enumerate(content.split("\n"), start=1) if line.strip())
 
 
 def _label(value: Any, labels: tuple[str, ...], where: str) -> int:
@@ -133,14 +116,14 @@ def _label(value: Any, labels: tuple[str, ...], where: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"-1|[0-9]{1,9}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < len(labels):
-        raise _FormatError(
+        raise ConfigError(
             f"{where} has the label {value!r:.80}; expected 0 to {len(labels) - 1}, or one of "
-            f"{', '.join(labels)}"
+            f"{', '.join(labels)}."
         )
     return value
 
 
-READERS: dict[str, Callable[[str, tuple[str, ...], tuple[str, ...]], Iterator[Record]]] = {
+READERS: dict[str, Callable[[str, Path], Iterator[Record]]] = {
     ".jsonl": _json_lines,
     ".csv": _swag,
     ".txt": _twitter,
