@@ -854,7 +854,7 @@ _RESULTS: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
-        "train/attack/differences.py",
+        "train/attack/summary.py",
         "tests/train/report/test_attacks.py",
         (
             "skipped-examples-are-paired",

@@ -23,7 +23,6 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import pathlib
-from typing import Any
 
 import numpy as np
 import rich.console
@@ -34,10 +33,9 @@ from train import cli
 from train.attack import summary
 from train.attack.recipes import RECIPES, make_attack
 from train.attack.records import AttackFile, run_attacks, targets_of
-from train.attack.victim import Victim, restore_victim
-from train.data.labelled import Examples
+from train.attack.victim import restore_victim
 from train.places import place_of
-from train.registry import ConfigError, nearest
+from train.registry import ConfigError, check_known
 from train.run.folder import CONFIG, making_sense_of, read_config
 from train.run.lock import LOCK, locked
 
@@ -52,68 +50,45 @@ OUTPUT = flags.DEFINE_string("output", None, "The JSON file; by default in the r
 SUMMARISE = flags.DEFINE_list("summarise", [], "Folders whose attacks to put into a table.")
 
 
-def header(
-    folder: pathlib.Path, victim: Victim, recipe: str, split: str, seed: int
-) -> dict[str, Any]:
-    """What determines the outcomes of an attack, for its file."""
-    config = read_config(folder)
-    return {
-        "recipe": recipe,
-        "experiment": config["name"],
-        "method": config["alignment"]["method"],
-        "weight": config["alignment"]["weight"],
-        "alignment": config["alignment"],
-        "run_seed": config["seed"],
-        "step": int(victim.state.step),
-        "split": split,
-        "seed": seed,
-        "textattack": importlib.metadata.version("textattack"),
-    }
-
-
 def attack_run(folder: pathlib.Path, recipe: str, console: rich.console.Console) -> None:
-    """Attacks one run.
-
-    Args:
-        folder: the run's.
-        recipe: one of `RECIPES`.
-        console: where to print.
+    """Attacks one run by one of `RECIPES`.
 
     Raises:
         ConfigError: the run cannot be attacked, or something is missing.
         CheckpointError: the folder is no run's, or nothing can be made of its config.
     """
-    if recipe not in RECIPES:
-        raise ConfigError(
-            f"--recipe is {recipe!r}; {nearest(recipe, RECIPES)}known: {', '.join(RECIPES)}."
-        )
+    check_known("--recipe is", recipe, RECIPES)
     victim = restore_victim(folder)
     attack = make_attack(recipe, victim, SEED.value)
     with making_sense_of(folder / CONFIG):
-        split = SPLIT.value or read_config(folder)["eval"]["mmd_split"]
-        content = header(folder, victim, recipe, split, SEED.value)
+        config = read_config(folder)
+        split = SPLIT.value or config["eval"]["mmd_split"]
+        header = {  # what determines the outcomes
+            "recipe": recipe,
+            "experiment": config["name"],
+            "method": config["alignment"]["method"],
+            "weight": config["alignment"]["weight"],
+            "alignment": config["alignment"],
+            "run_seed": config["seed"],
+            "step": int(victim.state.step),
+            "split": split,
+            "seed": SEED.value,
+            "textattack": importlib.metadata.version("textattack"),
+        }
         examples = victim.data.read(split)
     path = place_of(OUTPUT.value or folder / f"attack-{recipe}.json", "--output")
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, f".{path.name}{LOCK}"):
-        file = AttackFile(path, content)
-        _attack_all(examples, attack, file, f"{recipe} on {folder}", console)
+        file = AttackFile(path, header)
+        order = np.random.default_rng(SEED.value).permutation(len(examples)).tolist()
+        targets = targets_of(examples, order)
+        with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task(f"{recipe} on {folder}", total=EXAMPLES.value or len(targets))
+            for _ in itertools.chain([None], run_attacks(targets, attack, file, EXAMPLES.value)):
+                done = file.attacks if EXAMPLES.value else len(file.examples)
+                progress.update(task, completed=done)
     console.print(summary.sentence(file.header, file.examples), highlight=False, soft_wrap=True)
     console.print(f"Examples: {path}", highlight=False, soft_wrap=True)
-
-
-def _attack_all(
-    examples: Examples, attack: Any, file: AttackFile, title: str,
-    console: rich.console.Console,
-) -> None:  # fmt: skip
-    order = np.random.default_rng(SEED.value).permutation(len(examples)).tolist()
-    targets = targets_of(examples, order)
-    with rich.progress.Progress(console=console, disable=not console.is_terminal) as progress:
-        total = EXAMPLES.value or len(targets)
-        task = progress.add_task(title, total=total)
-        for _ in itertools.chain([None], run_attacks(targets, attack, file, EXAMPLES.value)):
-            done = file.attacks if EXAMPLES.value else len(file.examples)
-            progress.update(task, completed=done)
 
 
 def main() -> None:

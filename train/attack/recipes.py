@@ -91,11 +91,8 @@ def record(result: Any, fields: tuple[str, ...], textattack: Any) -> dict[str, A
         is perturbed is the best that it found.
     """
     results = textattack.attack_results
-    outcome = SUCCESSFUL
-    if isinstance(result, results.SkippedAttackResult):
-        outcome = SKIPPED
-    elif isinstance(result, results.FailedAttackResult):
-        outcome = FAILED
+    outcomes = {results.SkippedAttackResult: SKIPPED, results.FailedAttackResult: FAILED}
+    outcome = next((x for kind, x in outcomes.items() if isinstance(result, kind)), SUCCESSFUL)
     before, after = result.original_result, result.perturbed_result
 
     def texts(of: Any) -> dict[str, str]:

@@ -19,14 +19,7 @@ HEADER = ("recipe", "experiment", "method", "weight", "run_seed", "split", "seed
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """An example to attack.
-
-    Attributes:
-        row: its place in the split.
-        identity: what the data call it.
-        texts: its texts, in the order of the data's fields.
-        label: its class.
-    """
+    """An example to attack: its place in the split, its id, its texts by field, and its class."""
 
     row: int
     identity: int
@@ -38,30 +31,25 @@ class AttackFile:
     """A JSON file that is whole after every example, so that an attack goes on where it stopped.
 
     Args:
-        path: of the file; one of an earlier start is read.
+        path: of the file; one of an earlier start is read, and its records are `examples`.
         header: what determines the outcomes: the run, the recipe, the split, the seed.
-
-    Attributes:
-        examples: a record each.
 
     Raises:
         ConfigError: the file is damaged, or holds another attack.
     """
 
     def __init__(self, path: pathlib.Path, header: dict[str, Any]) -> None:
-        self.path = path
-        self.header = header
+        self.path, self.header = path, header
         self.examples: list[dict[str, Any]] = []
         if not path.exists():
             return
         content = read_attack(path)
-        differing = [name for name in header if content.get(name) != header[name]]
-        if differing:
-            name = differing[0]
-            raise ConfigError(
-                f"{path} holds another attack: {name} was {content.get(name)!r}, now "
-                f"{header[name]!r}. Name another file with --output, or remove it."
-            )
+        for name, value in header.items():
+            if content.get(name) != value:
+                raise ConfigError(
+                    f"{path} holds another attack: {name} was {content.get(name)!r}, now "
+                    f"{value!r}. Name another file with --output, or remove it."
+                )
         self.examples = content["examples"]
 
     @property
@@ -93,10 +81,7 @@ def read_attack(path: pathlib.Path) -> dict[str, Any]:
 
 
 def summary(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts, and the percentage of failed attacks.
-
-    Args:
-        examples: records.
+    """Counts of records, and the percentage of failed attacks.
 
     Returns:
         "attacks" (examples that the model had right), "failed", "successful", "skipped";
@@ -131,11 +116,8 @@ def run_attacks(
     Args:
         targets: in the order of the attack.
         attack: makes a record of an example: "outcome", "queries" and what else there is to say.
-        file: where the records go.
+        file: where each record goes before it is yielded.
         count: of attacks to come to; skipped examples are none. 0 for all examples.
-
-    Yields:
-        Each new record, after it is written.
     """
     for target in targets[len(file.examples) :]:
         if count and file.attacks >= count:

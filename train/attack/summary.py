@@ -1,39 +1,39 @@
-"""The table of attacks: the percentage that failed, by method, as a mean over seeds."""
+"""Tables of attacks: the percentage that failed, by method, and its difference to the plain."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import rich.console
 
 from align_jax.config import PLAIN
-from train.attack.differences import NUMBERS, differences
-from train.attack.records import read_attack, summary
+from train.attack.records import FAILED, SKIPPED, read_attack, summary
 from train.comparison import table
+from train.comparison.statistics import paired_difference
 from train.registry import ConfigError
 
 WEIGHT = 0.01  # the paper's; another one is named beside the method
+PERCENT = "failed_percent"
+# What a file says of all its attacks, and the column that shows it.
+NUMBERS = {
+    PERCENT: "failed attacks, %",
+    "accuracy_under_attack": "accuracy under attack, %",
+    "queries_per_attack": "queries per attack",
+}
+BOTH_RIGHT = "failed attacks on what both had right, %"
 
 
 @dataclasses.dataclass(frozen=True)
 class AttackTable:
-    """One recipe's attacks on the runs of one experiment.
-
-    Attributes:
-        title: both, and the split.
-        rows: per method: seeds, attacks, the percentage that failed, accuracy under attack in
-            percent, queries per attack.
-        findings: sentences per method, against the plain model: by seed and by example.
-        files: where the numbers come from.
-    """
+    """One recipe's attacks on the runs of one experiment: a row per method, and `differences`."""
 
     title: str
     rows: dict[str, table.Row]
     findings: list[str]
-    files: list[str]
 
 
 def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
@@ -41,9 +41,6 @@ def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
 
     Args:
         folders: of runs or sweeps, searched for attack-*.json at any depth.
-
-    Returns:
-        One table each.
 
     Raises:
         ConfigError: there are none, a file is damaged, or a seed was attacked twice.
@@ -88,8 +85,7 @@ def _table(title: str, methods: dict[str, dict[int, dict[str, Any]]]) -> AttackT
                 for name, column in NUMBERS.items()
             },
         }
-    files = [content["path"] for runs in found.values() for content in runs.values()]
-    return AttackTable(title, rows, differences(found), files)
+    return AttackTable(title, rows, differences(found))
 
 
 def print_tables(tables: Sequence[AttackTable], console: rich.console.Console) -> None:
@@ -110,3 +106,50 @@ def sentence(header: dict[str, Any], examples: Sequence[dict[str, Any]]) -> str:
         f"failed, after {counted['queries_per_attack']:.0f} queries each; {counted['skipped']} "
         f"examples were wrong already."
     )
+
+
+def differences(
+    found: Mapping[str, Mapping[int, dict[str, Any]]], name: Callable[[str], str] = str
+) -> list[str]:
+    """Two sentences per method, against the plain model: paired by seed, and by example.
+
+    Args:
+        found: method -> seed of the run -> what its file holds: "failed_percent", None without
+            attacks, and "examples", with "row" and "outcome".
+        name: what to call a method.
+    """
+    said, plain = [], found.get(PLAIN, {})
+    for method, runs in found.items():
+        common = [
+            seed
+            for seed in runs
+            if seed in plain and None not in (runs[seed][PERCENT], plain[seed][PERCENT])
+        ]
+        if method == PLAIN or not common:
+            continue
+        own, base = ([of[seed][PERCENT] for seed in common] for of in (runs, plain))
+        said.append(paired_difference(own, base).sentence(name(method), NUMBERS[PERCENT]))
+        own, base = _by_example([(runs[seed], plain[seed]) for seed in common])
+        if own:
+            difference = paired_difference(own, base, unit="example")
+            said.append(difference.sentence(name(method), BOTH_RIGHT))
+    return said
+
+
+def _by_example(
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> tuple[list[float], list[float]]:
+    """The percentages that failed, of each example that both of a pair had right.
+
+    An example that several pairs share counts once, as the mean: its attacks are not independent.
+    """
+    rows: dict[int, list[tuple[float, float]]] = {}
+    for pair in pairs:
+        own, base = (
+            {x["row"]: x["outcome"] == FAILED for x in of["examples"] if x["outcome"] != SKIPPED}
+            for of in pair
+        )
+        for row in own.keys() & base.keys():
+            rows.setdefault(row, []).append((100.0 * own[row], 100.0 * base[row]))
+    means = [np.mean(rows[row], axis=0) for row in sorted(rows)]
+    return [float(mean[0]) for mean in means], [float(mean[1]) for mean in means]

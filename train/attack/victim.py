@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +26,6 @@ class Victim:
         batch_size: texts at once, at most; 0 for 8 on a CPU, whose caches so few suit, and 32
             elsewhere.
 
-    Attributes:
-        queries: texts that it was asked about.
-
     Example:
         >>> victim = restore_victim(pathlib.Path("runs/sst2"))  # doctest: +SKIP
         >>> victim(["A fine film."]).round(2).tolist()  # doctest: +SKIP
@@ -40,20 +36,14 @@ class Victim:
         self.data = data
         self.state = state
         self.batch_size = batch_size or (8 if jax.default_backend() == "cpu" else 32)
-        self.queries = 0
 
     def __call__(self, texts: Sequence[str | tuple[str, ...]]) -> np.ndarray:
-        """Probabilities of the classes.
+        """Probabilities of the classes, float64 [n, C], of n texts or tuples of the data's fields.
 
-        Args:
-            texts: of each example one text, or a tuple of the data's fields.
-
-        Returns:
-            Float64 [n, C]; each row adds up to 1 as far as a float64 can, for TextAttack takes what
-            is off by 1e-6 for logits.
+        Each row adds up to 1 as far as a float64 can, for TextAttack takes what is off by 1e-6 for
+        logits.
         """
         examples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        self.queries += len(examples)
         found = [np.zeros((0, len(self.data.label_names)))]
         for start in range(0, len(examples), self.batch_size):
             chunk = examples[start : start + self.batch_size]
@@ -71,9 +61,8 @@ def restore_victim(folder: pathlib.Path, batch_size: int = 0) -> Victim:
         ConfigError: it was no run on classes of texts.
     """
     data, state = restore_predictor(folder)
-    source: Any = data
-    if not isinstance(source, LabelledTexts) or not source.label_names:
+    if not isinstance(data, LabelledTexts) or not data.label_names:
         raise ConfigError(
             f"{folder} is no classification of texts; attacks change words until the class changes."
         )
-    return Victim(source, state, batch_size)
+    return Victim(data, state, batch_size)

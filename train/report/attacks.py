@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from train.attack.differences import NUMBERS, differences
+from train.attack.summary import NUMBERS, differences
 from train.report.contents import Section, Table
 from train.report.paper import FAILED_ATTACKS
 from train.report.runs import Run, Study

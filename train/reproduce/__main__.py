@@ -25,7 +25,7 @@ import rich.table
 
 from train import cli, process
 from train.places import place_of
-from train.registry import ConfigError, nearest
+from train.registry import check_known
 from train.report.contents import Section, Table
 from train.report.page import PAGE, TEXT, write_report
 from train.reproduce.entries import Entry, Progress
@@ -43,14 +43,10 @@ def reproduce(
     console: rich.console.Console,
     budget: float | None = None,
 ) -> None:
-    """Runs the entries one after the other and writes the report.
+    """Runs the entries one after the other, each in a folder of its own, and writes the report.
 
-    Args:
-        entries: what to run, in this order.
-        workdir: holds a folder for each, and the report.
-        console: where to print.
-        budget: minutes of training after which to stop; None for as many as it takes. The report
-            comes on top.
+    The budget is the minutes of training after which to stop, None for as many as it takes; the
+    report comes on top.
     """
     deadline = None if budget is None else time.monotonic() + 60 * budget
     with console.status("looking at what there is"):
@@ -94,10 +90,11 @@ def _print_plan(
         table.add_column(column, overflow="fold")
     for entry in entries:
         found = progress.get(entry.name)
-        finished = f"{found.runs - found.left} of {found.runs}" if found else "cannot run"
+        finished = found.finished if found else "cannot run"
         minutes = f"about {math.ceil(found.minutes)}" if found else "-"
-        seeds = ",".join(map(str, entry.seeds))
-        table.add_row(entry.name, entry.table, ",".join(entry.methods), seeds, finished, minutes)
+        seeds = ",".join(map(str, entry.of.seeds))
+        methods = ",".join(entry.of.methods)
+        table.add_row(entry.name, entry.table, methods, seeds, finished, minutes)
     console.print(table)
     for name, why in lacking.items():
         if why:
@@ -108,29 +105,22 @@ def _report(
     entries: Sequence[Entry], workdir: pathlib.Path, notes: Sequence[str],
     console: rich.console.Console,
 ) -> None:  # fmt: skip
-    folders = dict.fromkeys(workdir / entry.folder for entry in entries)
+    folders = dict.fromkeys(workdir / entry.of.name for entry in entries)
     begun = [folder for folder in folders if any(folder.glob(f"*/{CONFIG}"))]
     if not begun:
         console.print("Nothing has been run, so there is no report.")
         return
-    rows = []
-    for entry in entries:
-        found = entry.progress(workdir)
-        rows.append(
-            [entry.name, entry.table, f"{found.runs - found.left} of {found.runs}", entry.command]
-        )
+    rows = [
+        [entry.name, entry.table, entry.progress(workdir).finished, entry.command]
+        for entry in entries
+    ]
     caption = "What was to be run, and how much of it is finished."
-    overview = Section(
-        "Overview",
-        tables=[Table(caption, ["experiment", "paper", "runs", "command"], rows)],
-        missing=list(notes),
-    )
+    table = Table(caption, ["experiment", "paper", "runs", "command"], rows)
+    overview = Section("Overview", tables=[table], missing=list(notes))
     output = workdir / "report"
     with console.status("writing the report") as status:
-        write_report(
-            begun, output, overview=overview,
-            say=lambda title: status.update(f"writing the report: {title}"),
-        )  # fmt: skip
+        say = lambda title: status.update(f"writing the report: {title}")  # noqa: E731
+        write_report(begun, output, overview=overview, say=say)
     console.print(f"Report: {output / PAGE}\nTables: {output / TEXT}")
 
 
@@ -151,12 +141,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _chosen(names: Sequence[str]) -> list[Entry]:
-    known = {entry.name: entry for entry in ENTRIES}
+    known = [entry.name for entry in ENTRIES]
     for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"--only names {name!r}; {nearest(name, known)}known: {', '.join(known)}."
-            )
+        check_known("--only names", name, known)
     return [entry for entry in ENTRIES if not names or entry.name in names]
 
 

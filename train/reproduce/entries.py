@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shlex
 import subprocess
 import sys
 import time
-from typing import Protocol
+from typing import TypeAlias
 
 import rich.console
 
@@ -43,48 +44,10 @@ class Progress:
     minutes: float
     done: bool
 
-
-class Entry(Protocol):
-    """One experiment."""
-
     @property
-    def name(self) -> str:
-        """For --only."""
-
-    @property
-    def folder(self) -> str:
-        """Of its runs, inside the one that holds all experiments."""
-
-    @property
-    def table(self) -> str:
-        """Of the paper."""
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Of alignment."""
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of each method."""
-
-    @property
-    def command(self) -> str:
-        """What does the same by itself."""
-
-    def lacks(self) -> str:
-        """What is missing to run it, "" if nothing is."""
-
-    def progress(self, workdir: pathlib.Path) -> Progress:
-        """How far it has come in the folder that holds all experiments."""
-
-    def run(
-        self, workdir: pathlib.Path, console: rich.console.Console, deadline: float | None
-    ) -> None:
-        """Runs what is not finished.
-
-        Raises:
-            OutOfTime: the deadline, by `time.monotonic`, has passed.
-        """
+    def finished(self) -> str:
+        """Such as "2 of 9"."""
+        return f"{self.runs - self.left} of {self.runs}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +55,7 @@ class Sweep:
     """Methods x seeds of a config, as `train.sweep` runs them.
 
     Attributes:
-        name: for --only, and of its folder.
+        name: for --only, and of the folder of its runs.
         table: of the paper.
         config: as the flag --config takes it.
         methods: of alignment.
@@ -108,9 +71,9 @@ class Sweep:
     minutes: float
 
     @property
-    def folder(self) -> str:
-        """Of its runs."""
-        return self.name
+    def of(self) -> Sweep:
+        """Whose runs it is about: its own."""
+        return self
 
     @property
     def command(self) -> str:
@@ -120,7 +83,7 @@ class Sweep:
         return shlex.join(["python", "-m", "train.sweep", *flags])
 
     def lacks(self) -> str:
-        """What is missing to run it: the config, the data or the model to start from."""
+        """What is missing to run it (config, data, a model to start from), "" if nothing is."""
         try:
             experiment = build_experiment(cli.load_config(self.config))
             empty = [split for split, size in experiment.data.examples.items() if not size]
@@ -141,12 +104,10 @@ class Sweep:
     def run(
         self, workdir: pathlib.Path, console: rich.console.Console, deadline: float | None
     ) -> None:
-        """Runs what is not finished; raises what `sweep` does."""
+        """Runs what is not finished, until the deadline; raises what `sweep` does."""
         config, folder = cli.load_config(self.config).lock(), workdir / self.name
-        sweep(
-            config, self.methods, self.seeds, folder, console,
-            command=self.command, deadline=deadline,
-        )  # fmt: skip
+        run = functools.partial(sweep, command=self.command, deadline=deadline)
+        run(config, self.methods, self.seeds, folder, console)
 
     def runs(self) -> list[tuple[str, int]]:
         """Method and seed of each run, in the order in which they run."""
@@ -176,27 +137,12 @@ class Attacks:
     minutes: float
 
     @property
-    def folder(self) -> str:
-        """Of the runs that are attacked."""
-        return self.of.folder
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Of the runs that are attacked."""
-        return self.of.methods
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of the runs that are attacked."""
-        return self.of.seeds
-
-    @property
     def command(self) -> str:
         """What does the same for one run."""
         return shlex.join(["python", *self._arguments("RUN_DIR")])
 
     def lacks(self) -> str:
-        """What is missing to run it: an environment with TextAttack."""
+        """What is missing to run it (an environment with TextAttack), "" if nothing is."""
         try:
             found = subprocess.run([self._python, "-c", _HAS_ATTACKS], cwd=cli.ROOT, check=False)
         except OSError as error:
@@ -211,7 +157,7 @@ class Attacks:
     def progress(self, workdir: pathlib.Path) -> Progress:
         """How far it has come; a run that is not finished is yet to be attacked."""
         runs = self.of.runs()
-        left = sum(not self._attacked(self._folder(workdir, *run)) for run in runs)
+        left = sum(not self._attacked(run_folder(workdir / self.of.name, *run)) for run in runs)
         return Progress(len(runs), left, left * self.minutes, not left)
 
     def run(
@@ -223,10 +169,10 @@ class Attacks:
             ConfigError: the command failed; its message is on the terminal.
             OutOfTime: the deadline has passed; the examples attacked so far are kept.
         """
-        config = cli.load_config(self.of.config)
-        for method, seed in self.of.runs():
-            folder = self._folder(workdir, method, seed)
-            if finished_result(config, method, seed, workdir / self.of.name) is None:
+        config, runs = cli.load_config(self.of.config), workdir / self.of.name
+        for run in self.of.runs():
+            folder = run_folder(runs, *run)
+            if finished_result(config, *run, runs) is None:
                 console.print(f"{folder} is not finished, so it is not attacked", highlight=False)
             elif not self._attacked(folder):
                 self._attack(folder, deadline)
@@ -251,9 +197,9 @@ class Attacks:
         path = folder / f"attack-{self.recipe}.json"
         return path.is_file() and read_json(path).get("attacks", 0) >= self.examples
 
-    def _folder(self, workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
-        return run_folder(workdir / self.of.name, method, seed)
-
     @property
     def _python(self) -> str:
         return os.environ.get(ATTACK_PYTHON, sys.executable)
+
+
+Entry: TypeAlias = Sweep | Attacks
