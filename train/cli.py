@@ -33,7 +33,7 @@ CACHE_VARIABLE = "ALIGN_JAX_CACHE"
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = ROOT / "train" / "configs"
 HELP = re.compile(r"--?(help|helpshort|helpfull|helpxml)|-\?")
-CONFIG_OPTION = re.compile(r"(--?config)(?:=([^:]*)(:.*)?)?", flags=re.DOTALL)
+CONFIG_OPTION = re.compile(r"(--?config)=([^:]+)(?::(.*))?", flags=re.DOTALL)
 
 
 def define_config_flag() -> flags.FlagHolder[ConfigDict]:
@@ -69,12 +69,7 @@ def _checkpoint_flag() -> flags.FlagHolder[str | None]:
 
 
 def run_command(main: Callable[[], None], interrupted: str = process.INTERRUPTED) -> NoReturn:
-    """Parses the flags, runs a command and ends the process, as `train.process.run` says.
-
-    Args:
-        main: the command; flags are parsed when it is called.
-        interrupted: what to say after Ctrl-C.
-    """
+    """Parses the flags, runs a command and ends the process, as `train.process.run` says."""
 
     def with_flags(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -109,16 +104,9 @@ def _is_news(record: LogRecord) -> bool:
 
 
 def define_process_flags() -> Callable[[], None]:
-    """The flags that name the processes which train together.
-
-    Returns:
-        What joins them once the flags are parsed, if they name any; see
-        `train.devices.hosts.connect`.
-    """
+    """The flags that name the processes which train together; returns what joins them, if any."""
     distributed = flags.DEFINE_bool(
-        "distributed",
-        False,
-        "Train with the other processes of a SLURM job or a TPU pod slice.",
+        "distributed", False, "Train with the other processes of a SLURM job or a TPU pod slice."
     )
     coordinator = flags.DEFINE_string("coordinator", "", "Address of the first process, HOST:PORT.")
     processes = flags.DEFINE_integer("processes", 0, "How many processes train together.")
@@ -154,10 +142,7 @@ def require_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
 
 
 def load_config(name: str) -> ConfigDict:
-    """The config that a file and its argument describe, as the flag --config takes them.
-
-    Args:
-        name: "FILE.py" or "FILE.py:ARGUMENT"; a relative file is one of this checkout.
+    """The config that "FILE.py" or "FILE.py:ARGUMENT" describes, as the flag --config takes it.
 
     Raises:
         ConfigError: there is no such file, or it makes no config.
@@ -241,7 +226,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         raise
     except flags.Error as error:
         # Above the last line: the trace of an error in the file.
-        raise ConfigError(str(error).strip().splitlines()[-1]) from error
+        said = str(error).strip().splitlines()[-1]
+        raise ConfigError(said.removeprefix("train.registry.ConfigError: ")) from error
     except (KeyError, AttributeError) as error:
         try:
             raise ConfigError(_unknown_key(argv, error)) from error
@@ -261,30 +247,26 @@ def _broken_config(error: Exception) -> str:
 
 
 def _with_found_config(argv: Sequence[str]) -> list[str]:
-    """The arguments, with the config's file where `find_config` finds it."""
-    found = list(argv)
-    for place, argument in enumerate(found):
-        match = CONFIG_OPTION.fullmatch(argument)
-        if match is None:
-            continue
-        option, file, rest = match.groups()
-        if file is None:  # it is the next argument
-            if place + 1 < len(found):
-                file, colon, rest = found[place + 1].partition(":")
-                found[place + 1] = find_config(file) + colon + rest
-        elif file:
-            found[place] = f"{option}={find_config(file)}{rest or ''}"
+    """The arguments, with the config in one of them, and its file where `find_config` finds it."""
+    found: list[str] = []
+    for argument in argv:
+        joined = (
+            f"{found.pop()}={argument}" if found[-1:] in (["--config"], ["-config"]) else argument
+        )
+        if match := CONFIG_OPTION.fullmatch(joined):
+            kind = "" if match[3] is None else f":{match[3]}"
+            joined = f"{match[1]}={find_config(match[2])}{kind}"
+        found.append(joined)
     return found
 
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str:
     """Names the flag at fault and the nearest key of the config, in full."""
-    named = next((given for given in map(_named, argv, [*argv[1:], ""]) if given), "")
-    if not named:
+    named = next(filter(None, map(CONFIG_OPTION.fullmatch, argv)), None)
+    if named is None:
         return MISSING
     # The flag has no value yet: the key at fault stopped its parsing.
-    file, _, argument = named.partition(":")
-    config = _made_by(file, argument)
+    config = _made_by(named[2], named[3] or "")
     keys = _keys(config)
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.\[\]]+)", argument)
@@ -295,14 +277,6 @@ def _unknown_key(argv: Sequence[str], error: Exception) -> str:
             known = ", ".join(inside or config)
             return f"the config has no key {match[1]!r}; {hint or f'known: {known}'}".rstrip()
     return str(error)
-
-
-def _named(argument: str, following: str) -> str:
-    """What an argument, or if it is the option alone the one that follows, gives as the config."""
-    match = CONFIG_OPTION.fullmatch(argument)
-    if match is None:
-        return ""
-    return following if match[2] is None else f"{match[2]}{match[3] or ''}"
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:

@@ -115,9 +115,7 @@ def predict(
         batch_size: examples at once; the last batch is filled up to it.
 
     Yields:
-        {"label": name, "probabilities": {name: probability}}, or {"score": number}, or for a
-        question {"answer": text, "start": character, "end": character, "probability": number,
-        "n_best": [the same of the best spans]}.
+        What the command writes in a line.
 
     Example:
         >>> data, state = restore_predictor(pathlib.Path("runs/mrpc"))  # doctest: +SKIP
@@ -209,9 +207,8 @@ def export(
     # A choice has one logit for each text, and so no classes.
     choice = isinstance(state.task, MultipleChoice)
     names = None if choice else data.label_names or None
-    card = dataclasses.replace(
-        card or Card(), name=folder.resolve().name, pairs=len(data.fields) > 1
-    )
+    name, pairs = folder.resolve().name, len(data.fields) > 1
+    card = dataclasses.replace(card or Card(), name=name, pairs=pairs)
     params = state.variables["params"]
     if isinstance(state.task, TextRegression):  # whoever loads it knows no task
         params = state.task.in_units(params)
@@ -222,15 +219,8 @@ def export(
     part = folder / f".{os.getpid()}"  # what could not be written whole is not left behind
     try:
         with process.naming(folder):
-            save(
-                part,
-                state.model,
-                params,
-                tokenizer,
-                label_names=names,
-                card=card,
-                stablehlo=stablehlo,
-            )
+            said: dict[str, Any] = {"label_names": names, "card": card, "stablehlo": stablehlo}
+            save(part, state.model, params, tokenizer, **said)
             for file in part.iterdir():
                 os.replace(file, folder / file.name)
     except (PretrainedError, ImportError) as error:
@@ -294,11 +284,7 @@ def main() -> None:
 
 
 def table_texts(path: pathlib.Path, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The texts in a file of CSV, TSV or Parquet.
-
-    Args:
-        path: the file.
-        fields: the columns of the texts.
+    """The texts in the columns `fields` of a file of CSV, TSV or Parquet.
 
     Raises:
         ConfigError: it cannot be read, lacks a column, or has rows without a text; names them.
@@ -318,10 +304,6 @@ def table_texts(path: pathlib.Path, fields: tuple[str, ...]) -> list[tuple[str, 
 
 def decoded(lines: Iterable[bytes], where: str) -> Iterator[str]:
     """Lines of UTF-8 as text, whatever the terminal's encoding is.
-
-    Args:
-        lines: of a file, or of standard input.
-        where: which, for messages.
 
     Raises:
         ConfigError: a line is not UTF-8; names it.

@@ -35,11 +35,7 @@ class PredictSource(DataSource, Protocol):
 def restore_predictor(
     folder: pathlib.Path, step: int | None = None
 ) -> tuple[PredictSource, TrainState]:
-    """The data source and the state of a run that can predict.
-
-    Args:
-        folder: of the run.
-        step: of the checkpoint, as of `train.run.loop.restore_run`.
+    """The data source and the state of a run that can predict; `step` is a checkpoint's.
 
     Raises:
         CheckpointError: the folder is no run's, or it has no such checkpoint.
@@ -59,16 +55,9 @@ def restore_predictor(
 def batch_outputs(
     data: PredictSource, state: TrainState, texts: Sequence[tuple[str, ...]], rows: int
 ) -> np.ndarray:
-    """What the model makes of one batch: each number of rows, and each length, is compiled once.
+    """What the model makes of n texts, float64: probabilities [n, C], or for a regression [n, 1].
 
-    Args:
-        data: the run's.
-        state: the run's.
-        texts: one tuple per example, at most `rows`.
-        rows: the batch is filled up to.
-
-    Returns:
-        Float64: probabilities [n, C], or for a regression numbers [n, 1].
+    The batch is filled up to `rows`: each number of rows, and each length, is compiled once.
     """
     padded = pad({**data.inputs(texts), "mask": np.ones(len(texts), bool)}, rows)
     return np.asarray(_outputs(state, padded))[: len(texts)].astype(np.float64)

@@ -59,12 +59,7 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], object], interrupted: str = INTERRUPTED) -> NoReturn:
-    """Runs a command and ends the process, as `status_of` says.
-
-    Args:
-        main: the command; it returns or raises its status as `sys.exit` takes it, None for success.
-        interrupted: what to say after Ctrl-C.
-    """
+    """Runs a command and ends the process, as `status_of` says."""
     reserve_streams()
     install_hooks()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # which leaves half an export behind
@@ -84,8 +79,8 @@ def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Sta
     """Runs a command; what the user can correct, and Ctrl-C, end in one line on standard error.
 
     Args:
-        main: as of `run`.
-        interrupted: likewise.
+        main: the command; it returns or raises its status as `sys.exit` takes it, None for success.
+        interrupted: what to say after Ctrl-C.
 
     Returns:
         The status as `sys.exit` takes it: what `main` gave, 2 for what the user can fix, 130 for
@@ -140,9 +135,6 @@ def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Sta
 
 def describe(error: OSError) -> str:
     """What the operating system refused, where, and what to do about it, in one line.
-
-    Args:
-        error: as Python raised it.
 
     Example:
         >>> describe(OSError(errno.EROFS, "Read-only file system", "runs/digits"))
@@ -256,7 +248,10 @@ def _missing(error: ModuleNotFoundError) -> str:
 
 def _end(text: str, status: int) -> int:
     """Says how it ended, and lets Python flush without another error what it may still hold."""
-    if not _flush():
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError:
         abandon_output()
     if isinstance(sys.stdout, _Output):  # of a command within one: it is said only once
         sys.stdout.problem = None
@@ -277,23 +272,8 @@ def abandon_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _flush() -> bool:
-    """Whether everything printed could be written."""
-    try:
-        if sys.stdout is not None and not sys.stdout.closed:
-            sys.stdout.flush()
-    except OSError:
-        return False
-    return True
-
-
 class _Output:
-    """A stream that names itself in its errors, and keeps the last one.
-
-    Attributes:
-        problem: why it could not be written.
-        abandoned: whether what is written goes nowhere.
-    """
+    """A stream that names itself in its errors, and keeps the last one, or writes nowhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -14,6 +14,7 @@ the data have examples to show.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import shlex
 import sys
@@ -112,10 +113,8 @@ def _sweep(
     console: rich.console.Console, deadline: float | None,
 ) -> dict[str, table.Row]:  # fmt: skip
     results: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-    for seed in seeds:
-        for method in methods:
-            results[method].append(_finished(config, method, seed, workdir, console, deadline))
-
+    for seed, method in itertools.product(seeds, methods):
+        results[method].append(_finished(config, method, seed, workdir, console, deadline))
     _check_time(deadline)
     times = _step_times(config, methods, workdir, console)
     split, finished = config.eval.final[-1], [x for runs in results.values() for x in runs]
@@ -124,13 +123,13 @@ def _sweep(
     hardware = dict.fromkeys(run["hardware"] for run in finished if "hardware" in run)
     title = f"{config.name}: seeds {list(seeds)}, {' and '.join(hardware)}"
     said = left_out + findings(table.by_seed(results, split, metrics))
-    sentences = "".join(f"- {sentence}\n" for sentence in said)
     shown = "".join(f"- {literal(sentence)}\n" for sentence in said)
     write_text(workdir / "table.md", f"{literal(title)}\n\n{table.to_markdown(rows)}\n{shown}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
     write_json(workdir / TABLE, content)
     console.print(table.to_rich(rows, title))
-    console.print(sentences, end="", markup=False, highlight=False)
+    for sentence in said:
+        console.print(f"- {sentence}", markup=False, highlight=False)
     console.print(f"Table: {workdir / 'table.md'}")
     _draw(config, methods, seeds[0], workdir, console)
     return rows
@@ -154,39 +153,27 @@ def _draw(
         console.print(f"Picture: {workdir / 'picture.png'}")
     else:
         console.print("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
-    for name, draw, file in (
-        ("Reliability", draw_reliability, "reliability.png"),
-        ("Attention", draw_attention, "attention.png"),
-    ):
-        with process.naming(workdir / file):
-            found = draw(drawn, workdir / file)
+    for name, draw in (("Reliability", draw_reliability), ("Attention", draw_attention)):
+        file = workdir / f"{name.lower()}.png"
+        with process.naming(file):
+            found = draw(drawn, file)
         if found:
-            console.print(f"{name}: {workdir / file}")
+            console.print(f"{name}: {file}")
 
 
 def variant(config: ConfigDict, method: str, seed: int) -> ConfigDict:
-    """A copy of a config with another method and seed.
-
-    Args:
-        config: the experiment.
-        method: of alignment; "ct:0.1" sets the weight as well.
-        seed: of the run.
-    """
+    """A copy of a config with another method ("ct:0.1" sets the weight as well) and seed."""
     config = config.copy_and_resolve_references()
     config.alignment.method, _, weight = method.partition(":")
-    if weight:
-        config.alignment.weight = _number(weight, method)
-    config.seed = seed
-    return config
-
-
-def _number(text: str, method: str) -> float:
     try:
-        return float(text)
+        if weight:
+            config.alignment.weight = float(weight)
     except ValueError as error:
         raise ConfigError(
             f"--methods: {method!r}; expected METHOD or METHOD:WEIGHT, such as ct:0.1."
         ) from error
+    config.seed = seed
+    return config
 
 
 def run_folder(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
@@ -236,8 +223,7 @@ def _step_times(
     if not set(base.values()) <= set(times):
         with console.status("timing the steps"):
             times = measure_step_times(config, list(dict.fromkeys(base.values())))
-        saved = {method: dataclasses.asdict(time) for method, time in times.items()}
-        write_json(workdir / STEP_TIMES, saved)
+        write_json(workdir / STEP_TIMES, {x: dataclasses.asdict(y) for x, y in times.items()})
     return {method: times[base[method]] for method in methods}
 
 

@@ -48,7 +48,7 @@ def test_a_mistyped_flag_ends_in_one_line(argument: str, message: str, tmp_path)
         (["--config=no/such/x.py"], "no file 'no/such/x.py'; train/configs has digits.py, "),
         (["--config=digit.py"], "no file 'digit.py'; did you mean \"digits.py\"?"),
         (["--config", "glu:mrpc"], "no file 'glu'; did you mean \"glue.py\"?"),
-        (["--config=glue:mrpx"], "'mrpx' is no task"),
+        (["--config=glue:mrpx"], "there is no task 'mrpx'; did you mean \"mrpc\"? known: cola"),
         (["--config=digits:foo"], "digits.py:foo: there are no kinds of this experiment"),
         ([CONFIG, "--config.alignment.method=CT"], "got 'CT'. Did you mean 'ct'?"),
         ([CONFIG, "oops"], "unexpected argument 'oops'"),

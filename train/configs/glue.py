@@ -26,8 +26,9 @@ other order. On SST-2 that trains on a random 10,000 of the 67,349 examples.
 from ml_collections import ConfigDict
 
 from train.configs.common import section
-from train.configs.text import check_model, text_config, use_minilm
+from train.configs.text import text_config, use_minilm
 from train.data.glue import GLUE, Glue
+from train.registry import check_known
 from train.tasks.text import TextClassification, TextRegression
 
 # Table 7: learning rate, batch size, ALBERT dropout, steps, warm-up. The classifier's dropout is
@@ -59,9 +60,7 @@ REPORT = {
 def get_config(arg: str = "mrpc") -> ConfigDict:
     """The experiment; `arg` is "TASK" or "TASK,minilm"."""
     task, _, model = (arg or "mrpc").partition(",")
-    if task not in GLUE:
-        raise ValueError(f"glue.py:{arg}: {task!r} is no task; expected one of {', '.join(GLUE)}.")
-    check_model("glue.py", arg, model)
+    check_known("glue.py: there is no task", task, GLUE)
     config = text_config(f"glue-{task}", model, Glue, dataset=task)
 
     regression = not GLUE[task].labels

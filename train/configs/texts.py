@@ -33,6 +33,7 @@ from train.configs.common import section
 from train.configs.text import text_config, use_minilm
 from train.data.own_texts import OwnTexts
 from train.experiment.settled import EACH_EPOCH
+from train.registry import check_known
 from train.tasks.text import TextClassification, TextRegression
 
 KINDS = ("classification", "regression")
@@ -41,8 +42,7 @@ KINDS = ("classification", "regression")
 def get_config(arg: str = "classification") -> ConfigDict:
     """The experiment; `arg` is "classification" or "regression"."""
     kind = arg or "classification"
-    if kind not in KINDS:
-        raise ValueError(f"texts.py:{arg}: {kind!r} is no task; expected one of {KINDS}.")
+    check_known("texts.py: there is no task", kind, KINDS)
     regression = kind == "regression"
     config = text_config("texts", "", OwnTexts, regression=regression)
     config.task = section(TextRegression if regression else TextClassification)

@@ -36,8 +36,9 @@ examples. At most 256 tokens are read, of a premise and hypothesis or the like 1
 from ml_collections import ConfigDict
 
 from train.configs.common import section
-from train.configs.text import check_model, text_config, use_minilm
+from train.configs.text import text_config, use_minilm
 from train.data.transfer import DOMAINS, Transfer
+from train.registry import check_known
 from train.tasks.text import MultipleChoice, TextClassification
 
 TRAIN_EXAMPLES = {
@@ -50,9 +51,7 @@ METRICS = ("accuracy", "ece", "ece_scaled")
 def get_config(arg: str = "sentiment") -> ConfigDict:
     """The experiment; `arg` is "DOMAINS" or "DOMAINS,minilm"."""
     name, _, model = (arg or "sentiment").partition(",")
-    if name not in DOMAINS:
-        raise ValueError(f"transfer.py:{arg}: {name!r} is none; expected {', '.join(DOMAINS)}.")
-    check_model("transfer.py", arg, model)
+    check_known("transfer.py: there are no domains", name, DOMAINS)
     config = text_config(f"transfer-{name}", model, Transfer, domains=name)
 
     task = MultipleChoice if DOMAINS[name].choices > 1 else TextClassification

@@ -25,6 +25,7 @@ from align_jax.models import MCANConfig
 from train.configs.common import default_config, section
 from train.data.easy_vqa import EasyVQA
 from train.data.vqa_v2 import VQAv2
+from train.registry import check_known
 from train.tasks.vqa import QuestionAnswering
 
 EPOCH = 443_757 // 64  # VQA-v2's training questions, in steps
@@ -34,8 +35,7 @@ FROM_DATA = ("vocabulary_size", "num_answers", "region_features", "region_positi
 def get_config(arg: str = "easy") -> ConfigDict:
     """The experiment; `arg` is "easy" or "v2"."""
     arg = arg or "easy"
-    if arg not in ("easy", "v2"):
-        raise ValueError(f"vqa.py:{arg}: {arg!r} is no data set; expected 'easy' or 'v2'.")
+    check_known("vqa.py: there is no data set", arg, ("easy", "v2"))
     config = default_config()
     config.name = f"vqa-{arg}"
     config.task = section(QuestionAnswering)

@@ -69,21 +69,14 @@ def best_answers(
         contexts: of the questions.
         offsets: of each window, the characters [n, 2] that its tokens cover.
         n_best: spans kept per question. A span found in several windows counts once, at its best.
-
-    Returns:
-        One entry per question.
     """
     spans: list[dict[tuple[int, int], float]] = [{} for _ in contexts]
     null = np.full(len(contexts), np.inf)
-    for row, (number, window) in enumerate(
-        zip(predictions["id"], predictions["window"], strict=True)
-    ):
+    places = [predictions[name] for name in ("span_start", "span_end", "span_score")]
+    for row, number in enumerate(predictions["id"]):
         null[number] = min(null[number], float(predictions["null"][row]))
-        covers = offsets[window]
-        for start, end, score in zip(
-            *(predictions[name][row] for name in ("span_start", "span_end", "span_score")),
-            strict=True,
-        ):
+        covers = offsets[predictions["window"][row]]
+        for start, end, score in zip(*(place[row] for place in places), strict=True):
             if np.isneginf(score):  # fewer spans than places
                 break
             key = (int(covers[start, 0]), int(covers[end, 1]))
@@ -141,7 +134,7 @@ def squad_metrics(
     """SQuAD's metrics.
 
     Args:
-        answers: one entry per question.
+        answers: of each question.
         truths: the right answers of each; none where there is no answer.
         unanswerable: whether a model may say that there is no answer (SQuAD 2.0).
         null_threshold: it says so if "no answer" scores higher than the best span by more.
@@ -179,10 +172,8 @@ def _best_threshold(
 ) -> tuple[float, float]:
     """The best mean score over all thresholds, and the lowest threshold that reaches it.
 
-    Args:
-        speaking: scores [Q] if the model answers.
-        silent: scores [Q] if it does not.
-        margins: [Q]; it answers where these are at most the threshold.
+    Of Q questions, the scores if the model answers (`speaking`) and if it does not (`silent`); it
+    answers where `margins` are at most the threshold.
     """
     order = np.argsort(margins, kind="stable")
     gains = np.cumsum((speaking - silent)[order])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from align_jax.calibration import CalibrationBins, calibration_bins, confidence_bins
+from align_jax.calibration import CalibrationBins, calibration_bins
 
 
 class Mean(flax.struct.PyTreeNode):
@@ -67,31 +67,13 @@ class Calibration(flax.struct.PyTreeNode):
         """Bins the confidences of a batch, leaving out examples where `where` is False."""
         return cls(calibration_bins(probabilities, labels, bins=bins, where=where))
 
-    @classmethod
-    def of_confidences(
-        cls,
-        confidence: Float[Array, "B"],
-        correct: Bool[Array, "B"],
-        bins: int = 10,
-        where: Bool[Array, "B"] | None = None,
-    ) -> Calibration:
-        """The same for predictions that are no choice among exclusive classes."""
-        return cls(confidence_bins(confidence, correct, bins=bins, where=where))
-
     def compute(self) -> float:
         """The expected calibration error, in [0, 1]."""
         return float(self.bins.expected_calibration_error())
 
 
 def merge(batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Adds the metrics of several batches, leaf by leaf, on the host in float64.
-
-    Args:
-        batches: dicts of metrics with the same structure.
-
-    Returns:
-        One such dict; empty for no batches.
-    """
+    """Adds the metrics of batches, leaf by leaf, on the host in float64; {} for no batches."""
     total: dict[str, Any] | None = None
     for batch in batches:
         sums = jax.tree.map(lambda x: np.asarray(x, np.float64), dict(batch))

@@ -20,10 +20,6 @@ class NodeClassification(Classification):
 
     The batch holds the whole graph and "mask", bool [N]: the nodes of the split, which alone enter
     the loss and the metrics. The labels of the others may be unknown (-1).
-
-    Example:
-        >>> NodeClassification().inputs
-        ('features', 'senders', 'receivers')
     """
 
     inputs: tuple[str, ...] = ("features", "senders", "receivers")

@@ -65,9 +65,8 @@ class SpanExtraction(Task):
     def predictions(self, outputs: SpanLogits, batch: Batch) -> dict[str, Array]:
         """Each window's best spans, and the score of its holding no answer.
 
-        Returns:
-            "span_start", "span_end" and "span_score" [B, n_best], best first, -inf where there are
-            no more; "null" [B]; "id" and "window" [B].
+        "span_start", "span_end" and "span_score" [B, n_best], best first, -inf where there are no
+        more; "null" [B]; "id" and "window" [B].
         """
         position = jnp.arange(outputs.start.shape[1])
         first, last = batch["context"][:, :1], batch["context"][:, 1:]

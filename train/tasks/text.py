@@ -12,7 +12,7 @@ import scipy.stats
 import sklearn.metrics
 from jaxtyping import Array, Bool, Float
 
-from train.registry import ConfigError, nearest
+from train.registry import ConfigError, check_known
 from train.tasks.base import Batch, Task
 from train.tasks.classification import Classification
 from train.tasks.metrics import Mean
@@ -47,11 +47,7 @@ class TextClassification(Classification):
         super().__post_init__()
         object.__setattr__(self, "corpus", tuple(self.corpus))
         for name in self.corpus:
-            if name not in CORPUS_METRICS:
-                raise ConfigError(
-                    f"task.corpus names {name!r}; {nearest(name, CORPUS_METRICS)}known: "
-                    f"{', '.join(CORPUS_METRICS)}."
-                )
+            check_known("task.corpus names", name, CORPUS_METRICS)
 
     def corpus_metrics(
         self, predictions: Mapping[str, np.ndarray], references: Any = None
@@ -78,8 +74,6 @@ class MultipleChoice(TextClassification):
 @dataclasses.dataclass(frozen=True)
 class TextRegression(Task):
     """A number for each text or pair. The batch holds "label", float [B]; the model returns [B, 1].
-
-    The loss is the squared error; the metrics are the absolute error and both correlations.
 
     Attributes:
         center: what the model's output of 0 stands for, such as the mean of the labels.
@@ -121,11 +115,7 @@ class TextRegression(Task):
         return {"prediction": self.numbers(outputs), "label": batch["label"]}
 
     def in_units(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """A model's parameters with its last layer in the label's unit, for use without this task.
-
-        Args:
-            params: with "classifier", the last layer, a kernel [E, 1] and a bias [1].
-        """
+        """A model's parameters with the last layer, "classifier", in the label's unit."""
         last = params["classifier"]
         scaled = {
             "kernel": last["kernel"] * self.scale,

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from align_jax.calibration import confidence_bins
 from train.registry import ConfigError
 from train.tasks.base import Batch
 from train.tasks.classification import Classification
@@ -25,10 +26,6 @@ class QuestionAnswering(Classification):
 
     The batch holds "score", float [B, C] in [0, 1], and "label", int [B], the answer of the highest
     score, -1 where none has any. The model returns logits [B, C], each that of a sigmoid.
-
-    Example:
-        >>> QuestionAnswering().inputs
-        ('question', 'image', 'question_mask', 'image_mask')
     """
 
     inputs: tuple[str, ...] = ("question", "image", "question_mask", "image_mask")
@@ -59,10 +56,10 @@ class QuestionAnswering(Classification):
         score = jnp.take_along_axis(batch["score"], chosen[:, None], axis=-1)[:, 0]
         confidence = self.probabilities(outputs).max(axis=-1)
         # A question without a known answer, -1, is answered wrongly whatever is chosen.
-        calibration = Calibration.of_confidences(
-            confidence, chosen == batch["label"], self.calibration_bins, batch["mask"]
+        bins = confidence_bins(
+            confidence, chosen == batch["label"], bins=self.calibration_bins, where=batch["mask"]
         )
-        return {"accuracy": Mean.of(score, batch["mask"]), "ece": calibration}
+        return {"accuracy": Mean.of(score, batch["mask"]), "ece": Calibration(bins)}
 
     def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
         """The most probable answer of each question, and the best one."""
@@ -71,12 +68,7 @@ class QuestionAnswering(Classification):
     def corpus_metrics(
         self, predictions: Mapping[str, np.ndarray], references: Any = None
     ) -> dict[str, float]:
-        """The official accuracy against people's answers, where the data have them.
-
-        Args:
-            predictions: of all examples in order.
-            references: None, or a `train.data.visual_questions.HumanAnswers`.
-        """
+        """The official accuracy against `train.data.visual_questions.HumanAnswers`, if given."""
         if references is None:
             return {}
         chosen = [references.answers[index] for index in predictions["prediction"]]

@@ -75,12 +75,7 @@ def normalize(answer: str) -> str:
 
 
 def soft_score(count: int) -> float:
-    """How right an answer is that `count` of the people asked gave: a third each, at most 1.
-
-    Example:
-        >>> soft_score(2), soft_score(7)
-        (0.6666666666666666, 1.0)
-    """
+    """How right an answer is that `count` of the people asked gave: a third each, at most 1."""
     return min(count / 3.0, 1.0)
 
 
@@ -129,9 +124,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         prediction: the answer to judge.
         answers: what the people asked said, ten of them in VQA v2.
 
-    Returns:
-        In [0, 1].
-
     Raises:
         ValueError: there are fewer than two answers, so that leaving one out leaves none.
 
@@ -155,13 +147,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 def corpus_accuracy(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """The mean of `vqa_accuracy` over questions.
-
-    Args:
-        predictions: one answer per question.
-        references: of each question, the answers of the people asked.
-
-    Returns:
-        In [0, 1].
 
     Raises:
         ValueError: there are no questions, or not as many references as predictions.

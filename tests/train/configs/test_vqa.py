@@ -45,7 +45,7 @@ def test_the_published_schedule() -> None:
     epochs = np.array([warmup(config), *config.optimizer.decay_at]) * 64 / 443_757
     np.testing.assert_allclose(epochs, [3, 10, 12], atol=0.01)
     assert config.data.batch_size == 64
-    with pytest.raises(ValueError, match="'v3' is no data set"):
+    with pytest.raises(ValueError, match="there is no data set 'v3'"):
         get_config("v3")
 
 

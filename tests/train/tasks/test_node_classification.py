@@ -160,7 +160,7 @@ def test_a_graph_is_not_taken_in_parts(config: ConfigDict, tmp_path) -> None:
 
 
 def test_an_unknown_data_set_is_an_error() -> None:
-    with pytest.raises(ValueError, match="expected one of cora, citeseer, pubmed"):
+    with pytest.raises(ValueError, match="known: cora, citeseer, pubmed"):
         planetoid.get_config("corra")
 
 
