@@ -116,11 +116,6 @@ def predict(
 
     Yields:
         What the command writes in a line.
-
-    Example:
-        >>> data, state = restore_predictor(pathlib.Path("runs/mrpc"))  # doctest: +SKIP
-        >>> next(predict(data, state, [("Fine.", "All right.")]))["label"]  # doctest: +SKIP
-        'equivalent'
     """
     examples = iter(texts)
     while chunk := list(itertools.islice(examples, batch_size)):

@@ -44,10 +44,6 @@ def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
 
     Raises:
         ConfigError: there are none, a file is damaged, or a seed was attacked twice.
-
-    Example:
-        >>> summarise([pathlib.Path("runs/mrpc-sweep")])[0].title  # doctest: +SKIP
-        'glue-mrpc-minilm, validation: pwws'
     """
     paths = sorted({path for folder in folders for path in folder.rglob("attack-*.json")})
     if not paths:

@@ -25,11 +25,6 @@ class Victim:
         state: the run's.
         batch_size: texts at once, at most; 0 for 8 on a CPU, whose caches so few suit, and 32
             elsewhere.
-
-    Example:
-        >>> victim = restore_victim(pathlib.Path("runs/sst2"))  # doctest: +SKIP
-        >>> victim(["A fine film."]).round(2).tolist()  # doctest: +SKIP
-        [[0.01, 0.99]]
     """
 
     def __init__(self, data: LabelledTexts, state: TrainState, batch_size: int = 0) -> None:

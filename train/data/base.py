@@ -27,10 +27,9 @@ class Metadata:
     are not at hand.
 
     Attributes:
-        model: what the data say about the model: fields of the model's configuration by name,
-            {"num_classes": 10, "image_size": 8}; a field that the model does not have is ignored.
-        parameters: what part of the model's parameters comes with the data, such as the vectors of
-            its words; a nested dict.
+        model: fields of the model's configuration, {"num_classes": 10, "image_size": 8}; one that
+            the model does not have is ignored.
+        parameters: those of the model that come with the data, such as the vectors of its words.
         splittable: whether a batch may be cut along its leading axis and spread over devices.
             A graph, whose edges join its rows, may not: it trains on one device.
     """
@@ -42,11 +41,7 @@ class Metadata:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which rows of every batch this process reads, of the processes that train one model.
-
-    Attributes:
-        number: this process's, from 0.
-        count: how many processes there are.
+    """Which rows of every batch this process, the `number`th of `count` from 0, reads.
 
     Example:
         >>> Share(1, 2).of(np.arange(6))
@@ -80,21 +75,13 @@ WHOLE = Share()
 
 @dataclasses.dataclass(frozen=True)
 class Illustration:
-    """What people see of one example, for pictures of what a model makes of it.
+    """What people see of one example, for pictures of what a model makes of it."""
 
-    Attributes:
-        title: the example in a sentence.
-        words: of its text, one per token.
-        answers: the names of the classes.
-        image: uint8 [height, width, 3], if there is one.
-        grid: rows and columns of the patches that the image is cut into, row by row.
-    """
-
-    title: str
-    words: tuple[str, ...]
-    answers: tuple[str, ...]
-    image: np.ndarray | None = None
-    grid: tuple[int, int] | None = None
+    title: str  # the example in a sentence
+    words: tuple[str, ...]  # of its text, one per token
+    answers: tuple[str, ...]  # the names of the classes
+    image: np.ndarray | None = None  # uint8 [height, width, 3]
+    grid: tuple[int, int] | None = None  # rows and columns of patches, which go row by row
 
 
 class DataSource(Protocol):
@@ -118,11 +105,7 @@ class DataSource(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps in which each example is seen about once.
-
-        Raises:
-            ConfigError: there are fewer examples than a batch holds.
-        """
+        """Training steps in which each example is seen about once; errors as of `whole_batches`."""
         batch_size = getattr(self, "batch_size", None)
         if batch_size is None:  # one batch is all that there is
             return 1
@@ -140,10 +123,7 @@ class DataSource(Protocol):
         """
 
     def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
-        """Every example of `split` exactly once, in order, in batches of few different shapes.
-
-        Of each batch the share's rows.
-        """
+        """The share's rows of each example of `split`, in order, in batches of few shapes."""
 
     def example_batch(self) -> Batch:
         """A batch to initialise the model with; only its shapes and dtypes count."""

@@ -43,10 +43,6 @@ class EasyVQA(VisualQuestions):
             questions: no picture is in both splits.
         split_seed: of that choice; apart from `seed`, so that runs with different seeds are
             validated on the same pictures.
-
-    Example:
-        >>> next(EasyVQA(batch_size=4).train_batches())["image"].shape  # doctest: +SKIP
-        (4, 64, 256)
     """
 
     patch_size: int = 8

@@ -23,19 +23,12 @@ from train.registry import ConfigError, check_known
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """What a task of GLUE consists of.
+    """What a task of GLUE consists of."""
 
-    Attributes:
-        fields: the names of its texts.
-        labels: the names of its classes in order; none for a regression.
-        splits: in the order of training, validation, test.
-        symmetric: whether a pair's label is the same with its texts in the other order.
-    """
-
-    fields: tuple[str, ...]
-    labels: tuple[str, ...]
+    fields: tuple[str, ...]  # the names of its texts
+    labels: tuple[str, ...]  # the names of its classes in order; none for a regression
     splits: tuple[str, ...] = ("train", "validation", "test")
-    symmetric: bool = False
+    symmetric: bool = False  # whether a pair's label is the same in the other order
 
 
 _TWO = ("sentence1", "sentence2")
@@ -67,10 +60,6 @@ class Glue(LabelledTexts):
         without_texts_of: tasks of GLUE; training leaves out examples with a text that one of their
             other splits holds too. For a run whose parameters another task then starts from: some
             tasks share texts (STS-B and MRPC). Letters and digits are compared, in lower case.
-
-    Example:
-        >>> next(Glue("mrpc", batch_size=32).train_batches())["label"].shape  # doctest: +SKIP
-        (32,)
     """
 
     dataset: str = "mrpc"
@@ -111,11 +100,7 @@ class Glue(LabelledTexts):
 
     @functools.cached_property
     def examples(self) -> dict[str, int]:
-        """Sizes of the splits.
-
-        Raises:
-            ConfigError: the data set is not prepared, or smaller than the subset to train on.
-        """
+        """Sizes of the splits; errors as of `read`."""
         sizes = {split: self._builder.info.splits[split].num_examples for split in self.splits}
         return sizes | {"train": len(self._train_rows) * (2 if self.both_orders else 1)}
 

@@ -19,17 +19,11 @@ SCORES = (0.0, 5.0)  # the range of a regression's labels: STS-B's similarity
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Examples as people read them.
+    """Examples as people read them."""
 
-    Attributes:
-        columns: for each of the source's fields, the text of every example.
-        labels: int [n]; float [n] for a regression.
-        ids: int [n], what the source calls them.
-    """
-
-    columns: Sequence[Sequence[str]]
-    labels: np.ndarray
-    ids: np.ndarray
+    columns: Sequence[Sequence[str]]  # for each of the source's fields, the text of every example
+    labels: np.ndarray  # int [n]; float [n] for a regression
+    ids: np.ndarray  # int [n], what the source calls them
 
     def __len__(self) -> int:
         return len(self.labels)

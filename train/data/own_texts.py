@@ -33,17 +33,11 @@ SCORES = " If the labels are scores, take --config=train/configs/texts.py:regres
 
 @dataclasses.dataclass(frozen=True)
 class _Labelled:
-    """The rows of a file or several, as they were read.
+    """The rows of a file or several, as they were read."""
 
-    Attributes:
-        columns: for each field, the texts.
-        labels: as the files have them, in writing.
-        places: the file and line of each row.
-    """
-
-    columns: list[list[str]]
-    labels: list[str]
-    places: list[tuple[Path, str]]
+    columns: list[list[str]]  # for each field, the texts
+    labels: list[str]  # as the files have them, in writing
+    places: list[tuple[Path, str]]  # the file and line of each row
 
     @functools.cached_property
     def keys(self) -> list[tuple[str, ...]]:
@@ -75,9 +69,6 @@ class OwnTexts(LabelledTexts):
             validated on the same texts.
         fingerprint: of all texts and labels; "" for whatever they are. A run keeps it, so that it
             does not go on with other data.
-
-    Raises:
-        ConfigError: a value is out of range, or two columns are the same.
 
     Example:
         >>> OwnTexts(train="reviews.csv", labels=("bad", "good")).splits

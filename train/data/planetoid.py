@@ -50,10 +50,6 @@ class Planetoid(DataSource):
         verify: whether to compare files with their SHA-256.
         num_validation: how many nodes after the training nodes validate.
         seed: has no effect; a full batch has no order.
-
-    Example:
-        >>> Planetoid("cora").examples  # doctest: +SKIP
-        {'train': 140, 'validation': 500, 'test': 1000}
     """
 
     dataset: str = "cora"
@@ -116,22 +112,13 @@ class Planetoid(DataSource):
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """A graph for node classification, on the host.
+    """A graph for node classification, on the host."""
 
-    Attributes:
-        features: node features, [N, F], rows summing to 1 (or to 0, where a node has none).
-        labels: classes, int32 [N]; -1 for a node without a label.
-        senders: int32 [Z].
-        receivers: int32 [Z], ascending.
-        masks: bool [N] for "train", "validation" and "test".
-        num_classes: number of classes.
-    """
-
-    features: SparseFeatures
-    labels: np.ndarray
-    senders: np.ndarray
-    receivers: np.ndarray
-    masks: dict[str, np.ndarray]
+    features: SparseFeatures  # [N, F], rows summing to 1 (or to 0, where a node has none)
+    labels: np.ndarray  # classes, int32 [N]; -1 for a node without a label
+    senders: np.ndarray  # int32 [Z]
+    receivers: np.ndarray  # int32 [Z], ascending
+    masks: dict[str, np.ndarray]  # bool [N] for "train", "validation" and "test"
     num_classes: int
 
 
@@ -141,10 +128,6 @@ def read(folder: Path, name: str, *, num_validation: int = 500, verify: bool = T
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file differs from its hash, is corrupted, refused, or does not fit the others.
-
-    Example:
-        >>> read(Path("data/planetoid"), "cora").features.shape  # doctest: +SKIP
-        (2708, 1433)
     """
     paths = {part: folder / f"ind.{name}.{part}" for part in planetoid_download.PARTS}
     missing = [path.name for path in paths.values() if not path.is_file()]

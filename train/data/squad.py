@@ -29,17 +29,11 @@ CHUNK = 512  # questions tokenised at once
 
 @dataclasses.dataclass(frozen=True)
 class SquadWindows:
-    """Questions with their windows.
-
-    Attributes:
-        questions: the questions.
-        texts: their windows, tokenised, in the order of the questions.
-        offsets: of each window, int [n, 2]: the characters of the context that a token covers.
-    """
+    """Questions with their windows."""
 
     questions: Sequence[Question]
-    texts: TokenizedTexts
-    offsets: Sequence[np.ndarray]
+    texts: TokenizedTexts  # their windows, in the order of the questions
+    offsets: Sequence[np.ndarray]  # of each, int [n, 2]: characters of the context per token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +54,6 @@ class Squad(TextSource):
         stride: tokens that a window shares with the one before.
         max_question: a question is cut after so many tokens.
         train_examples: size of a random subset of the training questions; 0 for all.
-
-    Raises:
-        ConfigError: a value is out of range.
-
-    Example:
-        >>> next(Squad("v2.0", batch_size=8).train_batches())["start"].shape  # doctest: +SKIP
-        (8,)
     """
 
     version: str = "v2.0"
@@ -192,7 +179,7 @@ def answer_tokens(
         context: first and last token of the context.
 
     Returns:
-        Both tokens; (0, 0) where there is no answer or the window does not hold all of it.
+        Both; (0, 0) where there is no answer or the window does not hold all of it.
     """
     first, last = context
     if not question.answers or last < first:

@@ -25,21 +25,13 @@ ADVICE = (
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about a text.
-
-    Attributes:
-        identity: SQuAD's id.
-        question: what is asked.
-        context: the text that holds the answer.
-        answers: the right answers, as they stand in the context; none where there is no answer.
-        starts: the character of the context that each of them begins with.
-    """
+    """A question about a text."""
 
     identity: str
     question: str
-    context: str
-    answers: tuple[str, ...] = ()
-    starts: tuple[int, ...] = ()
+    context: str  # the text that holds the answer
+    answers: tuple[str, ...] = ()  # the right ones, as they stand in the context, if there are any
+    starts: tuple[int, ...] = ()  # the character of the context that each of them begins with
 
 
 def read_json(path: Path) -> list[Question]:
@@ -47,10 +39,6 @@ def read_json(path: Path) -> list[Question]:
 
     Raises:
         ConfigError: there is no such file, it is no JSON, or not in SQuAD's format; says where.
-
-    Example:
-        >>> read_json(Path("dev-v2.0.json"))[0].question  # doctest: +SKIP
-        'In what country is Normandy located?'
     """
     content = json_text.read_json(path, ADVICE)
     questions = list(_questions(content, f"{path} is not in SQuAD's format: "))

@@ -13,7 +13,6 @@ import dataclasses
 import decimal
 import glob
 import io
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,24 +26,15 @@ SHOWN = 3  # bad rows that a message names; of the others it gives the number
 
 
 class Row(NamedTuple):
-    """A row of a file.
+    """A row of a file."""
 
-    Attributes:
-        place: where it begins, such as "line 3".
-        values: of the columns that were asked for, None for an empty one.
-    """
-
-    place: str
-    values: tuple[Any, ...]
+    place: str  # where it begins, such as "line 3"
+    values: tuple[Any, ...]  # of the columns that were asked for, None for an empty one
 
 
 @dataclasses.dataclass
 class Problems:
-    """What is wrong with single rows.
-
-    Attributes:
-        shown: the first few.
-        count: of all.
+    """What is wrong with single rows: the first few, and how many there are.
 
     Example:
         >>> problems = Problems()
@@ -65,54 +55,39 @@ class Problems:
             self.shown.append(f"{path}, {place} {what}")
 
     def raise_any(self, advice: str = "") -> None:
-        """Refuses the rows that were noted.
-
-        Args:
-            advice: said at the end, such as what else may be meant.
-
-        Raises:
-            ConfigError: there are some; names the first few and says how many there are.
-        """
-        if not self.count:
-            return
+        """Raises ConfigError if any were noted; ends with `advice`, what else may be meant."""
         found, more = "; ".join(self.shown), self.count - len(self.shown)
         if self.count == 1:
             raise ConfigError(f"{found}. Mend or remove it.{advice}")
         rest = f"; and {more} more" if more else ""
-        raise ConfigError(
-            f"{self.count} rows cannot be used: {found}{rest}. Mend or remove them.{advice}"
-        )
+        if self.count:
+            raise ConfigError(
+                f"{self.count} rows cannot be used: {found}{rest}. Mend or remove them.{advice}"
+            )
 
 
 def files_of(pattern: str, what: str) -> list[Path]:
-    """The files that a setting names.
-
-    Args:
-        pattern: a file, or a pattern such as "parts/*.csv"; its files are taken in order of name.
-        what: the setting, for messages.
+    """The files that the setting `what` names, as a file or a pattern; in order of their names.
 
     Raises:
         ConfigError: there are none, or the ending of one is not known.
     """
     path = Path(pattern).expanduser()
-    known = f"expected {', '.join(READERS)}"
     if path.is_dir():
         raise ConfigError(f"{what} is {pattern!r}, a folder; name its files: {path / '*.csv'}.")
-    if path.is_file():
-        found = [path]
-    else:
-        found = sorted(Path(x) for x in glob.glob(os.path.expanduser(pattern), recursive=True))
+    named = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
+    found = sorted(named)
     if not found:
-        beside = sorted(x.name for x in path.parent.glob("*") if x.suffix.lower() in READERS)
+        others = sorted(x.name for x in path.parent.glob("*") if x.suffix.lower() in READERS)
         raise ConfigError(
-            f"{what} is {pattern!r}, and there is no such file. {nearest(path.name, beside)}"
+            f"{what} is {pattern!r}, and there is no such file. {nearest(path.name, others)}"
             f"Give its path as seen from {Path.cwd()}, or in full."
         )
     for file in found:
         if file.suffix.lower() not in READERS:
             raise ConfigError(
-                f"{what}: the ending of {file} is {file.suffix!r}; {known}. Save the table as one "
-                f"of these."
+                f"{what}: the ending of {file} is {file.suffix!r}; expected {', '.join(READERS)}. "
+                f"Save the table as one of these."
             )
     return found
 
@@ -122,12 +97,8 @@ def read_rows(path: Path, columns: Mapping[str, str], problems: Problems) -> lis
 
     Args:
         path: with an ending of `READERS`.
-        columns: the names of those to read, each by what names it, for messages:
-            {"data.text": "review"}.
+        columns: those to read, each by what names it, for messages: {"data.text": "review"}.
         problems: what is wrong with a row is added to these, and the row left out.
-
-    Returns:
-        The rows that could be read.
 
     Raises:
         ConfigError: the file cannot be read, has no rows, or lacks a column.

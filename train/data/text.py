@@ -96,17 +96,11 @@ class TextSource(DataSource):
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedTexts:
-    """The examples of one split, tokenised and not yet padded.
+    """The examples of one split, tokenised and not yet padded."""
 
-    Attributes:
-        tokens: of each example, or of each of its choices in turn.
-        arrays: what else a batch holds, by name, with a leading example axis ("label", "id").
-        choices: sequences per example, C: between so many it is chosen.
-    """
-
-    tokens: Sequence[Tokens]
-    arrays: dict[str, np.ndarray]
-    choices: int = 1
+    tokens: Sequence[Tokens]  # of each example, or of each of its choices in turn
+    arrays: dict[str, np.ndarray]  # what else a batch holds, with a leading example axis
+    choices: int = 1  # C, sequences per example: between so many it is chosen
 
     def __len__(self) -> int:
         return len(self.tokens) // self.choices
@@ -124,10 +118,9 @@ class TokenizedTexts:
         buckets: Sequence[int],
         share: Share = WHOLE,
     ) -> Batch:
-        """Some of the examples, padded to the smallest bucket that holds the longest of them.
+        """Some of the examples, padded to the smallest bucket that holds the longest of them all.
 
-        Their arrays of tokens are [B, N]; with choices [B, C, N]. Of a batch that processes share,
-        each pads its rows to the length of all.
+        Arrays of tokens are [B, N], or with choices [B, C, N].
         """
         longest = self.lengths[rows].max()
         enough = [bucket for bucket in buckets if bucket >= longest] or [int(longest)]
@@ -186,13 +179,10 @@ def epoch_order(
     that fills no batch is left out; which examples that hits differs between epochs.
 
     Args:
-        lengths: of the examples, [n].
+        lengths: of the n examples.
         batch_size: examples per batch.
         window: in batches; 1 leaves the order random in all respects.
         seed: of this epoch.
-
-    Returns:
-        Rows, int [n // batch_size, batch_size].
 
     Example:
         >>> epoch_order(np.array([9, 1, 8, 2]), 2, 2, (0, 0)).shape
@@ -215,13 +205,7 @@ def ordered_text_batches(
     batch_size: int,
     share: Share = WHOLE,
 ) -> Iterator[Batch]:
-    """Every example once, in order, `batch_size` rows each: the last batch is padded.
-
-    Raises:
-        ConfigError: the batch size is below one.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
+    """Every example once, in order, `batch_size` rows each: the last batch is padded."""
     for start in range(0, len(texts), batch_size):
         rows = np.arange(start, min(start + batch_size, len(texts)))
         yield share.of_batch(pad(texts.batch(rows, tokenizer, buckets), batch_size))
@@ -239,12 +223,8 @@ def text_illustration(batch: Batch, tokenizer: Tokenizer, labels: Sequence[str])
 def subset_rows(whole: int, size: int) -> np.ndarray:
     """Which of a split's examples to train on: a random subset, the same for every seed.
 
-    Args:
-        whole: number of examples.
-        size: of the subset; 0 for all of them.
-
     Raises:
-        ConfigError: the subset is larger than the whole.
+        ConfigError: its `size` is larger than the whole; 0 stands for all.
 
     Example:
         >>> subset_rows(3, 0).tolist()
@@ -256,13 +236,7 @@ def subset_rows(whole: int, size: int) -> np.ndarray:
 
 
 def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -> Tokenizer:
-    """A checkpoint's tokenizer.
-
-    Args:
-        name: a folder, a name on the hub, or "package:NAME/FOLDER": a folder inside an installed
-            Python package.
-        revision: branch, tag or commit on the hub; "" for the newest.
-        offline: use what the hub's cache holds, and no network.
+    """A checkpoint's tokenizer; arguments as of `PretrainedTextConfig`.
 
     Raises:
         ConfigError: it cannot be found or read.

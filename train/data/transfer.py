@@ -26,40 +26,24 @@ _GLUE = "tensorflow_datasets.text.glue"
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A set of labelled texts.
+    """A set of labelled texts, in local files or tensorflow-datasets."""
 
-    Attributes:
-        name: of its local files, and of the splits made of it.
-        builder: what tensorflow-datasets calls it; "" where it does not have it.
-        module: the Python module that defines it there.
-        dev: its split there that is evaluated.
-        fields: what its texts are called there, if not as in the local files.
-    """
-
-    name: str
-    builder: str = ""
-    module: str = ""
-    dev: str = "validation"
-    fields: tuple[str, ...] = ()
+    name: str  # of its local files, and of the splits made of it
+    builder: str = ""  # what tensorflow-datasets calls it; "" where it does not have it
+    module: str = ""  # that defines it there
+    dev: str = "validation"  # its split there that is evaluated
+    fields: tuple[str, ...] = ()  # what its texts are called there, if not as in the local files
 
 
 @dataclasses.dataclass(frozen=True)
 class Domains:
-    """A task with the corpora that it is learnt and tried on.
+    """A task with the corpora that it is learnt and tried on."""
 
-    Attributes:
-        fields: the names of an example's texts.
-        labels: the names of its classes in order.
-        source: what is trained on.
-        targets: what is evaluated besides.
-        choices: of how many texts one is chosen; they are the last fields.
-    """
-
-    fields: tuple[str, ...]
-    labels: tuple[str, ...]
-    source: Corpus
-    targets: tuple[Corpus, ...]
-    choices: int = 1
+    fields: tuple[str, ...]  # the names of an example's texts
+    labels: tuple[str, ...]  # the names of its classes in order
+    source: Corpus  # what is trained on
+    targets: tuple[Corpus, ...]  # what is evaluated besides
+    choices: int = 1  # of how many texts one is chosen; they are the last fields
 
 
 _ENDINGS = ("ending0", "ending1", "ending2", "ending3")
@@ -152,11 +136,7 @@ class Transfer(LabelledTexts):
 
     @functools.cached_property
     def examples(self) -> dict[str, int]:
-        """Sizes of the splits.
-
-        Raises:
-            ConfigError: a corpus cannot be read; says how to get it.
-        """
+        """Sizes of the splits; errors as of `read`."""
         return {split: len(self.read(split)) for split in self.splits}
 
     def read(self, split: str) -> Examples:

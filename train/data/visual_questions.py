@@ -88,9 +88,6 @@ class VisualQuestions(DataSource):
         noise_std: standard deviation of the noise in the noisy splits.
         noise_seed: of that noise. The noise of an example depends on this and its id alone: it is
             the same for every method and seed, whatever the batch size.
-
-    Raises:
-        ConfigError: a value is out of range.
     """
 
     seed: int = 0

@@ -28,21 +28,13 @@ EASY_ADVICE = "Install easy-vqa again, or set data.folder."
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a picture.
+    """A question about a picture."""
 
-    Attributes:
-        identity: its id, in no other split.
-        image: the number of the picture among those of its split.
-        text: what is asked.
-        answers: what the people asked said, as they wrote it.
-        common: the answer that most of them gave.
-    """
-
-    identity: int
-    image: int
+    identity: int  # in no other split
+    image: int  # the number of the picture among those of its split
     text: str
-    answers: tuple[str, ...]
-    common: str
+    answers: tuple[str, ...]  # what the people asked said, as they wrote it
+    common: str  # the answer that most of them gave
 
 
 def easy_vqa_folder() -> Path:

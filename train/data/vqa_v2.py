@@ -45,10 +45,6 @@ class VQAv2(VisualQuestions):
         max_regions: M; of pictures with more regions, the first ones count.
         answers_above: an answer is one to choose from if it is the most common one to more
             questions than this.
-
-    Example:
-        >>> next(VQAv2(batch_size=4).train_batches())["image"].shape  # doctest: +SKIP
-        (4, 100, 2048)
     """
 
     max_words: int = 14

@@ -89,9 +89,6 @@ def pretrained_text(config: PretrainedTextConfig) -> tuple[nn.Module, dict[str, 
     Raises:
         PretrainedError: the checkpoint cannot be found or read, or does not fit.
         ValueError: the data's tokenizer is not the model's.
-
-    Example:
-        >>> model, params = pretrained_text(PretrainedTextConfig())  # doctest: +SKIP
     """
     loaded = load(
         config.pretrained,

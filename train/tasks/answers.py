@@ -17,32 +17,20 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A span of the context.
-
-    Attributes:
-        text: its characters.
-        start: the first of them, counted in the context.
-        end: one past the last.
-        score: sum of the logits of its first and last token.
-    """
+    """A span of the context."""
 
     text: str
-    start: int
-    end: int
-    score: float
+    start: int  # its first character, counted in the context
+    end: int  # one past the last
+    score: float  # sum of the logits of its first and last token
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a model says to a question.
+    """What a model says to a question."""
 
-    Attributes:
-        best: its best spans, best first; none where the context has no tokens.
-        null: the score of there being no answer: that of the first token, smallest over windows.
-    """
-
-    best: tuple[Answer, ...]
-    null: float
+    best: tuple[Answer, ...]  # the best spans, best first; none where the context has no tokens
+    null: float  # the score of no answer: that of the first token, smallest over windows
 
     @property
     def null_margin(self) -> float:
