@@ -73,11 +73,7 @@ def is_remote(place: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def reaching(place: pathlib.Path) -> Iterator[None]:
-    """Turns whatever the libraries of a bucket raise into an error for the user.
-
-    Raises:
-        ConfigError: the bucket cannot be reached; says why.
-    """
+    """Turns whatever the libraries of a bucket raise into a ConfigError, which says why."""
     try:
         yield
     except Exception as error:
@@ -96,12 +92,8 @@ def reaching(place: pathlib.Path) -> Iterator[None]:
 def check_no_url(config: Any, allowed: tuple[str, ...] = ("train.init_from",)) -> None:
     """Refuses URLs among a config's values: they would be taken for folders of this machine.
 
-    Args:
-        config: nested mappings.
-        allowed: the keys that `place_of` is asked about.
-
     Raises:
-        ConfigError: there is one; names its key.
+        ConfigError: there is one, not under the keys that `place_of` is asked about.
 
     Example:
         >>> check_no_url({"data": {"folder": "s3://bucket/squad"}})

@@ -251,10 +251,7 @@ def main() -> None:
     if target:
         _check_is_free(target)
     if source not in (None, "", "-"):
-        try:
-            os.stat(source)  # not opened yet: it may be a pipe
-        except OSError as error:
-            raise ConfigError(f"--input: {error}") from error
+        os.stat(source)  # not opened yet: it may be a pipe
     data, state = restore_predictor(folder, STEP.value)
     if target:
         card = run_card(folder, final=STEP.value is None)
@@ -270,11 +267,7 @@ def main() -> None:
     elif source and pathlib.Path(source).suffix.lower() in TABLES:
         _print(predict(data, state, table_texts(pathlib.Path(source), data.fields), rows))
     elif source:
-        try:
-            file = open(source, "rb")  # noqa: SIM115
-        except OSError as error:
-            raise ConfigError(f"--input: {error}") from error
-        with file:
+        with open(source, "rb") as file:
             _write(data, state, file, str(source))
 
 

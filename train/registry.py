@@ -19,12 +19,7 @@ class ConfigError(UserError, ValueError):
 
 
 def look_up(kind: str, name: str, registry: Mapping[str, str]) -> Any:
-    """Imports what `registry` holds under `name`.
-
-    Args:
-        kind: what is looked up, for the message ("data", "task", "model").
-        name: the name in the config.
-        registry: name -> "module:attribute".
+    """Imports what `registry` holds under `name`; `kind` is a section of the config, for messages.
 
     Raises:
         ConfigError: unknown name; names the nearest one.

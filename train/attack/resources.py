@@ -69,13 +69,10 @@ def import_textattack() -> Any:
 
 
 def require_nltk(path: str) -> None:
-    """Makes sure that NLTK has some data, by downloading them if need be.
-
-    Args:
-        path: in NLTK's folder, such as "corpora/wordnet".
+    """Makes sure that NLTK's folder has a path, by downloading it if need be.
 
     Raises:
-        ConfigError: they are not there, and cannot be downloaded.
+        ConfigError: it is not there, and cannot be downloaded.
     """
     import nltk
 
@@ -121,37 +118,23 @@ def _wordnet_of_debian() -> bool:
 
 
 def write_wordnet(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """Copies WordNet's database, and adds the table of its lexicographer files.
-
-    The table comes last, so that a folder which has it is whole.
-
-    Args:
-        source: the database, as Debian installs it.
-        folder: of the copy.
-    """
+    """Copies WordNet's database, and at last the table of its files, which says it is whole."""
     if (folder / "lexnames").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name in WORDNET_FILES:
         shutil.copyfile(source / name, folder / name)
-    names = [
-        (part, f"{part}.{name}")
-        for part, files in LEXICOGRAPHER_FILES.items()
-        for name in files.split()
-    ]
-    names.append(("adj", "adj.ppl"))  # added to WordNet after the others
+    names = [f"{part}.{x}" for part, files in LEXICOGRAPHER_FILES.items() for x in files.split()]
+    names.append("adj.ppl")  # added to WordNet after the others
     lines = [
-        f"{number:02d}\t{name}\t{CATEGORIES[part]}\n" for number, (part, name) in enumerate(names)
+        f"{number:02d}\t{name}\t{CATEGORIES[name.partition('.')[0]]}\n"
+        for number, name in enumerate(names)
     ]
     (folder / "lexnames").write_text("".join(lines))
 
 
 def require_sentence_encoder(recipe: str) -> None:
-    """Makes sure that the Universal Sentence Encoder can be loaded.
-
-    Raises:
-        ConfigError: TensorFlow or TensorFlow Hub is not installed.
-    """
+    """Raises ConfigError if the Universal Sentence Encoder cannot be loaded."""
     for name in ("tensorflow", "tensorflow_hub"):
         if importlib.util.find_spec(name) is None:
             raise ConfigError(

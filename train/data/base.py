@@ -7,16 +7,18 @@ False marks a row that only fills the batch up to its size and is no example.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from train.registry import ConfigError
 
 Batch = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,19 @@ class Illustration:
     answers: tuple[str, ...]  # the names of the classes
     image: np.ndarray | None = None  # uint8 [height, width, 3]
     grid: tuple[int, int] | None = None  # rows and columns of patches, which go row by row
+
+
+def kept(method: Callable[..., T]) -> Callable[..., T]:
+    """Makes a method's results once for each of its arguments, and keeps them in its object."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *key: Any) -> T:
+        found = self.__dict__.setdefault(f"_kept_{method.__name__}", {})
+        if key not in found:
+            found[key] = method(self, *key)
+        return found[key]
+
+    return wrapped
 
 
 class DataSource(Protocol):

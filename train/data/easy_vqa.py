@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from train.data.base import check_least
+from train.data.base import check_least, kept
 from train.data.visual_questions import VisualQuestions
 from train.data.vqa_files import (
     PICTURE_SIZE,
@@ -114,20 +114,18 @@ class EasyVQA(VisualQuestions):
         rows, columns = self.grid
         return rows * columns, CHANNELS * self.patch_size**2
 
-    @functools.cached_property
-    def _decoded(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        return {}
+    @kept
+    def _decoded(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of a folder's pictures, and the pictures, uint8 [n, 64, 64, 4]."""
+        splits = ("test",) if part == "test" else ("train", "validation")
+        numbers = np.unique([x.image for name in splits for x in self._questions[name]])
+        folder = self._folder / part / "images"
+        paths = [folder / f"{number}.png" for number in numbers.tolist()]
+        return numbers, add_contrast(read_pictures(paths))
 
     def _pictures(self, split: str, images: np.ndarray) -> np.ndarray:
-        """Some pictures of a split, uint8 [B, 64, 64, 4]; all of a folder are decoded at once."""
-        part = "test" if split == "test" else "train"
-        if part not in self._decoded:
-            splits = ("test",) if part == "test" else ("train", "validation")
-            numbers = np.unique([x.image for name in splits for x in self._questions[name]])
-            folder = self._folder / part / "images"
-            paths = [folder / f"{number}.png" for number in numbers.tolist()]
-            self._decoded[part] = numbers, add_contrast(read_pictures(paths))
-        numbers, pictures = self._decoded[part]
+        """Some pictures of a split, uint8 [B, 64, 64, 4]."""
+        numbers, pictures = self._decoded("test" if split == "test" else "train")
         return pictures[np.searchsorted(numbers, images)]
 
     @functools.cached_property

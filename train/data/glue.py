@@ -79,11 +79,6 @@ class Glue(LabelledTexts):
             )
 
     @property
-    def title(self) -> str:
-        """What messages call the data."""
-        return f"GLUE's {self.dataset}"
-
-    @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
         return GLUE[self.dataset].splits
@@ -113,7 +108,7 @@ class Glue(LabelledTexts):
         self.check_split(split)
         rows = self._train_rows if split == "train" else np.arange(self.examples[split])
         examples = prepared_examples(self._builder, split, rows)
-        where = f"{self.title}, split {split!r}"
+        where = f"GLUE's {self.dataset}, split {split!r}"
         columns = [
             [prepared_text(x[field], where, x["idx"]) for x in examples] for field in self.fields
         ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import Batch, Metadata
+from train.data.base import Batch, Metadata, kept
 from train.data.text import TextSource, TokenizedTexts
 from train.registry import ConfigError, check_known
 
@@ -46,11 +46,6 @@ class LabelledTexts(TextSource):
     example is a choice between C texts; "label" (int [B], for a regression float [B]), "id" [B] and
     "mask" [B]. N is the smallest of `buckets` that the batch's longest text fits into.
     """
-
-    @property
-    def title(self) -> str:
-        """What messages call the data."""
-        raise NotImplementedError
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -119,23 +114,14 @@ class LabelledTexts(TextSource):
 
     def check_split(self, split: str) -> None:
         """Raises ConfigError if there is no such split; names the nearest one."""
-        check_known(f"{self.title} has no split", split, self.splits)
+        check_known(f"{type(self).__name__} has no split", split, self.splits)
 
-    @functools.cached_property
-    def _cache(self) -> dict[str, TokenizedTexts]:
-        return {}
-
+    @kept
     def tokenized(self, split: str) -> TokenizedTexts:
         """A split, tokenised when it is first asked for; errors as of `read`."""
-        self.check_split(split)
-        if split not in self._cache:
-            examples = self.read(split)
-            self._cache[split] = TokenizedTexts(
-                self.tokenize(examples.columns),
-                {"label": examples.labels, "id": examples.ids},
-                self.choices,
-            )
-        return self._cache[split]
+        examples = self.read(split)
+        arrays = {"label": examples.labels, "id": examples.ids}
+        return TokenizedTexts(self.tokenize(examples.columns), arrays, self.choices)
 
 
 def checked_examples(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import Batch, Illustration, check_least
+from train.data.base import Batch, Illustration, check_least, kept
 from train.data.held_out import held_out
 from train.data.labelled import Examples, LabelledTexts
 from train.data.tables import Problems, files_of, read_rows
@@ -109,11 +109,6 @@ class OwnTexts(LabelledTexts):
             )
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise ConfigError(f"data.labels is {self.labels}; expected two or more, each once.")
-
-    @property
-    def title(self) -> str:
-        """What messages call the data."""
-        return self.train
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -227,19 +222,11 @@ class OwnTexts(LabelledTexts):
                 digest.update(json.dumps([raw.columns, raw.labels]).encode())
         return digest.hexdigest()[:16]
 
-    @functools.cached_property
-    def _read_before(self) -> dict[str, _Labelled]:
-        return {}
-
+    @kept
     def _raw(self, split: str) -> _Labelled:
         """The rows of a split's files, in which none lacks a text or a label."""
-        if split not in self._read_before:
-            self._read_before[split] = self._read_files(getattr(self, split), f"data.{split}")
-        return self._read_before[split]
-
-    def _read_files(self, pattern: str, what: str) -> _Labelled:
         problems, rows, places = Problems(), [], []
-        for path in files_of(pattern, what):
+        for path in files_of(getattr(self, split), f"data.{split}"):
             for row in read_rows(path, self._columns, problems):
                 *texts, label = row.values
                 wrong = self._wrong(texts) or _wrong_label(label, self.label, self.regression)

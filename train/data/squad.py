@@ -14,7 +14,7 @@ import numpy as np
 
 from align_jax.pretrained import encode_windows
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import Batch, Metadata, data_folder
+from train.data.base import Batch, Metadata, data_folder, kept
 from train.data.prepared import prepared_builder, prepared_examples
 from train.data.squad_files import Question, check_questions, read_json, read_prepared
 from train.data.text import TextSource, TokenizedTexts, ordered_text_batches, subset_rows
@@ -90,11 +90,10 @@ class Squad(TextSource):
         """A split's windows."""
         return self.references(split).texts
 
+    @kept
     def references(self, split: str) -> SquadWindows:
         """A split's questions with their answers, and their windows, made when first asked for."""
-        if ("windows", split) not in self._cache:
-            self._cache["windows", split] = self.windows(self._questions(split))
-        return self._cache["windows", split]
+        return self.windows(self._questions(split))
 
     def example_batch(self) -> Batch:
         """Made up, so that a run's model can be restored where the data are not at hand."""
@@ -143,17 +142,9 @@ class Squad(TextSource):
         columns["window"] = np.arange(len(tokens), dtype=np.int32)
         return SquadWindows(questions, TokenizedTexts(tokens, columns), offsets)
 
-    @functools.cached_property
-    def _cache(self) -> dict[tuple[str, str], Any]:
-        return {}
-
+    @kept
     def _questions(self, split: str) -> list[Question]:
         check_known("SQuAD has no split", split, FILES)
-        if ("questions", split) not in self._cache:
-            self._cache["questions", split] = self._read(split)
-        return self._cache["questions", split]
-
-    def _read(self, split: str) -> list[Question]:
         if self.source == "json":
             folder = data_folder(self.folder, "squad", "squad")
             path = folder / f"{FILES[split]}-{self.version}.json"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from align_jax.pretrained.tokenizer import Tokens
-from train.data.base import check_least, data_folder
+from train.data.base import check_least, data_folder, kept
 from train.data.labelled import Examples, LabelledTexts, checked_examples
 from train.data.prepared import prepared_builder, prepared_examples, prepared_text
 from train.data.text import subset_rows
@@ -109,11 +109,6 @@ class Transfer(LabelledTexts):
         check_least(self, {"half_seed": 0})
         super().__post_init__()
 
-    @property
-    def title(self) -> str:
-        """What messages call the data."""
-        return f"The transfer of {self.domains}"
-
     @functools.cached_property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
@@ -171,23 +166,18 @@ class Transfer(LabelledTexts):
             halves |= {corpus.name: (corpus, 1), f"{corpus.name}_validation": (corpus, 0)}
         return halves
 
-    @functools.cached_property
-    def _read_before(self) -> dict[tuple[str, str], Examples]:
-        return {}
-
+    @kept
     def _corpus(self, corpus: Corpus, split: str) -> Examples:
         """A corpus' examples that have a label; SNLI has some on which people did not agree."""
-        if (corpus.name, split) not in self._read_before:
-            prepared = self.source == "tfds" and corpus.builder
-            columns, labels, where = (self._prepared if prepared else self._local)(corpus, split)
-            examples = Examples(columns, np.array(labels), np.arange(len(labels)))
-            labelled = np.flatnonzero(examples.labels != -1)
-            if labelled.size:
-                examples = examples.take(labelled)
-            self._read_before[corpus.name, split] = checked_examples(
-                examples.columns, examples.labels, examples.ids, len(self.label_names), where
-            )
-        return self._read_before[corpus.name, split]
+        prepared = self.source == "tfds" and corpus.builder
+        columns, labels, where = (self._prepared if prepared else self._local)(corpus, split)
+        examples = Examples(columns, np.array(labels), np.arange(len(labels)))
+        labelled = np.flatnonzero(examples.labels != -1)
+        if labelled.size:
+            examples = examples.take(labelled)
+        return checked_examples(
+            examples.columns, examples.labels, examples.ids, len(self.label_names), where
+        )
 
     def _prepared(self, corpus: Corpus, split: str) -> tuple[list[list[str]], list[int], str]:
         split = corpus.dev if split == "validation" else split

@@ -22,6 +22,7 @@ from train.data.base import (
     Metadata,
     Share,
     check_least,
+    kept,
     ordered_batches,
     shuffled_batches,
 )
@@ -270,14 +271,12 @@ class VisualQuestions(DataSource):
             check_known(f"{type(self).__name__} has no split", split, known)
         return clean
 
-    @functools.cached_property
-    def _by_id(self) -> dict[int, tuple[str, Question]]:
-        return {x.identity: (split, x) for split, part in self._questions.items() for x in part}
-
     def _question(self, identity: int) -> tuple[str, Question]:
-        if int(identity) not in self._by_id:
-            raise ValueError(f"{type(self).__name__} has no question with the id {identity}.")
-        return self._by_id[int(identity)]
+        for split, part in self._questions.items():
+            for question in part:
+                if question.identity == identity:
+                    return split, question
+        raise ValueError(f"{type(self).__name__} has no question with the id {identity}.")
 
     @functools.cached_property
     def _length(self) -> int:
@@ -286,29 +285,24 @@ class VisualQuestions(DataSource):
         texts = (x.text for part in self._questions.values() for x in part)
         return max(1, *(len(question_words(text)) for text in texts))
 
-    @functools.cached_property
-    def _tables(self) -> dict[str, dict[str, np.ndarray]]:
-        return {}
-
+    @kept
     def _table(self, split: str) -> dict[str, np.ndarray]:
         """A split's examples, made when they are first asked for: batches before `_batches`.
 
         As there are thousands of answers, scores [n, 10] are kept for those alone that were given.
         """
-        if split not in self._tables:
-            questions = self._questions[split]
-            images = np.array([x.image for x in questions], np.int32)
-            self._check_pictures(split, images)
-            given, scores, best = score_answers([x.answers for x in questions], self.answers)
-            self._tables[split] = {
-                "question": encode_words([x.text for x in questions], self.words, self._length),
-                "image": images,
-                "given": given,
-                "score": scores,
-                "label": best,
-                "id": np.array([x.identity for x in questions], np.int32),
-            }
-        return self._tables[split]
+        questions = self._questions[split]
+        images = np.array([x.image for x in questions], np.int32)
+        self._check_pictures(split, images)
+        given, scores, best = score_answers([x.answers for x in questions], self.answers)
+        return {
+            "question": encode_words([x.text for x in questions], self.words, self._length),
+            "image": images,
+            "given": given,
+            "score": scores,
+            "label": best,
+            "id": np.array([x.identity for x in questions], np.int32),
+        }
 
     def _batches(self, split: str, rows: Iterator[Batch]) -> Iterator[Batch]:
         clean = self._clean(split)

@@ -25,14 +25,17 @@ from train.tasks.base import Task
 # A model's name -> its configuration dataclass, and what makes the module out of it. What does so
 # may return a pair: the module, and parameters to start from (any part of its tree); without, those
 # that come with the data.
+MODEL_CONFIGS = {
+    "gat": "align_jax.models.gat:GATConfig",
+    "mcan": "align_jax.models:MCANConfig",
+    "pretrained_text": "train.experiment.pretrained_text:PretrainedTextConfig",
+    "vit": "align_jax.models:ViTConfig",
+}
 MODELS = {
-    "gat": ("align_jax.models.gat:GATConfig", "align_jax.models.gat:GAT"),
-    "mcan": ("align_jax.models:MCANConfig", "align_jax.models:MCAN"),
-    "pretrained_text": (
-        "train.experiment.pretrained_text:PretrainedTextConfig",
-        "train.experiment.pretrained_text:pretrained_text",
-    ),
-    "vit": ("align_jax.models:ViTConfig", "align_jax.models:VisionTransformer"),
+    "gat": "align_jax.models.gat:GAT",
+    "mcan": "align_jax.models:MCAN",
+    "pretrained_text": "train.experiment.pretrained_text:pretrained_text",
+    "vit": "align_jax.models:VisionTransformer",
 }
 
 # What the numbers in the sections `train` and `eval` are at least; 0 is never, or none.
@@ -49,8 +52,6 @@ class Experiment:
 
     Attributes:
         config: the whole config, with what it left open (see `train.experiment.settled`).
-        data: where batches come from.
-        task: loss and metrics.
         model: the Linen module, aligned as the config says.
         alignment: the alignment's part of the loss.
         pretrained: parameters that the first state starts from, instead of random ones.
@@ -119,20 +120,13 @@ def build_experiment(config: ConfigDict) -> Experiment:
 
 
 def settled_config(config: ConfigDict) -> ConfigDict:
-    """A config with what it left open, as `build_experiment` takes it.
-
-    Raises:
-        ConfigError: an unknown name or key, or data that cannot be read or used.
-    """
+    """A config with what it left open; raises ConfigError as `build_experiment` does."""
     check_no_url(config)
     return _settled_data(config)[0]
 
 
 def default_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """For each section that a class describes, the defaults of its fields.
-
-    Args:
-        config: names the classes: as in a run's folder, perhaps without keys that came later.
 
     Example:
         >>> default_settings({"optimizer": {}})["optimizer"]["decay"]
@@ -151,9 +145,8 @@ def default_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def settings_classes(config: Mapping[str, Any]) -> dict[str, Any]:
     """The class whose fields are a section's keys, for each section of a config that has one."""
-    models = {key: value[0] for key, value in MODELS.items()}
     classes: dict[str, Any] = {"optimizer": OptimizerConfig, "alignment": AlignmentConfig}
-    for kind, registry in (("data", DATA), ("task", TASKS), ("model", models)):
+    for kind, registry in (("data", DATA), ("task", TASKS), ("model", MODEL_CONFIGS)):
         name = config.get(kind, {}).get("name")
         if name in registry:
             classes[kind] = look_up(kind, name, registry)
@@ -171,11 +164,7 @@ def _build(config: ConfigDict, kind: str, registry: dict[str, str], **extra: Any
 
 
 def build_alignment(config: ConfigDict) -> AlignmentTerm:
-    """Builds the section `alignment`.
-
-    Raises:
-        ConfigError: an unknown key, or a value that it refuses.
-    """
+    """Builds the section `alignment`; raises ConfigError as `build_experiment` does."""
     section = config.alignment.to_dict()
     term = {name: section.pop(name) for name in ("weight", "warmup_steps")}
     if section.get("layers") is not None:
@@ -189,8 +178,7 @@ def _build_model(
 ) -> tuple[nn.Module, Mapping[str, Any], AdapterConfig | None]:
     section = config.model.to_dict()
     name = section.pop("name")
-    settings = look_up("model", name, {key: value[0] for key, value in MODELS.items()})
-    module = look_up("model", name, {key: value[1] for key, value in MODELS.items()})
+    settings, module = (look_up("model", name, known) for known in (MODEL_CONFIGS, MODELS))
     fields = {field.name for field in dataclasses.fields(settings)}
     from_data = {key: value for key, value in data.metadata.model.items() if key in fields}
     section = from_data | section | {"alignment": alignment.config}
@@ -206,10 +194,8 @@ def _construct(factory: Any, kind: str, values: dict[str, Any]) -> Any:
         fields = [field.name for field in dataclasses.fields(factory)]
         for key in values:
             if key not in fields:
-                raise ConfigError(
-                    f"{kind}.{key} does not exist; {nearest(key, fields)}known: "
-                    f"{', '.join(fields)}."
-                )
+                near, known = nearest(key, fields), ", ".join(fields)
+                raise ConfigError(f"{kind}.{key} does not exist; {near}known: {known}.")
     try:
         return factory(**values)
     except ConfigError:

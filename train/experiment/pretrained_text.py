@@ -79,9 +79,6 @@ class PretrainedTextConfig:
 def pretrained_text(config: PretrainedTextConfig) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a checkpoint with a head of the task's.
 
-    Args:
-        config: the settings.
-
     Returns:
         The model, and those of its parameters that the checkpoint holds. The others (the head,
         the alignment networks) are left for the run's own seed to initialise.

@@ -24,15 +24,15 @@ def settled(config: ConfigDict, data: DataSource) -> ConfigDict:
     number of steps is that of the data; what the data have found is filled in. All of this stands
     in the run's folder, so that its model is restored without the data.
 
-    Args:
-        config: the run's.
-        data: what its section `data` describes.
-
     Raises:
         ConfigError: both epochs and steps are given, epochs are negative, or there is no checkpoint
             to choose the rate by.
     """
-    values = {key: value for key, value in data.found.items() if _value(config, key) in OPEN}
+    values = {}
+    for key, value in data.found.items():
+        section, name = key.split(".")
+        if config[section][name] in OPEN:
+            values[key] = value
     if config.optimizer.learning_rate is None:
         values["optimizer.learning_rate"] = _rate(config)
     values |= _lengths(config, data)
@@ -41,14 +41,9 @@ def settled(config: ConfigDict, data: DataSource) -> ConfigDict:
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         for key, value in values.items():
-            section, _, name = key.partition(".")
+            section, name = key.split(".")
             config[section][name] = value
     return config
-
-
-def _value(config: ConfigDict, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return config[section][name]
 
 
 def _rate(config: ConfigDict) -> float:

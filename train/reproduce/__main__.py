@@ -134,7 +134,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     options.workdir = place_of(options.workdir, "--workdir")
     cli.keep_logs_short()
     cli.use_compilation_cache()
-    entries = _chosen(options.only)
+    entries = _chosen([name for name in options.only.split(",") if name])
     options.workdir.mkdir(parents=True, exist_ok=True)
     with locked(options.workdir):
         reproduce(entries, options.workdir, rich.console.Console(), options.budget)
@@ -159,12 +159,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
             raise ValueError
         return value
 
-    def names(text: str) -> list[str]:
-        return [name for name in text.split(",") if name]
-
+    names = [entry.name for entry in ENTRIES]
     parser.add_argument("--budget", type=minutes, help="minutes of training; 0 trains nothing")
-    parser.add_argument("--only", type=names, default=[],
-                        help=f"of {','.join(entry.name for entry in ENTRIES)}")  # fmt: skip
+    parser.add_argument("--only", default="", help=f"of {','.join(names)}")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/reproduce"),
                         help="the folder (default: %(default)s)")  # fmt: skip
     return parser.parse_args(arguments)
