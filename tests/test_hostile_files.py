@@ -26,7 +26,7 @@ from tests.train.data.test_planetoid import toy_parts
 from tests.train.data.test_planetoid import write as write_planetoid
 from tests.train.tiny_glue import tiny_checkpoint
 from tests.train.tiny_squad import write_squad
-from train.data import planetoid, vqa_files
+from train.data import easy_vqa, planetoid, vqa_v2
 from train.data.squad import Squad
 from train.data.transfer_files import read_labelled
 from train.data.vqa_v2 import VQAv2
@@ -197,12 +197,12 @@ def pieces(*texts: str) -> bytes:
 
 def easy_vqa_reader(folder: pathlib.Path) -> Callable[[], Any]:
     tiny_vqa.write_easy_vqa(folder)
-    answers = vqa_files.read_easy_answers(folder)
+    answers = easy_vqa.read_easy_answers(folder)
 
     def read() -> None:
         for part in ("train", "test"):
-            asked = vqa_files.read_easy_questions(folder / part / "questions.json", answers)
-            vqa_files.read_pictures([folder / part / "images" / f"{x.image}.png" for x in asked])
+            asked = easy_vqa.read_easy_questions(folder / part / "questions.json", answers)
+            easy_vqa.read_pictures([folder / part / "images" / f"{x.image}.png" for x in asked])
 
     return read
 
@@ -210,7 +210,7 @@ def easy_vqa_reader(folder: pathlib.Path) -> Callable[[], Any]:
 def regions_reader(folder: pathlib.Path) -> Callable[[], Any]:
     np.savez(folder / "a.npz", x=np.ones((3, 6), np.float32))
     np.savez_compressed(folder / "b.npz", x=np.ones((6, 3)), y=np.arange(3))
-    return lambda: [vqa_files.read_regions(folder / x, 6, 4) for x in ("a.npz", "b.npz")]
+    return lambda: [vqa_v2.read_regions(folder / x, 6, 4) for x in ("a.npz", "b.npz")]
 
 
 def labelled_reader(folder: pathlib.Path) -> Callable[[], Any]:
@@ -307,11 +307,11 @@ MEMBERS = {
 @pytest.mark.filterwarnings("ignore")  # of NumPy about what it reads
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_members_damage_is_its_files(member, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(vqa_files, "LARGEST_ARCHIVE", 2**16)
+    monkeypatch.setattr(vqa_v2, "LARGEST_ARCHIVE", 2**16)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", MEMBERS[member])
     with pytest.raises(ConfigError, match=r"a.npz, an image's features"):
-        vqa_files.read_regions(tmp_path / "a.npz", 6, 4)
+        vqa_v2.read_regions(tmp_path / "a.npz", 6, 4)
 
 
 @pytest.mark.parametrize("flags", [(6, b"\x01"), (8, b"\x63")])  # encrypted; packed by no known way
@@ -323,7 +323,7 @@ def test_an_archive_that_cannot_be_unpacked_is_named(flags, tmp_path) -> None:
         content[start + place + more : start + place + more + 1] = value
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ConfigError, match=r"a.npz, an image's features"):
-        vqa_files.read_regions(tmp_path / "a.npz", 6, 4)
+        vqa_v2.read_regions(tmp_path / "a.npz", 6, 4)
 
 
 @pytest.mark.fault(

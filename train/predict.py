@@ -38,7 +38,6 @@ from train.data.base import Batch
 from train.data.json_text import loads
 from train.data.squad_files import Question
 from train.data.tables import Problems, read_rows
-from train.data.text import ordered_text_batches
 from train.places import place_of
 from train.predictor import PredictSource, batch_outputs, restore_predictor
 from train.registry import ConfigError
@@ -131,10 +130,7 @@ def _answered(
 ) -> Iterator[dict[str, Any]]:
     """The answers to some questions; their windows make batches of `rows`."""
     windows = data.windows([Question(str(i), pair[0], pair[1]) for i, pair in enumerate(texts)])
-    batches = [
-        jax.device_get(_spans(state, batch))
-        for batch in ordered_text_batches(windows.texts, data.text_tokenizer, data.buckets, rows)
-    ]
+    batches = [jax.device_get(_spans(state, x)) for x in data.ordered(windows.texts, rows)]
     joined = {  # the rows that only fill up the last batch come last
         name: np.concatenate([batch[name] for batch in batches])[: len(windows.offsets)]
         for name in batches[0]

@@ -209,7 +209,7 @@ _DATA: tuple[Mutation, ...] = (
         ("a-name-may-be-a-list", r"([-+=.)])", r"([+=.)])"),
     ),
     *faults(
-        "train/data/vqa_files.py",
+        "train/data/vqa_v2.py",
         "tests/test_hostile_files.py",
         ("an-archive-of-any-size", "if size > LARGEST_ARCHIVE:", "if size < 0:"),
     ),
@@ -314,7 +314,7 @@ _DATA: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
-        "train/data/vqa_files.py",
+        "train/data/vqa_v2.py",
         "tests/train/data/test_vqa.py",
         ("regions-may-be-pickled", "allow_pickle=False", "allow_pickle=True"),
         (

@@ -1,27 +1,28 @@
-"""Questions about pictures: easy-VQA, inside a Python package. The regions are patches."""
+"""Questions about pictures: easy-VQA, inside a Python package. The regions are patches.
+
+Source: Victor Zhou, 2019, github.com/vzhou842/easy-VQA.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from train.data.base import check_least, kept
-from train.data.visual_questions import VisualQuestions
-from train.data.vqa_files import (
-    PICTURE_SIZE,
-    Question,
-    easy_vqa_folder,
-    read_easy_answers,
-    read_easy_questions,
-    read_pictures,
-)
+from train.data.json_text import read_advised_text, read_json
+from train.data.visual_questions import LARGEST_ID, PEOPLE, Question, VisualQuestions
 from train.registry import ConfigError
 
+PICTURE_SIZE = 64  # in pixels
 CHANNELS = 4  # red, green, blue, and contrast with the background
+ADVICE = "Install easy-vqa again, or set data.folder."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,3 +187,99 @@ def cut_patches(pictures: np.ndarray, size: int) -> np.ndarray:
     across = side // size
     cut = pictures.reshape(count, across, size, across, size, channels)
     return cut.swapaxes(2, 3).reshape(count, across**2, size * size * channels)
+
+
+def easy_vqa_folder() -> Path:
+    """Where the installed easy-VQA keeps its data; the package is not imported.
+
+    Raises:
+        ConfigError: it is not installed; says which command installs it.
+    """
+    spec = importlib.util.find_spec("easy_vqa")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            "easy-VQA is inside the Python package easy-vqa, which is not installed. Run: "
+            "pip install --no-deps easy-vqa==1.0 - or set data.folder to the folder that holds "
+            "answers.txt, train/ and test/."
+        )
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def read_easy_answers(folder: Path) -> tuple[str, ...]:
+    """easy-VQA's answers, in the order of answers.txt.
+
+    Raises:
+        ConfigError: there is no such file, it is empty, or names an answer twice.
+    """
+    path = folder / "answers.txt"
+    answers = tuple(read_advised_text(path, ADVICE).split())
+    if not answers or len(set(answers)) < len(answers):
+        raise ConfigError(f"{path} should name at least one answer a line, each of them once.")
+    return answers
+
+
+def read_easy_questions(path: Path, answers: Sequence[str], first: int = 0) -> list[Question]:
+    """Reads one of easy-VQA's questions.json.
+
+    Each answer counts as given by ten people, so that it is judged as those of VQA v2 are: the
+    official accuracy is then the plain one.
+
+    Args:
+        path: of the file, [[question, answer, number of the picture], ...].
+        answers: those that may occur.
+        first: the first question's id; the others' are the numbers after it.
+
+    Raises:
+        ConfigError: there is no such file, it is no JSON, or not of this form; says where.
+    """
+    content = read_json(path, ADVICE)
+    if not isinstance(content, list) or not content:
+        raise ConfigError(f"{path} should be a list of [question, answer, picture].")
+    questions = []
+    for number, entry in enumerate(content):
+        types = [type(value) for value in entry] if isinstance(entry, list) else []
+        if types != [str, str, int] or not 0 <= entry[2] <= LARGEST_ID:
+            raise ConfigError(
+                f"{path}: entry {number} should be [question, answer, number of the picture]."
+            )
+        text, answer, image = entry
+        if answer not in answers:
+            raise ConfigError(
+                f"{path}: entry {number} has the answer {answer!r}, which answers.txt does not."
+            )
+        answer = sys.intern(answer)
+        questions.append(Question(first + number, image, text, (answer,) * PEOPLE, answer))
+    return questions
+
+
+def read_pictures(paths: Sequence[Path]) -> np.ndarray:
+    """PNG files of easy-VQA's size, uint8 [len(paths), 64, 64, 3].
+
+    Raises:
+        ConfigError: Pillow is not installed; a picture is missing, corrupt or of another size.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ConfigError(
+            f"easy-VQA's pictures are read by Pillow: pip install pillow ({error})."
+        ) from error
+    pictures = np.empty((len(paths), PICTURE_SIZE, PICTURE_SIZE, 3), np.uint8)
+    for row, path in enumerate(paths):
+        try:
+            with Image.open(path, formats=["PNG"]) as picture:
+                # Before the pixels are decoded, of which a hostile file may claim any number.
+                if picture.size != (PICTURE_SIZE, PICTURE_SIZE):
+                    raise ConfigError(
+                        f"{path} has {picture.size[0]} x {picture.size[1]} pixels; expected "
+                        f"{PICTURE_SIZE} x {PICTURE_SIZE}."
+                    )
+                pictures[row] = np.asarray(picture.convert("RGB"))
+        except ConfigError:
+            raise
+        except Exception as error:  # a damaged picture can break its decoder in any way
+            raise ConfigError(
+                f"{path} cannot be read as a PNG ({error}). For easy-VQA's own pictures, install "
+                "easy-vqa again or set data.folder."
+            ) from error
+    return pictures

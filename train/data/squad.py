@@ -17,7 +17,7 @@ from align_jax.pretrained.tokenizer import Tokens
 from train.data.base import Batch, Metadata, data_folder, kept
 from train.data.prepared import prepared_builder, prepared_examples
 from train.data.squad_files import Question, check_questions, read_json, read_prepared
-from train.data.text import TextSource, TokenizedTexts, ordered_text_batches, subset_rows
+from train.data.text import TextSource, TokenizedTexts, subset_rows
 from train.registry import ConfigError, check_known
 
 VERSIONS = ("v1.1", "v2.0")
@@ -98,11 +98,7 @@ class Squad(TextSource):
     def example_batch(self) -> Batch:
         """Made up, so that a run's model can be restored where the data are not at hand."""
         made = self.windows([Question("0", "text", "text")] * self.batch_size)
-        return next(
-            ordered_text_batches(
-                made.texts, self.text_tokenizer, self.buckets, self.eval_batch_size
-            )
-        )
+        return next(self.ordered(made.texts, self.eval_batch_size))
 
     def windows(self, questions: Sequence[Question]) -> SquadWindows:
         """Cuts questions with their contexts into windows.

@@ -81,17 +81,35 @@ class TextSource(DataSource):
 
     def train_batches(self, start_step: int = 0, share: Share = WHOLE) -> Iterator[Batch]:
         """Endless shuffled batches of the training split."""
-        return shuffled_text_batches(
-            self.tokenized("train"), self.text_tokenizer, self.buckets,
-            batch_size=self.batch_size, window=self.window, seed=self.seed,
-            start_step=start_step, share=share,
-        )  # fmt: skip
+        return self.shuffled(self.tokenized("train"), start_step, share)
 
     def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
         """One pass over a split, in order; errors as of `tokenized`."""
-        return ordered_text_batches(
-            self.tokenized(split), self.text_tokenizer, self.buckets, self.eval_batch_size, share
-        )
+        return self.ordered(self.tokenized(split), self.eval_batch_size, share)
+
+    def shuffled(
+        self, texts: TokenizedTexts, start_step: int = 0, share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """Endless batches in an order that depends on (seed, epoch) alone, see `epoch_order`.
+
+        Raises:
+            ConfigError: there are fewer examples than a batch holds.
+        """
+        lengths, batch_size, window, seed = texts.lengths, self.batch_size, self.window, self.seed
+        epoch, position = divmod(start_step, whole_batches(len(texts), batch_size))
+        while True:
+            for rows in epoch_order(lengths, batch_size, window, (seed, epoch))[position:]:
+                yield texts.batch(rows, self.text_tokenizer, self.buckets, share)
+            epoch, position = epoch + 1, 0
+
+    def ordered(
+        self, texts: TokenizedTexts, batch_size: int, share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """Every example once, in order, `batch_size` rows each: the last batch is padded."""
+        for start in range(0, len(texts), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(texts)))
+            whole = texts.batch(rows, self.text_tokenizer, self.buckets)
+            yield share.of_batch(pad(whole, batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,40 +153,6 @@ class TokenizedTexts:
         return {**padded, **chosen, "mask": np.ones(len(rows), bool)}
 
 
-def shuffled_text_batches(
-    texts: TokenizedTexts,
-    tokenizer: Tokenizer,
-    buckets: Sequence[int],
-    *,
-    batch_size: int,
-    window: int,
-    seed: int,
-    start_step: int = 0,
-    share: Share = WHOLE,
-) -> Iterator[Batch]:
-    """Endless batches in an order that depends on (seed, epoch) alone.
-
-    Args:
-        texts: the examples.
-        tokenizer: pads them.
-        buckets: lengths that batches are padded to.
-        batch_size: examples per batch.
-        window: see `epoch_order`.
-        seed: of the order.
-        start_step: the number of batches to skip, at no cost.
-        share: of each batch's rows, which to yield.
-
-    Raises:
-        ConfigError: there are fewer examples than a batch holds.
-    """
-    lengths = texts.lengths
-    epoch, position = divmod(start_step, whole_batches(len(texts), batch_size))
-    while True:
-        for rows in epoch_order(lengths, batch_size, window, (seed, epoch))[position:]:
-            yield texts.batch(rows, tokenizer, buckets, share)
-        epoch, position = epoch + 1, 0
-
-
 def epoch_order(
     lengths: np.ndarray, batch_size: int, window: int, seed: tuple[int, ...]
 ) -> np.ndarray:
@@ -196,19 +180,6 @@ def epoch_order(
         batches = part[np.argsort(lengths[part], kind="stable")].reshape(-1, batch_size)
         order[start : start + window * batch_size] = rng.permutation(batches).reshape(-1)
     return order.reshape(steps, batch_size)
-
-
-def ordered_text_batches(
-    texts: TokenizedTexts,
-    tokenizer: Tokenizer,
-    buckets: Sequence[int],
-    batch_size: int,
-    share: Share = WHOLE,
-) -> Iterator[Batch]:
-    """Every example once, in order, `batch_size` rows each: the last batch is padded."""
-    for start in range(0, len(texts), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(texts)))
-        yield share.of_batch(pad(texts.batch(rows, tokenizer, buckets), batch_size))
 
 
 def text_illustration(batch: Batch, tokenizer: Tokenizer, labels: Sequence[str]) -> Illustration:

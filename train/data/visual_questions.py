@@ -26,12 +26,13 @@ from train.data.base import (
     ordered_batches,
     shuffled_batches,
 )
-from train.data.vqa_files import Question
 from train.data.word_vectors import read_glove
 from train.registry import ConfigError, check_known
 from train.tasks.vqa_answers import score_answers
 
 NOISY = "_noisy"
+PEOPLE = 10  # that VQA v2 asks each question
+LARGEST_ID = 2**31 - 1  # ids are int32 in a batch
 PADDING, UNKNOWN = 0, 1  # words' ids
 SPECIAL_WORDS = ("[padding]", "[unknown]")
 _SPELLING = str.maketrans({**dict.fromkeys(".,'!?\"()*#:;", ""), "-": " ", "/": " "})
@@ -60,6 +61,17 @@ def encode_words(texts: Sequence[str], words: Sequence[str], length: int) -> np.
         found = [number.get(word, UNKNOWN) for word in question_words(text)[:length]] or [UNKNOWN]
         ids[row, : len(found)] = found
     return ids
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a picture."""
+
+    identity: int  # in no other split
+    image: int  # the number of the picture among those of its split
+    text: str
+    answers: tuple[str, ...]  # what the people asked said, as they wrote it
+    common: str  # the answer that most of them gave
 
 
 class HumanAnswers(NamedTuple):

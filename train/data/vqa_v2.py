@@ -1,21 +1,28 @@
-"""Questions about pictures: VQA v2. The regions are the published features of detected objects."""
+"""Questions about pictures: VQA v2. The regions are the published features of detected objects.
+
+Source: "Making the V in VQA Matter" (Goyal et al., CVPR 2017, arXiv 1612.00837), visualqa.org;
+"Bottom-Up and Top-Down Attention" (Anderson et al., CVPR 2018, arXiv 1707.07998).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from train.data.base import check_least, data_folder
-from train.data.visual_questions import VisualQuestions
-from train.data.vqa_files import Question, read_regions, read_vqa
+from train.data.json_text import field, read_json
+from train.data.visual_questions import LARGEST_ID, PEOPLE, Question, VisualQuestions
 from train.registry import ConfigError
 from train.tasks.vqa_answers import normalize
 
+LARGEST_ARCHIVE = 2**28  # bytes that a file of regions may unpack to
 _COCO = {"train": "train2014", "validation": "val2014"}  # split -> COCO's name of its pictures
 
 
@@ -120,3 +127,118 @@ class VQAv2(VisualQuestions):
         paths = [self._path(split, image) for image in distinct.tolist()]
         regions, mask = self._padded([self._read_regions(path) for path in paths])
         return regions[place], mask[place]
+
+
+def read_vqa(questions: Path, annotations: Path) -> list[Question]:
+    """Reads one split of VQA v2: a file of questions and that of their answers.
+
+    Args:
+        questions: such as v2_OpenEnded_mscoco_train2014_questions.json.
+        annotations: such as v2_mscoco_train2014_annotations.json.
+
+    Raises:
+        ConfigError: a file is missing, no JSON, or not of the official form; or the two do not
+            belong together. Says where.
+    """
+    said: dict[int, tuple[int, str, tuple[str, ...]]] = {}
+    for where, entry in _entries(annotations, "annotations"):
+        identity = _identity(entry, "question_id", where)
+        if identity in said:
+            raise ConfigError(f"{where}: there was an annotation of question {identity} before.")
+        answers = tuple(
+            # Few answers are distinct; each is kept once.
+            sys.intern(field(answer, "answer", str, f"{where}.answers"))
+            for answer in field(entry, "answers", list, where)
+        )
+        if len(answers) != PEOPLE:
+            raise ConfigError(f"{where} has {len(answers)} answers; expected {PEOPLE}.")
+        common = field(entry, "multiple_choice_answer", str, where)
+        said[identity] = (_identity(entry, "image_id", where), common, answers)
+
+    found = []
+    for where, entry in _entries(questions, "questions"):
+        identity, image = (_identity(entry, name, where) for name in ("question_id", "image_id"))
+        # Taken out, so that a second question with the same id finds none either.
+        annotation = said.pop(identity, None)
+        if annotation is None or annotation[0] != image:
+            raise ConfigError(
+                f"{where}: question {identity} about image {image} has no annotation of its own in "
+                f"{annotations}. Do both files belong to the same split?"
+            )
+        text = field(entry, "question", str, where)
+        found.append(Question(identity, image, text, annotation[2], annotation[1]))
+    if said:
+        raise ConfigError(
+            f"{annotations} has an annotation of question {next(iter(said))}, which {questions} "
+            "does not ask. Do both files belong to the same split?"
+        )
+    return found
+
+
+def read_regions(path: Path, features: int, limit: int) -> np.ndarray:
+    """The features of an image's regions, from an .npz file with one array, "x".
+
+    Which axis is the regions' is told by its length: an "x" whose second axis is `features` long is
+    [regions, features]; else, if its first is, it is [features, regions], as MCAN's release has it.
+
+    Args:
+        path: of the file.
+        features: features per region, 2048 in the published files.
+        limit: the most regions to return, the first ones.
+
+    Returns:
+        float32 [regions, features], at least one region.
+
+    Raises:
+        ConfigError: there is no such file, it is corrupt or holds pickled objects, or its numbers
+            are not features.
+    """
+    whose = f"{path}, an image's features,"
+    try:
+        # NumPy itself leaves a file open that turns out to be no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            size = sum(entry.file_size for entry in archive.zip.infolist())
+            if size > LARGEST_ARCHIVE:  # zeros take a thousandth of their room in it
+                raise ValueError(f"it unpacks to {size} bytes; expected up to {LARGEST_ARCHIVE}")
+            array = np.asarray(archive["x"])
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{whose} is missing. Each image needs such a file; see data.features."
+        ) from error
+    except Exception as error:  # a damaged archive can break its reader in any way
+        raise ConfigError(
+            f"{whose} is no .npz file with an array of numbers 'x' ({error}). Download or make it "
+            "again."
+        ) from error
+    good = array.ndim == 2 and array.dtype.kind == "f" and features in array.shape and array.size
+    if not good:
+        raise ConfigError(
+            f"{whose} has an 'x' of {array.dtype} {list(array.shape)}; expected floats "
+            f"[regions, {features}] or [{features}, regions]. See data.region_features."
+        )
+    if array.shape[1] != features:
+        array = array.T
+    array = np.ascontiguousarray(array[:limit], np.float32)
+    if not np.isfinite(array).all():
+        raise ConfigError(f"{whose} has numbers that are not finite. Download or make it again.")
+    return array
+
+
+def _entries(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """The entries of the list `name` in an official file, each after where it stands."""
+    content = read_json(
+        path,
+        "Download it from https://visualqa.org/download.html; data.folder says where it should be.",
+    )
+    entries = field(content, name, list, str(path))
+    if not entries:
+        raise ConfigError(f"{path} holds no {name}.")
+    for number, entry in enumerate(entries):
+        yield f"{path}, {name}[{number}]", entry
+
+
+def _identity(entry: Any, name: str, where: str) -> int:
+    value = field(entry, name, int, where)
+    if not 0 <= value <= LARGEST_ID:
+        raise ConfigError(f"{where}: {name} is {value}; expected 0 to {LARGEST_ID}.")
+    return value

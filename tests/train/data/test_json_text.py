@@ -6,10 +6,11 @@ import pytest
 
 from tests.train import tiny_vqa
 from tests.train.tiny_squad import write_squad
+from train.data.easy_vqa import read_easy_questions
 from train.data.json_text import loads
 from train.data.squad_files import read_json
 from train.data.transfer_files import read_labelled
-from train.data.vqa_files import read_easy_questions, read_vqa
+from train.data.vqa_v2 import read_vqa
 from train.predict import decoded, read_texts
 from train.registry import ConfigError
 

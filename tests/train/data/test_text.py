@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,11 +11,10 @@ import pytest
 from align_jax.pretrained.tokenizer import Tokens
 from tests.train.tiny_glue import BUCKETS, tiny_checkpoint
 from train.data.text import (
+    TextSource,
     TokenizedTexts,
     checkpoint_tokenizer,
     epoch_order,
-    ordered_text_batches,
-    shuffled_text_batches,
 )
 from train.registry import ConfigError
 
@@ -22,8 +22,14 @@ LENGTHS = np.random.default_rng(0).integers(3, 30, size=50)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return checkpoint_tokenizer(str(tiny_checkpoint(tmp_path_factory.mktemp("bert"))))
+def source(tmp_path_factory) -> TextSource:
+    checkpoint = str(tiny_checkpoint(tmp_path_factory.mktemp("bert")))
+    return TextSource(tokenizer=checkpoint, buckets=BUCKETS, batch_size=8, window=2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(source):
+    return source.text_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +62,10 @@ def test_a_window_puts_examples_of_similar_length_together_but_not_in_order() ->
     assert (np.diff(longest) < 0).any()
 
 
-def test_resuming_yields_what_an_uninterrupted_run_would_see(texts, tokenizer) -> None:
-    def batches(start):
-        return shuffled_text_batches(
-            texts, tokenizer, BUCKETS, batch_size=8, window=2, seed=3, start_step=start
-        )
-
-    whole = list(itertools.islice(batches(0), 15))
+def test_resuming_yields_what_an_uninterrupted_run_would_see(texts, source) -> None:
+    whole = list(itertools.islice(source.shuffled(texts), 15))
     for start in (1, 5, 6, 13):
-        resumed = next(batches(start))
+        resumed = next(source.shuffled(texts, start))
         for name, array in whole[start].items():
             np.testing.assert_array_equal(resumed[name], array)
     first, second = ([batch["id"].tolist() for batch in whole[n : n + 6]] for n in (0, 6))
@@ -82,16 +83,16 @@ def test_a_batch_is_padded_to_the_smallest_bucket_that_fits(texts, tokenizer) ->
     np.testing.assert_array_equal(batch["attention_mask"].sum(axis=1), LENGTHS)
 
 
-def test_ordered_batches_hold_every_example_once(texts, tokenizer) -> None:
-    batches = list(ordered_text_batches(texts, tokenizer, BUCKETS, 8))
+def test_ordered_batches_hold_every_example_once(texts, source) -> None:
+    batches = list(source.ordered(texts, 8))
     assert all(len(batch["mask"]) == 8 for batch in batches)
     ids = np.concatenate([batch["id"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(ids, np.arange(50))
 
 
-def test_a_batch_larger_than_the_data_is_refused(texts, tokenizer) -> None:
+def test_a_batch_larger_than_the_data_is_refused(texts, source) -> None:
     with pytest.raises(ValueError, match="batch_size is 51; expected 1 to 50"):
-        next(shuffled_text_batches(texts, tokenizer, BUCKETS, batch_size=51, window=1, seed=0))
+        next(dataclasses.replace(source, batch_size=51).shuffled(texts))
 
 
 def test_a_missing_checkpoint_is_a_config_error(tmp_path) -> None:

@@ -11,11 +11,10 @@ import pytest
 
 from tests.train import tiny_vqa
 from tests.train.tiny_vqa import EASY_TEST, EASY_TRAIN, FEATURES, QUESTIONS, REGIONS, question_id
-from train.data import vqa_files
+from train.data import easy_vqa
 from train.data.easy_vqa import EasyVQA, add_contrast
 from train.data.visual_questions import encode_words, question_words
-from train.data.vqa_files import read_regions
-from train.data.vqa_v2 import VQAv2
+from train.data.vqa_v2 import VQAv2, read_regions
 from train.data.word_vectors import read_glove
 from train.registry import ConfigError
 from train.tasks.vqa_answers import corpus_accuracy
@@ -359,7 +358,7 @@ def test_bad_pictures_are_explained(easy, tmp_path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch) -> None:
-    monkeypatch.setattr(vqa_files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(easy_vqa.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install --no-deps easy-vqa==1\.0"):
         _ = EasyVQA().examples
 
