@@ -15,10 +15,16 @@ from __future__ import annotations
 from absl import flags
 
 from train import cli, process
+from train.devices import hosts
 from train.run import loop
 
 CONFIG = cli.define_config_flag()
-JOIN_PROCESSES = cli.define_process_flags()
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Train with the other processes of a SLURM job or a TPU pod slice."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", "", "Address of the first process, HOST:PORT.")
+PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes train together.")
+PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -29,7 +35,8 @@ WORKDIR = flags.DEFINE_string(
 
 def main() -> None:
     """Runs the command."""
-    JOIN_PROCESSES()
+    if DISTRIBUTED.value or COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
+        hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     config = cli.require_config(CONFIG)
     loop.run(config, WORKDIR.value or cli.default_workdir(config), console=cli.console())
 

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from logging import LogRecord
 from typing import NoReturn
 
 import jax
@@ -20,7 +19,6 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from train import process
-from train.devices import hosts
 from train.places import is_remote, place_of
 from train.registry import ConfigError, nearest
 
@@ -96,29 +94,7 @@ def keep_logs_short() -> None:
     several errors with their traces, after which it raises what becomes the command's one line.
     """
     logging.set_verbosity(logging.WARNING)
-    logging.get_absl_handler().addFilter(_is_news)
-
-
-def _is_news(record: LogRecord) -> bool:
-    return "orbax" not in record.pathname
-
-
-def define_process_flags() -> Callable[[], None]:
-    """The flags that name the processes which train together; returns what joins them, if any."""
-    distributed = flags.DEFINE_bool(
-        "distributed", False, "Train with the other processes of a SLURM job or a TPU pod slice."
-    )
-    coordinator = flags.DEFINE_string("coordinator", "", "Address of the first process, HOST:PORT.")
-    processes = flags.DEFINE_integer("processes", 0, "How many processes train together.")
-    process = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
-    for flag in (distributed, coordinator, processes, process):
-        flags.declare_key_flag(flag.name)
-
-    def join() -> None:
-        if distributed.value or coordinator.value or processes.value or process.value >= 0:
-            hosts.connect(coordinator.value, processes.value, process.value)
-
-    return join
+    logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def require_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
@@ -167,9 +143,6 @@ def _made_by(file: str, argument: str) -> ConfigDict:
 
 def find_config(file: str) -> str:
     """The path of a config's file, given as such, from the checkout's root, or by its name alone.
-
-    Raises:
-        ConfigError: there is none; names the nearest.
 
     Example:
         >>> pathlib.Path(find_config("digits")).parent.name

@@ -71,13 +71,9 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Texts labelled at once.", l
 def read_texts(
     lines: Iterable[str], fields: tuple[str, ...], where: str, *, every: bool = False
 ) -> Iterator[tuple[str, ...]]:
-    """The texts of each line.
+    """The texts `fields` of each line, a JSON object, but for empty lines.
 
-    Args:
-        lines: JSON objects; empty lines are left out.
-        fields: the names of the texts.
-        where: the file, for messages.
-        every: whether none of the texts may be empty; else one must not be.
+    None of the texts may be empty if `every` says so; else one must not be.
 
     Raises:
         ConfigError: a line is no JSON object, lacks a text, or has an empty one.
@@ -105,16 +101,13 @@ def read_texts(
 def predict(
     data: PredictSource, state: TrainState, texts: Iterable[tuple[str, ...]], batch_size: int = 32
 ) -> Iterator[dict[str, Any]]:
-    """Labels texts, a batch at a time.
+    """Labels texts, a batch at a time: yields what the command writes in a line.
 
     Args:
         data: the run's, for its tokenizer and its labels' names.
         state: the run's.
         texts: one tuple per example, with the texts in the order of `data.fields`.
         batch_size: examples at once; the last batch is filled up to it.
-
-    Yields:
-        What the command writes in a line.
     """
     examples = iter(texts)
     while chunk := list(itertools.islice(examples, batch_size)):
@@ -258,8 +251,7 @@ def main() -> None:
             print(f"Uploaded to {address}", file=sys.stderr)
     rows = BATCH_SIZE.value
     if source == "-":
-        stdin = None if sys.stdin is None else sys.stdin.buffer
-        _write(data, state, stdin, "standard input")
+        _write(data, state, sys.stdin.buffer if sys.stdin else None, "standard input")
     elif source and pathlib.Path(source).suffix.lower() in TABLES:
         _print(predict(data, state, table_texts(pathlib.Path(source), data.fields), rows))
     elif source:

@@ -47,15 +47,10 @@ class Terminated(KeyboardInterrupt):
 
 
 class UserError(Exception):
-    """What the user can correct; a command ends in its text, in one line, and its status.
-
-    Attributes:
-        status: of the command.
-        label: stands before the text.
-    """
+    """What the user can correct; a command ends in its text, in one line, and its status."""
 
     status = 2
-    label = "error: "
+    label = "error: "  # stands before the text
 
 
 def run(main: Callable[[], object], interrupted: str = INTERRUPTED) -> NoReturn:
@@ -83,11 +78,8 @@ def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Sta
         interrupted: what to say after Ctrl-C.
 
     Returns:
-        The status as `sys.exit` takes it: what `main` gave, 2 for what the user can fix, 130 for
-        Ctrl-C, 143 for SIGTERM that `run` noticed.
-
-    Raises:
-        Exception: whatever else `main` raises: a fault of the program.
+        The status as `sys.exit` takes it: what `main` gave, 2 for what the user can correct, 130 for
+        Ctrl-C, 143 for SIGTERM that `run` noticed. What else `main` raises is a fault of ours.
 
     Example:
         >>> status_of(lambda: None)

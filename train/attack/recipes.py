@@ -83,13 +83,7 @@ def make_attack(recipe: str, victim: Victim, seed: int) -> Callable[[Target], di
 
 
 def record(result: Any, fields: tuple[str, ...], textattack: Any) -> dict[str, Any]:
-    """What is kept of TextAttack's result.
-
-    Returns:
-        "outcome"; "original" and "perturbed" texts by field, "probabilities" and
-        "perturbed_probabilities" of the classes; "queries" to the model. Of a failed attack, what
-        is perturbed is the best that it found.
-    """
+    """What is kept of TextAttack's result; of a failed attack, the best that it found."""
     results = textattack.attack_results
     outcomes = {results.SkippedAttackResult: SKIPPED, results.FailedAttackResult: FAILED}
     outcome = next((x for kind, x in outcomes.items() if isinstance(result, kind)), SUCCESSFUL)

@@ -20,11 +20,7 @@ class Victim:
     An attack asks about few texts at a time and about many, so that a batch is filled up to the
     next power of two; the lengths are those of the data's buckets.
 
-    Args:
-        data: the run's, for its tokenizer.
-        state: the run's.
-        batch_size: texts at once, at most; 0 for 8 on a CPU, whose caches so few suit, and 32
-            elsewhere.
+    At most `batch_size` at once; 0 for 8 on a CPU, whose caches so few suit, and 32 elsewhere.
     """
 
     def __init__(self, data: LabelledTexts, state: TrainState, batch_size: int = 0) -> None:

@@ -21,9 +21,6 @@ from train.step.state import AlignmentTerm
 def describe(config: ConfigDict) -> str:
     """Every key of a config as the flag that sets it, with its value and what it means.
 
-    Args:
-        config: an experiment's.
-
     Example:
         >>> from train.configs import digits
         >>> lines = describe(digits.get_config()).splitlines()
@@ -37,13 +34,11 @@ def describe(config: ConfigDict) -> str:
     meanings["alignment"] |= attributes(AlignmentTerm)
     meanings |= {kind: comments(common, f"config.{kind}") for kind in ("train", "eval")}
     lines = [f"--config.{x}={config[x]!r}" for x in config if x not in meanings]
-    indent = " " * 4
     for section, known in meanings.items():
         for key, value in config[section].items():
-            lines.append(f"--config.{section}.{key}={_shown(value)}")
+            lines.append(f"--config.{section}.{key}={'' if value is None else repr(value)}")
             if key in known:
-                lines.append(textwrap.fill(known[key], 88, initial_indent=indent,
-                                           subsequent_indent=indent))  # fmt: skip
+                lines.append(textwrap.indent(textwrap.fill(known[key], 84), " " * 4))
     return "\n".join(lines)
 
 
@@ -82,7 +77,3 @@ def comments(module: ModuleType, prefix: str) -> dict[str, str]:
         if owner == prefix and words:
             found[name] = " ".join(words)
     return found
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None else repr(value)

@@ -190,11 +190,7 @@ def cut_patches(pictures: np.ndarray, size: int) -> np.ndarray:
 
 
 def easy_vqa_folder() -> Path:
-    """Where the installed easy-VQA keeps its data; the package is not imported.
-
-    Raises:
-        ConfigError: it is not installed; says which command installs it.
-    """
+    """Where the installed easy-VQA keeps its data; the package is not imported."""
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
@@ -206,11 +202,7 @@ def easy_vqa_folder() -> Path:
 
 
 def read_easy_answers(folder: Path) -> tuple[str, ...]:
-    """easy-VQA's answers, in the order of answers.txt.
-
-    Raises:
-        ConfigError: there is no such file, it is empty, or names an answer twice.
-    """
+    """easy-VQA's answers, in the order of answers.txt."""
     path = folder / "answers.txt"
     answers = tuple(read_advised_text(path, ADVICE).split())
     if not answers or len(set(answers)) < len(answers):

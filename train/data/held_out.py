@@ -24,7 +24,7 @@ def held_out(
         seed: of the choice.
 
     Returns:
-        The rows kept and the rows held out, int, each in order.
+        The rows kept and the rows held out, in order.
 
     Example:
         >>> kept, out = held_out("abcdeefg", np.array([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, seed=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from train.data.base import Batch, Metadata, kept
 from train.data.text import TextSource, TokenizedTexts
 from train.registry import ConfigError, check_known
 
+CHUNK = 4096  # texts tokenised at once: what the tokenizer returns takes far more than its tokens
 SCORES = (0.0, 5.0)  # the range of a regression's labels: STS-B's similarity
 
 
@@ -80,8 +81,9 @@ class LabelledTexts(TextSource):
         return self._tokens(*columns)
 
     def _tokens(self, *columns: Sequence[str]) -> list[Tokens]:
+        tokenize = functools.partial(self.text_tokenizer.tokenize, max_length=self.max_length)
         try:
-            return self.text_tokenizer.tokenize(*columns, max_length=self.max_length)
+            return [tokens for part in chunks(columns) for tokens in tokenize(*part)]
         except ValueError as error:  # no positions for so many tokens
             raise ConfigError(f"config.data: {error}") from error
 
@@ -122,6 +124,12 @@ class LabelledTexts(TextSource):
         examples = self.read(split)
         arrays = {"label": examples.labels, "id": examples.ids}
         return TokenizedTexts(self.tokenize(examples.columns), arrays, self.choices)
+
+
+def chunks(columns: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+    """The columns in parts of at most `CHUNK` texts."""
+    for at in range(0, len(columns[0]), CHUNK):
+        yield [column[at : at + CHUNK] for column in columns]
 
 
 def checked_examples(

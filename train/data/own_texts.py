@@ -10,22 +10,20 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from align_jax.pretrained.tokenizer import Tokens
 from train.data.base import Batch, Illustration, check_least, kept
 from train.data.held_out import held_out
-from train.data.labelled import Examples, LabelledTexts
+from train.data.labelled import Examples, LabelledTexts, chunks
 from train.data.tables import Problems, files_of, read_rows
 from train.data.text import subset_rows, text_illustration
 from train.registry import ConfigError
 
 _INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")  # programs may write 5 as 5.0
-CHUNK = 4096  # texts tokenised at once: what the tokenizer returns takes far more than its tokens
 MISSING = ("na", "n/a", "#n/a", "<na>", "nan", "null", "none")  # as programs write no number
 SHOWN = 20  # classes that are counted by name
 SCORES = " If the labels are scores, take --config=train/configs/texts.py:regression."
@@ -203,10 +201,6 @@ class OwnTexts(LabelledTexts):
         """The batch's first example, token by token."""
         return text_illustration(batch, self.text_tokenizer, self.label_names)
 
-    def tokenize(self, columns: Sequence[Sequence[str]]) -> list[Tokens]:
-        """One entry for each example."""
-        return [tokens for part in _chunks(columns) for tokens in self._tokens(*part)]
-
     @property
     def _columns(self) -> dict[str, str]:
         """The columns by the settings that name them; the label's is the last."""
@@ -307,7 +301,7 @@ class OwnTexts(LabelledTexts):
 
     def _uncut_lengths(self, columns: Sequence[Sequence[str]]) -> list[int]:
         found: list[int] = []
-        for part in _chunks(columns):
+        for part in chunks(columns):
             inputs = list(zip(*part, strict=True)) if len(part) > 1 else list(part[0])
             encodings = self.text_tokenizer.backend.encode_batch_fast(inputs)
             found += [len(encoding.ids) for encoding in encodings]
@@ -332,11 +326,6 @@ class OwnTexts(LabelledTexts):
                         f"so that {split} measures what was learnt by heart."
                     )
         return said
-
-
-def _chunks(columns: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
-    for at in range(0, len(columns[0]), CHUNK):
-        yield [column[at : at + CHUNK] for column in columns]
 
 
 def _wrong_label(label: Any, name: str, regression: bool) -> str:

@@ -23,8 +23,8 @@ def prepared_builder(name: str, module: str, folder: str = "") -> Any:
             default.
 
     Raises:
-        ConfigError: it is not prepared, or not for random access; says which command prepares it.
-            Or tensorflow-datasets is not installed.
+        ConfigError: it is not prepared for random access, or tensorflow-datasets is not installed;
+            says which command does that.
     """
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     folder = str(data_folder(folder, "tfds", default))

@@ -132,10 +132,6 @@ class VQAv2(VisualQuestions):
 def read_vqa(questions: Path, annotations: Path) -> list[Question]:
     """Reads one split of VQA v2: a file of questions and that of their answers.
 
-    Args:
-        questions: such as v2_OpenEnded_mscoco_train2014_questions.json.
-        annotations: such as v2_mscoco_train2014_annotations.json.
-
     Raises:
         ConfigError: a file is missing, no JSON, or not of the official form; or the two do not
             belong together. Says where.

@@ -42,7 +42,13 @@ def read_glove(path: Path, words: Sequence[str], width: int = 300) -> np.ndarray
                 word, *numbers = line.rstrip().rsplit(" ", width)
                 if word not in missing:
                     continue
-                vectors[rows[word]] = _vector(numbers, width, where)
+                try:
+                    vector = np.array([float(number) for number in numbers], np.float32)
+                except ValueError:
+                    vector = np.empty(0, np.float32)
+                if len(vector) != width or not np.isfinite(vector).all():
+                    raise ConfigError(f"{where} should be a word and {width} finite numbers.")
+                vectors[rows[word]] = vector
                 missing.remove(word)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -55,13 +61,3 @@ def read_glove(path: Path, words: Sequence[str], width: int = 300) -> np.ndarray
             f"word vectors of that width?"
         )
     return vectors
-
-
-def _vector(numbers: Sequence[str], width: int, where: str) -> np.ndarray:
-    try:
-        vector: np.ndarray = np.array([float(number) for number in numbers], np.float32)
-    except ValueError:
-        vector = np.empty(0)
-    if len(vector) != width or not np.isfinite(vector).all():
-        raise ConfigError(f"{where} should be a word and {width} finite numbers.")
-    return vector
