@@ -1,4 +1,8 @@
-"""Data sources: each yields the same kind of batch (see `train.data.base`)."""
+"""Data sources: each yields the same kind of batch (see `train.data.base`).
+
+A setting out of range, a file that is missing or damaged, a row that cannot be used: whatever the
+user can mend is a `ConfigError` that says what, where, and what to do.
+"""
 
 DATA = {
     "digits": "train.data.digits:Digits",

@@ -120,7 +120,7 @@ class DataSource(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps in which each example is seen about once; errors as of `whole_batches`."""
+        """Training steps in which each example is seen about once."""
         batch_size = getattr(self, "batch_size", None)
         if batch_size is None:  # one batch is all that there is
             return 1

@@ -220,9 +220,6 @@ def read_easy_questions(path: Path, answers: Sequence[str], first: int = 0) -> l
         path: of the file, [[question, answer, number of the picture], ...].
         answers: those that may occur.
         first: the first question's id; the others' are the numbers after it.
-
-    Raises:
-        ConfigError: there is no such file, it is no JSON, or not of this form; says where.
     """
     content = read_json(path, ADVICE)
     if not isinstance(content, list) or not content:
@@ -245,11 +242,7 @@ def read_easy_questions(path: Path, answers: Sequence[str], first: int = 0) -> l
 
 
 def read_pictures(paths: Sequence[Path]) -> np.ndarray:
-    """PNG files of easy-VQA's size, uint8 [len(paths), 64, 64, 3].
-
-    Raises:
-        ConfigError: Pillow is not installed; a picture is missing, corrupt or of another size.
-    """
+    """PNG files of easy-VQA's size, uint8 [len(paths), 64, 64, 3]."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -95,16 +95,12 @@ class Glue(LabelledTexts):
 
     @functools.cached_property
     def examples(self) -> dict[str, int]:
-        """Sizes of the splits; errors as of `read`."""
+        """Sizes of the splits."""
         sizes = {split: self._builder.info.splits[split].num_examples for split in self.splits}
         return sizes | {"train": len(self._train_rows) * (2 if self.both_orders else 1)}
 
     def read(self, split: str) -> Examples:
-        """The examples of a split, in order; of "train" the subset, in both orders if told.
-
-        Raises:
-            ConfigError: the data set is not prepared, or the split has no labels.
-        """
+        """The examples of a split, in order; of "train" the subset, in both orders if told."""
         self.check_split(split)
         rows = self._train_rows if split == "train" else np.arange(self.examples[split])
         examples = prepared_examples(self._builder, split, rows)

@@ -56,11 +56,7 @@ def loads(text: str) -> Any:
 
 
 def read_advised_text(path: Path, advice: str) -> str:
-    """A text file that the user was to put there.
-
-    Raises:
-        ConfigError: it cannot be read, or is not UTF-8; ends with `advice`.
-    """
+    """A text file that the user was to put there; an error ends with `advice`."""
     try:
         return read_text(path)
     except (OSError, ValueError) as error:
@@ -68,7 +64,7 @@ def read_advised_text(path: Path, advice: str) -> str:
 
 
 def read_json(path: Path, advice: str) -> Any:
-    """A JSON file that the user was to put there; errors as of `read_advised_text`, and no JSON."""
+    """A JSON file that the user was to put there; an error ends with `advice`."""
     text = read_advised_text(path, advice)
     try:
         return loads(text)
@@ -77,11 +73,7 @@ def read_json(path: Path, advice: str) -> Any:
 
 
 def field(holder: Any, name: str, kind: type, where: str) -> Any:
-    """What a JSON object has under a name.
-
-    Raises:
-        ConfigError: nothing of that type (True is no number); begins with `where`.
-    """
+    """What a JSON object has under a name; True is no number. An error begins with `where`."""
     value = holder.get(name) if isinstance(holder, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigError(f"{where} should have {name!r}, of type {kind.__name__}.")

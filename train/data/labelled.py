@@ -69,11 +69,7 @@ class LabelledTexts(TextSource):
         return 1
 
     def read(self, split: str) -> Examples:
-        """The examples of a split as they are, in order; of "train" those that are trained on.
-
-        Raises:
-            ConfigError: they cannot be read, or have no or wrong labels.
-        """
+        """The examples of a split as they are, in order; of "train" those that are trained on."""
         raise NotImplementedError
 
     def tokenize(self, columns: Sequence[Sequence[str]]) -> list[Tokens]:
@@ -120,7 +116,7 @@ class LabelledTexts(TextSource):
 
     @kept
     def tokenized(self, split: str) -> TokenizedTexts:
-        """A split, tokenised when it is first asked for; errors as of `read`."""
+        """A split, tokenised when it is first asked for."""
         examples = self.read(split)
         arrays = {"label": examples.labels, "id": examples.ids}
         return TokenizedTexts(self.tokenize(examples.columns), arrays, self.choices)

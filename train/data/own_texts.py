@@ -120,14 +120,14 @@ class OwnTexts(LabelledTexts):
 
     @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
-        """The names of the classes in order; none for a regression. Errors as of `read`."""
+        """The names of the classes in order; none for a regression."""
         if self.regression or self.labels:
             return () if self.regression else self.labels
         return _classes(self._raw("train"))
 
     @functools.cached_property
     def examples(self) -> dict[str, int]:
-        """Sizes of the splits; errors as of `read`."""
+        """Sizes of the splits."""
         return {split: len(self.read(split)) for split in self.splits}
 
     @property
@@ -148,11 +148,7 @@ class OwnTexts(LabelledTexts):
         }
 
     def read(self, split: str) -> Examples:
-        """The examples of a split; their ids count the rows of its files.
-
-        Raises:
-            ConfigError: a file cannot be read, or has rows that cannot be used; names them.
-        """
+        """The examples of a split; their ids count the rows of its files."""
         self.check_split(split)
         if self.fingerprint and self.fingerprint != self._fingerprint:
             raise ConfigError(

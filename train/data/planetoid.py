@@ -61,11 +61,7 @@ class Planetoid(DataSource):
 
     @functools.cached_property
     def graph(self) -> Graph:
-        """The graph, read on first use.
-
-        Raises:
-            ConfigError: the files are not there and cannot be fetched, or are damaged.
-        """
+        """The graph, read on first use."""
         folder = data_folder(self.folder, "planetoid", "~/.cache/align_jax/planetoid")
         dataset = self.dataset
         try:

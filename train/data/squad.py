@@ -101,11 +101,7 @@ class Squad(TextSource):
         return next(self.ordered(made.texts, self.eval_batch_size))
 
     def windows(self, questions: Sequence[Question]) -> SquadWindows:
-        """Cuts questions with their contexts into windows.
-
-        Raises:
-            ConfigError: the lengths that the config gives leave no room for the context.
-        """
+        """Cuts questions with their contexts into windows."""
         tokens: list[Tokens] = []
         offsets: list[np.ndarray] = []
         arrays: dict[str, list[Any]] = {"start": [], "end": [], "context": [], "id": []}

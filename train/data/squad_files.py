@@ -35,11 +35,7 @@ class Question:
 
 
 def read_json(path: Path) -> list[Question]:
-    """Reads a file such as train-v2.0.json.
-
-    Raises:
-        ConfigError: there is no such file, it is no JSON, or not in SQuAD's format; says where.
-    """
+    """Reads a file such as train-v2.0.json."""
     content = json_text.read_json(path, ADVICE)
     questions = list(_questions(content, f"{path} is not in SQuAD's format: "))
     if not questions:
@@ -48,11 +44,7 @@ def read_json(path: Path) -> list[Question]:
 
 
 def read_prepared(examples: Sequence[Mapping[str, Any]], where: str) -> list[Question]:
-    """What tensorflow-datasets' records of SQuAD say.
-
-    Raises:
-        ConfigError: a text is not UTF-8; names the question.
-    """
+    """What tensorflow-datasets' records of SQuAD say."""
     questions = []
     for number, example in enumerate(examples):
         said = example["answers"]

@@ -67,11 +67,7 @@ class Problems:
 
 
 def files_of(pattern: str, what: str) -> list[Path]:
-    """The files that the setting `what` names, as a file or a pattern; in order of their names.
-
-    Raises:
-        ConfigError: there are none, or the ending of one is not known.
-    """
+    """The files that the setting `what` names, as a file or a pattern; in order of their names."""
     path = Path(pattern).expanduser()
     if path.is_dir():
         raise ConfigError(f"{what} is {pattern!r}, a folder; name its files: {path / '*.csv'}.")

@@ -46,9 +46,6 @@ class TextSource(DataSource):
         window: batches' worth of examples within which those of similar length are put together;
             1 puts them together at random.
         seed: of the order of the training examples.
-
-    Raises:
-        ConfigError: a value is out of range.
     """
 
     folder: str = ""
@@ -67,11 +64,7 @@ class TextSource(DataSource):
         check_least(self, {"batch_size": 1, "eval_batch_size": 1, "window": 1, "train_examples": 0})
 
     def tokenized(self, split: str) -> TokenizedTexts:
-        """A split, tokenised when it is first asked for.
-
-        Raises:
-            ConfigError: there is no such split, or it cannot be read or used.
-        """
+        """A split, tokenised when it is first asked for."""
         raise NotImplementedError
 
     @functools.cached_property
@@ -84,17 +77,13 @@ class TextSource(DataSource):
         return self.shuffled(self.tokenized("train"), start_step, share)
 
     def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
-        """One pass over a split, in order; errors as of `tokenized`."""
+        """One pass over a split, in order."""
         return self.ordered(self.tokenized(split), self.eval_batch_size, share)
 
     def shuffled(
         self, texts: TokenizedTexts, start_step: int = 0, share: Share = WHOLE
     ) -> Iterator[Batch]:
-        """Endless batches in an order that depends on (seed, epoch) alone, see `epoch_order`.
-
-        Raises:
-            ConfigError: there are fewer examples than a batch holds.
-        """
+        """Endless batches in an order that depends on (seed, epoch) alone, see `epoch_order`."""
         lengths, batch_size, window, seed = texts.lengths, self.batch_size, self.window, self.seed
         epoch, position = divmod(start_step, whole_batches(len(texts), batch_size))
         while True:
@@ -207,11 +196,7 @@ def subset_rows(whole: int, size: int) -> np.ndarray:
 
 
 def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -> Tokenizer:
-    """A checkpoint's tokenizer; arguments as of `PretrainedTextConfig`.
-
-    Raises:
-        ConfigError: it cannot be found or read.
-    """
+    """A checkpoint's tokenizer; arguments as of `PretrainedTextConfig`."""
     try:
         return load_tokenizer(*_checkpoint(name, revision, offline))
     except (PretrainedError, ImportError) as error:

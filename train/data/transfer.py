@@ -131,15 +131,11 @@ class Transfer(LabelledTexts):
 
     @functools.cached_property
     def examples(self) -> dict[str, int]:
-        """Sizes of the splits; errors as of `read`."""
+        """Sizes of the splits."""
         return {split: len(self.read(split)) for split in self.splits}
 
     def read(self, split: str) -> Examples:
-        """The examples of a split, in order; their ids are their places in the corpus.
-
-        Raises:
-            ConfigError: the corpus cannot be read, or it has wrong labels.
-        """
+        """The examples of a split, in order; their ids are their places in the corpus."""
         self.check_split(split)
         if split == "train":
             whole = self._corpus(DOMAINS[self.domains].source, "train")

@@ -37,9 +37,6 @@ def read_labelled(
 
     Returns:
         For each field the texts of all examples, and the labels.
-
-    Raises:
-        ConfigError: the file cannot be read, or a line is not in its format; names the line.
     """
     try:
         content = read_text(path)

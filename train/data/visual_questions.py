@@ -168,11 +168,7 @@ class VisualQuestions(DataSource):
         )
 
     def eval_batches(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
-        """One pass over a split, in order.
-
-        Raises:
-            ConfigError: there is no such split, or its files cannot be read.
-        """
+        """One pass over a split, in order."""
         table = self._table(self._clean(split))
         return self._batches(split, ordered_batches(table, self.eval_batch_size, share))
 
@@ -182,11 +178,7 @@ class VisualQuestions(DataSource):
         return self.answers
 
     def inputs(self, texts: Sequence[tuple[str, ...]]) -> Batch:
-        """The model's inputs for new questions, each with the file of its picture.
-
-        Raises:
-            ConfigError: a file is missing or cannot be read.
-        """
+        """The model's inputs for new questions, each with the file of its picture."""
         words = encode_words([question for question, _ in texts], self.words, self._length)
         regions, mask = self._padded([self._read_regions(Path(path)) for _, path in texts])
         return {
@@ -211,7 +203,7 @@ class VisualQuestions(DataSource):
         }
 
     def references(self, split: str) -> HumanAnswers:
-        """What the official accuracy of a split needs; errors as of `eval_batches`."""
+        """What the official accuracy of a split needs."""
         people = [question.answers for question in self._questions[self._clean(split)]]
         return HumanAnswers(self.answers, people)
 

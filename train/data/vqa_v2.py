@@ -130,12 +130,7 @@ class VQAv2(VisualQuestions):
 
 
 def read_vqa(questions: Path, annotations: Path) -> list[Question]:
-    """Reads one split of VQA v2: a file of questions and that of their answers.
-
-    Raises:
-        ConfigError: a file is missing, no JSON, or not of the official form; or the two do not
-            belong together. Says where.
-    """
+    """Reads one split of VQA v2: a file of questions and that of their answers."""
     said: dict[int, tuple[int, str, tuple[str, ...]]] = {}
     for where, entry in _entries(annotations, "annotations"):
         identity = _identity(entry, "question_id", where)
@@ -184,10 +179,6 @@ def read_regions(path: Path, features: int, limit: int) -> np.ndarray:
 
     Returns:
         float32 [regions, features], at least one region.
-
-    Raises:
-        ConfigError: there is no such file, it is corrupt or holds pickled objects, or its numbers
-            are not features.
     """
     whose = f"{path}, an image's features,"
     try:

@@ -23,10 +23,6 @@ def read_glove(path: Path, words: Sequence[str], width: int = 300) -> np.ndarray
 
     Returns:
         float32 [V, width].
-
-    Raises:
-        ConfigError: there is no such file; a line has too few numbers, or the vector of one of
-            `words` has something else; or the file has none of `words`. Names the line.
     """
     rows = {word: row for row, word in enumerate(words)}
     vectors, missing = np.zeros((len(words), width), np.float32), set(rows)
