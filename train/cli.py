@@ -98,11 +98,7 @@ def keep_logs_short() -> None:
 
 
 def require_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
-    """The config that was asked for.
-
-    Raises:
-        ConfigError: --config is missing, or its file cannot be loaded.
-    """
+    """The config that was asked for; raises ConfigError if there is none, or it cannot be read."""
     if flag.value is None:
         raise ConfigError(MISSING)
     try:
@@ -165,9 +161,6 @@ def use_compilation_cache() -> None:
 
     An empty $ALIGN_JAX_CACHE switches the cache off, and so does, with a warning, a folder that
     cannot be written to: JAX would warn of every program.
-
-    Raises:
-        ConfigError: it is a URL of what JAX cannot reach.
     """
     default = pathlib.Path.home() / ".cache" / "align_jax"
     folder = os.environ.get(CACHE_VARIABLE, str(default))

@@ -74,9 +74,6 @@ def read_texts(
     """The texts `fields` of each line, a JSON object, but for empty lines.
 
     None of the texts may be empty if `every` says so; else one must not be.
-
-    Raises:
-        ConfigError: a line is no JSON object, lacks a text, or has an empty one.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -260,11 +257,7 @@ def main() -> None:
 
 
 def table_texts(path: pathlib.Path, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The texts in the columns `fields` of a file of CSV, TSV or Parquet.
-
-    Raises:
-        ConfigError: it cannot be read, lacks a column, or has rows without a text; names them.
-    """
+    """The texts in the columns `fields` of a file of CSV, TSV or Parquet; none may be missing."""
     problems, texts = Problems(), []
     names = {f"text {number} of the run": name for number, name in enumerate(fields, start=1)}
     for row in read_rows(path, names, problems):
@@ -279,12 +272,7 @@ def table_texts(path: pathlib.Path, fields: tuple[str, ...]) -> list[tuple[str, 
 
 
 def decoded(lines: Iterable[bytes], where: str) -> Iterator[str]:
-    """Lines of UTF-8 as text, whatever the terminal's encoding is.
-
-    Raises:
-        ConfigError: a line is not UTF-8; names it.
-        OSError: it cannot be read; names it.
-    """
+    """Lines of UTF-8 as text, whatever the terminal's encoding is; errors name `where`."""
     with process.naming(where):
         for number, line in enumerate(lines, start=1):
             try:

@@ -30,12 +30,8 @@ class Target:
 class AttackFile:
     """A JSON file that is whole after every example, so that an attack goes on where it stopped.
 
-    Args:
-        path: of the file; one of an earlier start is read, and its records are `examples`.
-        header: what determines the outcomes: the run, the recipe, the split, the seed.
-
-    Raises:
-        ConfigError: the file is damaged, or holds another attack.
+    The records of an earlier start are read. The header says what determines the outcomes; raises
+    ConfigError if the file is damaged, or holds another attack.
     """
 
     def __init__(self, path: pathlib.Path, header: dict[str, Any]) -> None:
@@ -66,11 +62,7 @@ class AttackFile:
 
 
 def read_attack(path: pathlib.Path) -> dict[str, Any]:
-    """The content of an attack's file.
-
-    Raises:
-        ConfigError: it is no such file.
-    """
+    """The content of an attack's file; raises ConfigError if it is none."""
     try:
         content = read_json(path)
     except (OSError, CheckpointError) as error:
@@ -113,11 +105,8 @@ def run_attacks(
 ) -> Iterator[dict[str, Any]]:
     """Attacks one example after the other, those that the file holds left out.
 
-    Args:
-        targets: in the order of the attack.
-        attack: makes a record of an example: "outcome", "queries" and what else there is to say.
-        file: where each record goes before it is yielded.
-        count: of attacks to come to; skipped examples are none. 0 for all examples.
+    Yields what `attack` makes of each target ("outcome", "queries", ...) once it is in the file,
+    until there are `count` attacks there; skipped examples are none. 0 is for all targets.
     """
     for target in targets[len(file.examples) :]:
         if count and file.attacks >= count:

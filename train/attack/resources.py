@@ -53,11 +53,7 @@ CATEGORIES = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
 
 def import_textattack() -> Any:
-    """TextAttack, after the stop words that it wants when it is imported.
-
-    Raises:
-        ConfigError: it is not installed, or there are no stop words.
-    """
+    """TextAttack, after the stop words that it wants; raises ConfigError if either is missing."""
     if importlib.util.find_spec("textattack") is None:
         raise ConfigError(f"textattack is not installed. {INSTALL}")
     require_nltk("corpora/stopwords")
@@ -69,11 +65,7 @@ def import_textattack() -> Any:
 
 
 def require_nltk(path: str) -> None:
-    """Makes sure that NLTK's folder has a path, by downloading it if need be.
-
-    Raises:
-        ConfigError: it is not there, and cannot be downloaded.
-    """
+    """Makes sure that NLTK's folder has a path, by downloading it, else by a ConfigError."""
     import nltk
 
     wordnet = path == WORDNET

@@ -39,11 +39,8 @@ class AttackTable:
 def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
     """Puts the attacks on runs side by side, per experiment, split and recipe.
 
-    Args:
-        folders: of runs or sweeps, searched for attack-*.json at any depth.
-
-    Raises:
-        ConfigError: there are none, a file is damaged, or a seed was attacked twice.
+    The folders, of runs or sweeps, are searched for attack-*.json at any depth. Raises ConfigError
+    if there are none, a file is damaged, or a seed was attacked twice.
     """
     paths = sorted({path for folder in folders for path in folder.rglob("attack-*.json")})
     if not paths:

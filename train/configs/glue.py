@@ -89,13 +89,8 @@ def get_config(arg: str = "mrpc") -> ConfigDict:
     config.eval.mmd_split = validation[0]
     config.eval.mmd_bandwidth = 8.0  # the root of the head's dimension: tokens lie so far apart
     if model == "minilm":
-        _minilm(config, task)
+        examples = MINILM_EXAMPLES[task]
+        use_minilm(config, examples, epochs=4 if examples < 200 * 32 else 2)
+        config.data.train_examples = examples if task == "sst2" else 0
+        config.data.both_orders = GLUE[task].symmetric
     return config
-
-
-def _minilm(config: ConfigDict, task: str) -> None:
-    """What MiniLM trains on: on SST-2 a part, and pairs in both orders where that may be."""
-    examples = MINILM_EXAMPLES[task]
-    use_minilm(config, examples, epochs=4 if examples < 200 * 32 else 2)
-    config.data.train_examples = examples if task == "sst2" else 0
-    config.data.both_orders = GLUE[task].symmetric

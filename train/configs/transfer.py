@@ -69,7 +69,13 @@ def get_config(arg: str = "sentiment") -> ConfigDict:
     config.train.checkpoint_every = config.eval.every = epoch
     config.eval.mmd_bandwidth = 8.0  # as for GLUE
     if model == "minilm":
-        _minilm(config, name)
+        # As for GLUE; reviews are long, so that sentiment reads more of them.
+        sentiment = name == "sentiment"
+        use_minilm(config, SENTIMENT_SUBSET if sentiment else TRAIN_EXAMPLES[name], epochs=2)
+        if sentiment:
+            config.data.train_examples = SENTIMENT_SUBSET
+            config.data.max_length = 256
+            config.data.buckets = (*config.data.buckets, 192, 256)
 
     config.train.keep_checkpoints = 1
     reported = ("test", *(corpus.name for corpus in DOMAINS[name].targets))
@@ -77,13 +83,3 @@ def get_config(arg: str = "sentiment") -> ConfigDict:
     config.eval.report = tuple(f"{split}/{metric}" for split in reported for metric in METRICS)
     config.eval.temperature_split = "validation"
     return config
-
-
-def _minilm(config: ConfigDict, name: str) -> None:
-    """As for GLUE; reviews are long, so that sentiment reads more of them."""
-    sentiment = name == "sentiment"
-    use_minilm(config, SENTIMENT_SUBSET if sentiment else TRAIN_EXAMPLES[name], epochs=2)
-    if sentiment:
-        config.data.train_examples = SENTIMENT_SUBSET
-        config.data.max_length = 256
-        config.data.buckets = (*config.data.buckets, 192, 256)

@@ -217,11 +217,7 @@ def ordered_batches(
 ) -> Iterator[Batch]:
     """Every example once, in order, in batches of `batch_size` rows: the last one is padded.
 
-    Arguments as of `shuffled_batches`; mask is False in the padding.
-
-    Raises:
-        ConfigError: the batch size is below one.
-        ValueError: there are no examples.
+    Arguments and errors as of `shuffled_batches`; mask is False in the padding.
     """
     examples = _common_length(arrays)
     if batch_size < 1:

@@ -286,7 +286,12 @@ class OwnTexts(LabelledTexts):
         lengths = self.tokenized("train").lengths.copy()
         cut = np.flatnonzero(lengths >= self.max_length)  # or just as long as is allowed
         if cut.size:
-            lengths[cut] = self._uncut_lengths(train.take(cut).columns)
+            uncut: list[int] = []
+            for part in chunks(train.take(cut).columns):
+                inputs = list(zip(*part, strict=True)) if len(part) > 1 else list(part[0])
+                encodings = self.text_tokenizer.backend.encode_batch_fast(inputs)
+                uncut += [len(encoding.ids) for encoding in encodings]
+            lengths[cut] = uncut
         middle, most = (int(x) for x in np.quantile(lengths, (0.5, 0.9), method="inverted_cdf"))
         longer = (lengths > self.max_length).mean()
         return (
@@ -294,14 +299,6 @@ class OwnTexts(LabelledTexts):
             f"the longest {lengths.max()}. {longer:.1%} are longer than data.max_length, "
             f"{self.max_length}, and are truncated."
         )
-
-    def _uncut_lengths(self, columns: Sequence[Sequence[str]]) -> list[int]:
-        found: list[int] = []
-        for part in chunks(columns):
-            inputs = list(zip(*part, strict=True)) if len(part) > 1 else list(part[0])
-            encodings = self.text_tokenizer.backend.encode_batch_fast(inputs)
-            found += [len(encoding.ids) for encoding in encodings]
-        return found
 
     def _copies(self) -> list[str]:
         said = []

@@ -13,7 +13,7 @@ from train.registry import ConfigError
 
 
 def prepared_builder(name: str, module: str, folder: str = "") -> Any:
-    """A data set of tensorflow-datasets that lies prepared on disk.
+    """A data set of tensorflow-datasets that lies prepared on disk, for random access.
 
     Args:
         name: such as "glue/mrpc".
@@ -21,10 +21,6 @@ def prepared_builder(name: str, module: str, folder: str = "") -> Any:
             without that, TFDS looks it up in a way that needs TensorFlow.
         folder: TFDS' data_dir; "" means $ALIGN_JAX_DATA/tfds or, without that variable, TFDS' own
             default.
-
-    Raises:
-        ConfigError: it is not prepared for random access, or tensorflow-datasets is not installed;
-            says which command does that.
     """
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     folder = str(data_folder(folder, "tfds", default))

@@ -96,9 +96,6 @@ def read_rows(path: Path, columns: Mapping[str, str], problems: Problems) -> lis
         columns: those to read, each by what names it, for messages: {"data.text": "review"}.
         problems: what is wrong with a row is added to these, and the row left out.
 
-    Raises:
-        ConfigError: the file cannot be read, has no rows, or lacks a column.
-
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -39,9 +39,6 @@ class PretrainedTextConfig:
         head: "classification", "regression", "multiple_choice" or "span"; from the data.
         num_labels: number of classes; from the data.
         tokenizer: the data's, which must be the checkpoint's; None is not checked.
-
-    Raises:
-        ValueError: an unknown head, or adapters out of range.
     """
 
     pretrained: str = "albert/albert-base-v2"

@@ -119,7 +119,10 @@ def _report(
     overview = Section("Overview", tables=[table], missing=list(notes))
     output = workdir / "report"
     with console.status("writing the report") as status:
-        say = lambda title: status.update(f"writing the report: {title}")  # noqa: E731
+
+        def say(title: str) -> None:
+            status.update(f"writing the report: {title}")
+
         write_report(begun, output, overview=overview, say=say)
     console.print(f"Report: {output / PAGE}\nTables: {output / TEXT}")
 
@@ -134,17 +137,14 @@ def _reproduce(options: argparse.Namespace) -> None:
     options.workdir = place_of(options.workdir, "--workdir")
     cli.keep_logs_short()
     cli.use_compilation_cache()
-    entries = _chosen([name for name in options.only.split(",") if name])
-    options.workdir.mkdir(parents=True, exist_ok=True)
-    with locked(options.workdir):
-        reproduce(entries, options.workdir, rich.console.Console(), options.budget)
-
-
-def _chosen(names: Sequence[str]) -> list[Entry]:
-    known = [entry.name for entry in ENTRIES]
+    known = {entry.name: entry for entry in ENTRIES}
+    names = [name for name in options.only.split(",") if name] or list(known)
     for name in names:
         check_known("--only names", name, known)
-    return [entry for entry in ENTRIES if not names or entry.name in names]
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    with locked(options.workdir):
+        entries = [entry for entry in ENTRIES if entry.name in names]
+        reproduce(entries, options.workdir, rich.console.Console(), options.budget)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

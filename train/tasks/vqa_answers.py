@@ -120,10 +120,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Of ten people, 0, 1, 2, 3 and more who agree give 0, 0.3, 0.6, 0.9 and 1. If all gave the same
     answer, letter for letter, nothing is normalised: such an answer may be a text in the picture.
 
-    Args:
-        prediction: the answer to judge.
-        answers: what the people asked said, ten of them in VQA v2.
-
     Raises:
         ValueError: there are fewer than two answers, so that leaving one out leaves none.
 
@@ -146,10 +142,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def corpus_accuracy(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The mean of `vqa_accuracy` over questions.
-
-    Raises:
-        ValueError: there are no questions, or not as many references as predictions.
+    """The mean of `vqa_accuracy` over questions, of which there must be one at least.
 
     Example:
         >>> corpus_accuracy(["yes", "red"], [["yes"] * 10, ["blue"] * 10])
