@@ -165,6 +165,21 @@ _DATA: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "train/data/base.py",
+        "tests/train/data/test_squad.py",
+        (
+            "what-one-method-keeps-is-anothers",
+            'setdefault(f"_kept_{method.__name__}", {})',
+            'setdefault("_kept", {})',
+        ),
+    ),
+    *faults(
+        "train/registry.py",
+        "tests/train/data/test_glue.py",
+        ("an-unknown-name-is-told-no-nearer-one", "near = nearest(name, known)", 'near = ""'),
+        ("any-name-is-known", "if name not in known:", "if not known:"),
+    ),
+    *faults(
         "train/data/text.py",
         "tests/train/data/test_text.py",
         (
