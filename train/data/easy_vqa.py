@@ -32,9 +32,9 @@ class EasyVQA(VisualQuestions):
     Batches as in `VisualQuestions`. The regions are square patches, by rows of the picture, each
     pixel by pixel, with a fourth channel beside red, green and blue (see `add_contrast`). A channel
     has mean 0 and variance 1 over all pixels of the training split's pictures, so noise of variance
-    1 is as strong as the picture. Ids count the questions for
-    training and validation, then those for testing, in the order of the files. `references` says
-    of each answer that ten people gave it, so the official accuracy is the plain one.
+    1 is as strong as the picture. Ids count the questions for training and validation, then those
+    for testing, in the order of the files. `references` says of each answer that ten people gave
+    it, so the official accuracy is the plain one.
 
     Attributes:
         folder: that holds answers.txt, train/ and test/; "" means the installed package
