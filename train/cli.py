@@ -216,9 +216,9 @@ def _with_found_config(argv: Sequence[str]) -> list[str]:
     """The arguments, with the config in one of them, and its file where `find_config` finds it."""
     found: list[str] = []
     for argument in argv:
-        joined = (
-            f"{found.pop()}={argument}" if found[-1:] in (["--config"], ["-config"]) else argument
-        )
+        joined = argument
+        if found[-1:] in (["--config"], ["-config"]):
+            joined = f"{found.pop()}={argument}"
         if match := CONFIG_OPTION.fullmatch(joined):
             kind = "" if match[3] is None else f":{match[3]}"
             joined = f"{match[1]}={find_config(match[2])}{kind}"

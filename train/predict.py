@@ -200,8 +200,15 @@ def export(
     part = folder / f".{os.getpid()}"  # what could not be written whole is not left behind
     try:
         with process.naming(folder):
-            said: dict[str, Any] = {"label_names": names, "card": card, "stablehlo": stablehlo}
-            save(part, state.model, params, tokenizer, **said)
+            save(
+                part,
+                state.model,
+                params,
+                tokenizer,
+                label_names=names,
+                card=card,
+                stablehlo=stablehlo,
+            )
             for file in part.iterdir():
                 os.replace(file, folder / file.name)
     except (PretrainedError, ImportError) as error:
