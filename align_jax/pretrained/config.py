@@ -79,13 +79,9 @@ def from_json(values: Mapping[str, Any], source: str, **options: Any) -> Encoder
         source: the file, for messages.
         **options: fields of the configuration that override it; None leaves the file's value.
 
-    Returns:
-        A `BertConfig` or an `AlbertConfig`.
-
     Raises:
-        PretrainedError: the model type or one of its options is not supported, or a value is out
-            of range.
-        ValueError: one of the options that override is out of range.
+        PretrainedError: the file describes no model that is supported.
+        ValueError: one of the options is out of range.
     """
     named = values.get("model_type")
     kind = named.removeprefix(OWN_PREFIX) if isinstance(named, str) else None
@@ -139,16 +135,7 @@ def labels_in(values: Mapping[str, Any]) -> int:
 
 
 def label_names_in(values: Mapping[str, Any], labels: int, source: str) -> tuple[str, ...]:
-    """The names of a checkpoint's classes in order; none where they are only numbered.
-
-    Args:
-        values: config.json's content.
-        labels: how many classes the model has.
-        source: the file, for messages.
-
-    Raises:
-        PretrainedError: they are not one name for each class from 0 on.
-    """
+    """The names of a checkpoint's classes in order; none where they are only numbered."""
     names = values.get("id2label")
     if not isinstance(names, Mapping) or not names:
         return ()
@@ -169,16 +156,7 @@ def numbered_labels(labels: int) -> tuple[str, ...]:
 
 
 def problem_in(values: Mapping[str, Any], labels: int, source: str) -> str:
-    """What kind of problem a checkpoint's classifier solves; "" where its labels say it.
-
-    Args:
-        values: config.json's content.
-        labels: how many labels the model has.
-        source: the file, for messages.
-
-    Raises:
-        PretrainedError: `transformers` knows no such problem.
-    """
+    """What kind of problem a checkpoint's classifier solves; "" where its labels say it."""
     problem = values.get("problem_type") or usual_problem(labels)
     if problem not in PROBLEMS:
         raise PretrainedError(
@@ -199,21 +177,13 @@ def to_json(
     label_names: Sequence[str] | None,
     problem: str | None,
 ) -> dict[str, Any]:
-    """A config.json that `transformers` understands.
+    """A config.json that `transformers` understands, for its class `architecture`.
 
-    Args:
-        config: the model's configuration.
-        architecture: name of the class in `transformers` that the file is for.
-        label_names: names of the labels in order; None for a model without labels.
-        problem: one of `PROBLEMS`, if it has any.
-
-    Returns:
-        The file's content. Alignment, dtype of the computation, remat and scan_layers are not part
-        of it.
+    Without label names or a problem, it is of a model that has none. Alignment, dtype of the
+    computation, remat and scan_layers are not part of it.
     """
     kind = model_type(config)
-    fields = dataclasses.asdict(dataclasses.replace(config, alignment=None))
-    values = {key: fields[field] for field, key in KEYS[kind].items()}
+    values = {key: getattr(config, field) for field, key in KEYS[kind].items()}
     values.update(
         model_type=kind,
         architectures=[architecture],

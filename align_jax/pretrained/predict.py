@@ -42,33 +42,10 @@ def predict(
     model: nn.Module,
     params: Mapping[str, Any],
     tokenizer: Tokenizer,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None = None,
-    *,
-    batch_size: int = 32,
-    max_length: int | None = None,
+    tokens: Sequence[Tokens],
+    batch_size: int,
 ) -> list[Prediction]:
-    """Labels texts or pairs; see `Pretrained.predict`, which calls this.
-
-    Args:
-        model: a `SequenceClassifier`.
-        params: its "params" collection, with or without alignment networks.
-        tokenizer: its tokenizer.
-        texts: the texts, or the first of each pair.
-        pairs: the second of each pair.
-        batch_size: how many go through the model at once.
-        max_length: in tokens; what is longer is truncated. None takes what it was trained with.
-
-    Returns:
-        One prediction for each text, in order.
-
-    Raises:
-        ValueError: the model is no classifier, a text is none, a number is out of range, or the
-            model's output is not finite.
-
-    Example:
-        See `Pretrained.predict`.
-    """
+    """What a model says of tokenised texts: see `Pretrained.predict`, which calls this."""
     if not isinstance(model, SequenceClassifier):
         raise ValueError(
             f"predict() is for classification and regression, got a {type(model).__name__}. Apply "
@@ -82,7 +59,6 @@ def predict(
             f"predict() gives one score for each text, and this is a regression of {model.labels}. "
             "Apply the model to a batch of `tokenizer.encode`."
         )
-    tokens = tokenizer.tokenize(texts, pairs, max_length=max_length)
     outputs = np.zeros((len(tokens), model.labels))
     # Texts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(tokens)), key=lambda place: len(tokens[place].input_ids))

@@ -32,7 +32,7 @@ from align_jax.pretrained.config import (
 )
 from align_jax.pretrained.convert import reconfigured, to_tensors
 from align_jax.pretrained.errors import PretrainedError, require
-from align_jax.pretrained.forms import ALIGNMENT, BIN, OWN_SAFETENSORS, SAFETENSORS
+from align_jax.pretrained.files import ALIGNMENT, BIN, OWN_SAFETENSORS, SAFETENSORS
 from align_jax.pretrained.own_class import MODULE, class_name, source
 from align_jax.pretrained.stablehlo import STABLEHLO, export_stablehlo
 from align_jax.pretrained.tokenizer import Tokenizer

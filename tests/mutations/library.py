@@ -864,9 +864,13 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
-        "align_jax/pretrained/forms.py",
+        "align_jax/pretrained/files.py",
         "tests/pretrained/test_load.py",
-        ("an-adapter-is-left-out", "if (folder / file).is_file():", "if (folder / file).is_dir():"),
+        (
+            "an-adapter-is-left-out",
+            "(folder / name).is_file(), _ADAPTERS",
+            "(folder / name).is_dir(), _ADAPTERS",
+        ),
     ),
     *faults(
         "align_jax/pretrained/windows.py",
