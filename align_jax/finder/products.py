@@ -21,12 +21,15 @@ from align_jax.finder.value import (
     Score,
     Value,
     along_all,
-    bare,
     feeding_leaf,
     is_copy,
     plain,
     without_roles,
 )
+
+# For each axis of a product the numbers of the operands' axes that it comes from; None for one that
+# has no part in it.
+Pairs = list[tuple[int | None, int | None]]
 
 
 class Products(AxisRules):
@@ -44,19 +47,17 @@ class Products(AxisRules):
         """The result of a product of two arrays."""
         left, right = operands
         (sums_left, sums_right), (shared_left, shared_right) = eqn.params["dimension_numbers"]
-        free_left = [i for i in range(len(left.axes)) if i not in (*sums_left, *shared_left)]
-        free_right = [i for i in range(len(right.axes)) if i not in (*sums_right, *shared_right)]
-        shared = [
-            ax.merged([(left.axes[i],), (right.axes[j],)])[0]
-            for i, j in zip(shared_left, shared_right, strict=True)
+        pairs: Pairs = [
+            *zip(shared_left, shared_right, strict=True),
+            *((i, None) for i in range(len(left.axes)) if i not in (*sums_left, *shared_left)),
+            *((None, i) for i in range(len(right.axes)) if i not in (*sums_right, *shared_right)),
         ]
-        axes = (
-            *shared,
-            *(left.axes[i] for i in free_left),
-            *(right.axes[i] for i in free_right),
-        )
+        both = [
+            [(v.axes[i],) for v, i in zip(operands, pair, strict=True) if i is not None]
+            for pair in pairs
+        ]
         value = Value(
-            tuple(axes),
+            tuple(ax.merged(one)[0] for one in both),
             data=left.data or right.data,
             # A parameter times another is none any more; data times one is data.
             computed=True,
@@ -68,101 +69,64 @@ class Products(AxisRules):
         read = self.read_out(eqn, operands, value)
         if read is not None:
             return read
-        return self.product(
-            (Ref(path, eqn.invars[0]), left),
-            (Ref(path, eqn.invars[1]), right),
-            list(zip(shared_left, shared_right, strict=True)),
-            free_left,
-            free_right,
-            value,
-            names,
-        )
+        refs = [Ref(path, atom) for atom in eqn.invars]
+        return self.product((refs[0], left), (refs[1], right), pairs, value, names)
 
     def product(
         self,
         left: tuple[Ref, Value],
         right: tuple[Ref, Value],
-        shared: list[tuple[int, int]],
-        free_left: list[int],
-        free_right: list[int],
+        pairs: Pairs,
         value: Value,
         names: str,
-        order: Sequence[tuple[str, int]] | None = None,
     ) -> Value:
         """A product that may be one of queries and keys: notes it, and marks the result's axes."""
-        on_left, on_right = left[1], right[1]
+        values = left[1], right[1]
+        shared = [pair for pair in pairs if None not in pair]
+        known = all(v.data or v.computed for v in values)
         plain = dataclasses.replace(value, axes=without_roles(value.axes))
-        known = (on_left.data or on_left.computed) and (on_right.data or on_right.computed)
-        if not known and not (shared and (on_left.data or on_right.data)):
+        if not known and not (shared and any(v.data for v in values)):
             return plain  # a layer: data with its weights
-        summed = len(on_left.axes) - len(shared) - len(free_left)
+        summed = len(left[1].axes) - sum(i is not None for i, _ in pairs)
         if not summed or any(program.is_literal(ref.var) for ref, _ in (left, right)):
             return plain
-        numbers = itertools.count()
+        numbers, product = itertools.count(), len(self.products)
         factors: dict[int, tuple[str, Factor, Factor]] = {}
-        left_axes: list[ax.Axis] = [bare(axis) for axis in on_left.axes]
-        right_axes: list[ax.Axis] = [bare(axis) for axis in on_right.axes]
-        left_numbers: list[tuple[int | None, ...]] = [(None,) * len(axis) for axis in left_axes]
-        right_numbers: list[tuple[int | None, ...]] = [(None,) * len(axis) for axis in right_axes]
-        number_of = len(self.products)
-        marked: dict[tuple[str, int], ax.Axis] = {}
-        for position, (i, j) in enumerate(shared):
-            pair = ax.common(left_axes[i], right_axes[j])
-            if pair is None:
-                whole = (ax.merged([(left_axes[i],), (right_axes[j],)])[0],) * 2
-                if len(whole[0]) != 1:
-                    size = ax.size(whole[0])
-                    whole = (self.fresh(size, Kind.UNKNOWN),) * 2
-                pair = whole
-            left_axes[i], right_axes[j] = pair
-            taken = tuple(next(numbers) for _ in pair[0])
-            left_numbers[i] = right_numbers[j] = taken
-            result = []
-            for n, a, b in zip(taken, *pair, strict=True):
-                factors[n] = (SHARED, a, b)
+        axes = [list(without_roles(v.axes)) for v in values]
+        numbered: list[list[Any]] = [[(None,) * len(axis) for axis in own] for own in axes]
+        result: list[ax.Axis] = [()] * len(pairs)
+        sides = [RIGHT if i is None else LEFT if j is None else SHARED for i, j in pairs]
+        for place in sorted(range(len(pairs)), key=lambda p: (SHARED, LEFT, RIGHT).index(sides[p])):
+            side, pair = sides[place], pairs[place]
+            both = [own[i] for own, i in zip(axes, pair, strict=True) if i is not None]
+            if side == SHARED:
+                both = list(ax.common(*both) or self.torn(*both))
+            made = [next(numbers) for _ in both[0]]
+            for i, own, taken, axis in zip(pair, axes, numbered, (both[0], both[-1]), strict=True):
+                if i is not None:
+                    own[i], taken[i] = axis, tuple(made)
+            marked = []
+            for n, a, b in zip(made, both[0], both[-1], strict=True):
                 best = a if (a.kind, a.origin is not None) >= (b.kind, b.origin is not None) else b
-                if best.kind == Kind.CONSTANT:  # copies of samples are samples, of heads heads
-                    believed = max(ax.kind(pair[0]), ax.kind(pair[1]))
-                    best = dataclasses.replace(best, kind=believed)
-                    factors[n] = (SHARED, best, best)
-                result.append(dataclasses.replace(best, role=Role(number_of, SHARED, n)))
-            marked[SHARED, position] = tuple(result)
-        for side, free, all_axes, all_numbers in (
-            (LEFT, free_left, left_axes, left_numbers),
-            (RIGHT, free_right, right_axes, right_numbers),
-        ):
-            for position, i in enumerate(free):
-                taken = tuple(next(numbers) for _ in all_axes[i])
-                all_numbers[i] = taken
-                for n, factor in zip(taken, all_axes[i], strict=True):
-                    factors[n] = (side, factor, factor)
-                marked[side, position] = tuple(
-                    dataclasses.replace(factor, role=Role(number_of, side, n))
-                    for n, factor in zip(taken, all_axes[i], strict=True)
-                )
-        self.products.append(
-            Product(
-                left,
-                right,
-                (
-                    Operand(left[0], tuple(left_axes), tuple(left_numbers), on_left.scale),
-                    Operand(right[0], tuple(right_axes), tuple(right_numbers), on_right.scale),
-                ),
-                factors,
-                names,
-                [],
-                self.scans,
-            )
+                factors[n] = (side, a, b)
+                if side == SHARED and best.kind == Kind.CONSTANT:
+                    # Copies of samples are samples, of heads heads.
+                    best = dataclasses.replace(best, kind=max(map(ax.kind, both)))
+                    factors[n] = (side, best, best)
+                marked.append(dataclasses.replace(best, role=Role(product, side, n)))
+            result[place] = tuple(marked)
+        query, key = (
+            Operand(ref, tuple(own), tuple(taken), v.scale)
+            for (ref, v), own, taken in zip((left, right), axes, numbered, strict=True)
         )
-        if order is None:
-            order = [
-                *((SHARED, i) for i in range(len(shared))),
-                *((LEFT, i) for i in range(len(free_left))),
-                *((RIGHT, i) for i in range(len(free_right))),
-            ]
-        return dataclasses.replace(
-            value, axes=tuple(marked[place] for place in order), score=Score(number_of)
-        )
+        self.products.append(Product(left, right, (query, key), factors, names, [], self.scans))
+        return dataclasses.replace(value, axes=tuple(result), score=Score(product))
+
+    def torn(self, left: ax.Axis, right: ax.Axis) -> tuple[ax.Axis, ax.Axis]:
+        """An axis of both operands whose factors do not fit together, as one factor."""
+        whole = ax.merged([(left,), (right,)])[0]
+        whole = whole if len(whole) == 1 else self.fresh(ax.size(whole), Kind.UNKNOWN)
+        return whole, whole
 
     def outer_product(
         self, value: Value, eqn: Any, operands: list[Value], path: tuple[int, ...]
@@ -189,33 +153,23 @@ class Products(AxisRules):
         if value.outer is None:
             return None
         left, right = value.outer
-        shared: list[tuple[int, int]] = []
-        free_left: list[int] = []
-        free_right: list[int] = []
-        order: list[tuple[str, int]] = []
-        for i, (a, b) in enumerate(zip(left[1].axes, right[1].axes, strict=True)):
-            if i in eqn.params["axes"]:
-                if is_copy(a) or is_copy(b):
-                    return None
-            elif is_copy(a) and not is_copy(b):
-                order.append((RIGHT, len(free_right)))
-                free_right.append(i)
-            elif is_copy(b) and not is_copy(a):
-                order.append((LEFT, len(free_left)))
-                free_left.append(i)
-            else:
-                order.append((SHARED, len(shared)))
-                shared.append((i, i))
-        if not (free_left and free_right):
+        pairs: Pairs = []
+        for i, axes in enumerate(zip(left[1].axes, right[1].axes, strict=True)):
+            one, other = map(is_copy, axes)
+            if i not in eqn.params["axes"]:
+                alike = one == other
+                pairs.append((i if other or alike else None, i if one or alike else None))
+            elif one or other:
+                return None
+        if not all(any(pair[side] is None for pair in pairs) for side in (0, 1)):
             return None
-        left, right = (
-            (ref, dataclasses.replace(v, axes=tuple(
-                () if i in others else axis for i, axis in enumerate(v.axes)
-            )))
-            for (ref, v), others in ((left, free_right), (right, free_left))
-        )  # fmt: skip
+        ends = []
+        for side, (ref, v) in enumerate(value.outer):
+            others = {pair[1 - side] for pair in pairs if pair[side] is None}
+            axes = tuple(() if i in others else axis for i, axis in enumerate(v.axes))
+            ends.append((ref, dataclasses.replace(v, axes=axes)))
         result = dataclasses.replace(result, computed=True, leaf=feeding_leaf(left[1], right[1]))
-        return self.product(left, right, shared, free_left, free_right, result, names, order)
+        return self.product(ends[0], ends[1], pairs, result, names)
 
     def score(
         self, name: str, eqn: Any, operands: list[Value], value: Value, path: tuple[int, ...]

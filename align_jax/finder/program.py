@@ -1,10 +1,10 @@
 """Reading jaxprs, the same way for every version of JAX."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 # Where a program calls another one: the parameter of the equation that holds it.
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
@@ -31,6 +31,13 @@ def inner(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
         if hasattr(eqn.params.get(name), "eqns") or hasattr(eqn.params.get(name), "jaxpr"):
             return opened(eqn.params[name])
     return None
+
+
+def held_by(eqn: Any) -> tuple[Any, Sequence[Any]]:
+    """`inner` of an equation that is known to hold a program."""
+    held = inner(eqn)
+    assert held is not None
+    return held
 
 
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
@@ -71,24 +78,31 @@ def is_literal(atom: Any) -> bool:
     return isinstance(atom, Literal)
 
 
-def run(jaxpr: Any, eqns: Sequence[Any], values: dict[Any, Any], results: Sequence[Any]) -> None:
-    """Runs some equations of a jaxpr, and puts the results that are asked for into `values`.
+def value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
+    """The value of an operand."""
+    return atom.val if is_literal(atom) else values[atom]
+
+
+def read_by(atoms: Sequence[Any]) -> set[Any]:
+    """The variables among some operands."""
+    return {atom for atom in atoms if not is_literal(atom)}
+
+
+def run(jaxpr: Any, eqns: Sequence[Any], values: dict[Any, Any], wanted: Collection[Any]) -> None:
+    """Runs some equations of a jaxpr, and puts the results that are wanted into `values`.
 
     Args:
       jaxpr: the whole program.
       eqns: a stretch of its equations.
       values: of every variable that the stretch reads and does not make.
-      results: variables that the stretch makes.
+      wanted: variables, some of which the stretch makes.
     """
-    if not results:
-        return
-    made = {var for eqn in eqns for var in eqn.outvars}
-    read = dict.fromkeys(
-        atom for eqn in eqns for atom in eqn.invars if isinstance(atom, Var) and atom not in made
-    )
+    made = dict.fromkeys(var for eqn in eqns for var in eqn.outvars)
+    read = [var for eqn in eqns for var in read_by(eqn.invars) if var not in made]
+    inputs, results = list(dict.fromkeys(read)), [var for var in made if var in wanted]
     effects = set().union(*(eqn.effects for eqn in eqns))
     stretch = jaxpr.replace(
-        constvars=[], invars=list(read), outvars=list(results), eqns=list(eqns), effects=effects
+        constvars=[], invars=inputs, outvars=results, eqns=list(eqns), effects=effects
     )
-    outputs = jaxpr_as_fun(ClosedJaxpr(stretch, ()))(*(values[var] for var in read))
-    values.update(zip(results, outputs, strict=True))
+    outputs = jaxpr_as_fun(ClosedJaxpr(stretch, ()))(*(values[var] for var in inputs))
+    values |= zip(results, outputs, strict=True)

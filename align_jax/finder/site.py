@@ -2,7 +2,9 @@
 
 import dataclasses
 import enum
+import functools
 import math
+import operator
 from collections.abc import Hashable, Mapping
 
 import jax.numpy as jnp
@@ -37,69 +39,46 @@ class Steps(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """Queries or keys, as they enter their product.
-
-    Attributes:
-      ref: the value in the program.
-      axes: of the array; one along which it does not change has no factors.
-      numbers: for every factor its number in the product; None if the product sums over it.
-      scale: the number that the program has multiplied it by.
-    """
+    """Queries or keys, as they enter their product."""
 
     ref: Ref
-    axes: Axes
-    numbers: tuple[tuple[int | None, ...], ...]
-    scale: float = 1.0
+    axes: Axes  # of the array; one along which it does not change has no factors
+    numbers: tuple[
+        tuple[int | None, ...], ...
+    ]  # of each factor in the product; None if summed over
+    scale: float = 1.0  # the number that the program has multiplied it by
 
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """What blocks pairs of tokens.
+    """What blocks pairs of tokens: a value of the logits' shape.
 
-    Attributes:
-      ref: the value in the program, of the logits' shape.
-      kind: "keep" or "block" for a predicate, "bias" for what is added to the logits, "subtracted"
-        for what is taken off them, "factor" for what their exponentials are multiplied by.
-      axes: of the logits.
-      constant: for every axis, whether the mask does not change along it.
-      other: what stands in the place of a logit that a predicate blocks; None if that is known to
-        be far below 0.
+    Of the kinds "keep" and "block" it is a predicate, of "bias" it is added to the logits, of
+    "subtracted" taken off them, and of "factor" their exponentials are multiplied by it.
     """
 
     ref: Ref
     kind: str
-    axes: Axes
-    constant: tuple[bool, ...]
+    axes: Axes  # of the logits
+    constant: tuple[bool, ...]  # for every axis, whether the mask does not change along it
+    # What stands in the place of a blocked logit; None if that is known to be far below 0.
     other: Ref | None = None
 
 
 @dataclasses.dataclass
 class Site:
-    """An attention in a program.
+    """An attention in a program."""
 
-    Attributes:
-      name: the path of the module, or of the parameters, that queries and keys come from.
-      query: its queries.
-      key: its keys.
-      parts: what each factor of the product counts, by the factor's number.
-      order: where it stands among those of its part, by its number.
-      masks: what blocks pairs of tokens.
-      self_attention: whether queries and keys are the same tokens.
-      calls: equal for two calls of one attention, which share their networks.
-      scans: of every scan around it, outermost first: its length, and what its steps are.
-      kernel: the kernel that computes it, if one does.
-    """
-
-    name: str
+    name: str  # the path of the module, or of the parameters, that queries and keys come from
     query: Operand
     key: Operand
-    parts: Mapping[int, Part]
-    order: Mapping[int, int]
+    parts: Mapping[int, Part]  # what each factor of the product counts, by the factor's number
+    order: Mapping[int, int]  # where it stands among those of its part, by its number
     masks: tuple[Mask, ...]
-    self_attention: bool
-    calls: Hashable
-    scans: tuple[tuple[int, Steps], ...] = ()
-    kernel: str = ""
+    self_attention: bool  # whether queries and keys are the same tokens
+    calls: Hashable  # equal for two calls of one attention, which share their networks
+    scans: tuple[tuple[int, Steps], ...] = ()  # around it, outermost first: lengths and steps
+    kernel: str = ""  # that computes it, if one does
 
     @property
     def refs(self) -> set[Ref]:
@@ -131,30 +110,29 @@ class Site:
         query = self._laid_out(self.query, Part.QUERY, values)
         key = self._laid_out(self.key, Part.KEY, values)
         samples = max(query.shape[0], key.shape[0])
-        _, queries, heads, own, features = query.shape
-        keys, others = key.shape[1], key.shape[3]
         # Heads that share keys each have queries of their own, and the same keys.
-        count = heads * own * others
-        query = jnp.broadcast_to(
-            query[:, :, :, :, None], (samples, queries, heads, own, others, features)
-        ).reshape(samples, queries, count, features)
-        key = jnp.broadcast_to(
-            key[:, :, :, None], (samples, keys, heads, own, others, features)
-        ).reshape(samples, keys, count, features)
+        query, key = query[:, :, :, :, None], key[:, :, :, None]
+        split = (
+            *query.shape[2:4],
+            *key.shape[4:],
+        )  # heads, those of queries, those of keys, features
+        query, key = (
+            jnp.broadcast_to(x, (samples, x.shape[1], *split)).reshape(
+                samples, x.shape[1], -1, split[-1]
+            )
+            for x in (query, key)
+        )
         if not self.masks:
             return query, key, None, None
-        allowed = self._pairs(self.masks[0], values)
-        for mask in self.masks[1:]:
-            allowed &= self._pairs(mask, values)
-        query_mask, key_mask = token_masks(
-            allowed, queries, keys, self_attention=self.self_attention
+        allowed = functools.reduce(
+            operator.and_, (self._pairs(mask, values) for mask in self.masks)
         )
-        return (
-            query,
-            key,
-            jnp.broadcast_to(query_mask, (samples, queries)),
-            jnp.broadcast_to(key_mask, (samples, keys)),
+        sizes = query.shape[1], key.shape[1]
+        masks = token_masks(allowed, *sizes, self_attention=self.self_attention)
+        query_mask, key_mask = (
+            jnp.broadcast_to(mask, (samples, n)) for mask, n in zip(masks, sizes, strict=True)
         )
+        return query, key, query_mask, key_mask
 
     def _part_sizes(self, operand: Operand) -> dict[Part, int]:
         sizes = dict.fromkeys(Part, 1)
@@ -200,17 +178,15 @@ class Site:
         if mask.other is not None:
             allowed |= _without_copies(values[mask.other], mask.constant) > BLOCKED
         factors = [factor for axis in mask.axes for factor in axis]
-        present = [
-            1 if constant else factor.size
-            for axis, constant in zip(mask.axes, mask.constant, strict=True)
-            for factor in axis
-        ]
+        constant = [same for axis, same in zip(mask.axes, mask.constant, strict=True) for _ in axis]
+        present = [1 if one else f.size for f, one in zip(factors, constant, strict=True)]
+        places = [self._place(factor) for factor in factors]
         axes: list[int] = []
         full: list[int] = []
         sizes: list[int] = []
         for group in ((Part.SAMPLE,), (Part.HEAD, Part.GROUP), (Part.QUERY,), (Part.KEY,)):
-            mine = [i for i, factor in enumerate(factors) if self._part(factor) in group]
-            mine.sort(key=lambda i: self._place(factors[i]))
+            mine = [i for i, (part, *_) in enumerate(places) if part in group]
+            mine.sort(key=places.__getitem__)
             changes = any(present[i] > 1 for i in mine)
             whole = [factors[i].size if changes else 1 for i in mine]
             axes += mine
@@ -219,15 +195,12 @@ class Site:
         allowed = allowed.reshape(present).transpose(axes)
         return jnp.broadcast_to(allowed, full).reshape(sizes)
 
-    def _part(self, factor: Factor) -> Part:
-        # What mixes heads puts an axis of its own in their place.
-        return self.parts[factor.role.number] if factor.role else Part.HEAD
-
-    def _place(self, factor: Factor) -> tuple[int, int, int]:
-        if factor.role is None:
-            return int(Part.HEAD), 0, -factor.stride
+    def _place(self, factor: Factor) -> tuple[Part, int, int]:
+        """What it counts, and where it stands among those that do, major first."""
+        if factor.role is None:  # what mixes heads puts an axis of its own in their place
+            return Part.HEAD, 0, -factor.stride
         number = factor.role.number
-        return int(self.parts[number]), self.order[number], -factor.stride
+        return self.parts[number], self.order[number], -factor.stride
 
 
 def _without_copies(x: Array, constant: "list[bool] | tuple[bool, ...]") -> Array:

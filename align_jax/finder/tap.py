@@ -30,7 +30,7 @@ def run(
       jaxpr: of `jax.make_jaxpr`.
       arguments: its inputs.
       sites: the attentions, found in this jaxpr.
-      visit: is called with a site's number, what was given for it, and the values of its refs.
+      visit: see `Visit`.
       given: for each site, a tree of arrays; where a site lies in scans, with a leading axis for
         each of them.
 
@@ -50,22 +50,15 @@ def run(
 def _home(jaxpr: Any, paths: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The innermost scan or remat that holds all of these."""
     home: tuple[int, ...] = ()
-    first = paths[0]
-    for depth, number in enumerate(first):
-        prefix = first[: depth + 1]
-        if any(path[: depth + 1] != prefix for path in paths):
+    for depth, number in enumerate(paths[0], 1):
+        prefix = paths[0][:depth]
+        if any(path[:depth] != prefix for path in paths):
             break
         eqn = jaxpr.eqns[number]
-        if _is_room(eqn):
+        if eqn.primitive.name in ("scan", *program.REMAT):
             home = prefix
-        held = program.inner(eqn)
-        assert held is not None
-        jaxpr = held[0]
+        jaxpr, _ = program.held_by(eqn)
     return home
-
-
-def _is_room(eqn: Any) -> bool:
-    return eqn.primitive.name == "scan" or eqn.primitive.name in program.REMAT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,75 +79,49 @@ class _Tap:
         results: bool = True,
     ) -> tuple[list[Any], dict[Ref, Any], dict[int, Any]]:
         """Results (if they are wanted), tapped values, and what the visits returned."""
-        values: dict[Any, Any] = {}
-        values.update(zip(jaxpr.constvars, constants, strict=False))
-        values.update(zip(jaxpr.invars, arguments, strict=True))
-        tapped: dict[Ref, Any] = {}
-        visited: dict[int, Any] = {}
+        values = dict(zip(jaxpr.constvars, constants, strict=False))
+        values |= zip(jaxpr.invars, arguments, strict=True)
+        depth = len(path)
         mine = [ref for ref in self.wanted if ref.path == path]
+        below = [ref.path for ref in self.wanted if ref.path[:depth] == path != ref.path]
+        entered = {at[depth] for at in below}
         needed = {ref.var for ref in mine}
         if results:
-            needed |= {atom for atom in jaxpr.outvars if not program.is_literal(atom)}
-        stretches = self._stretches(jaxpr, path)
-        # From the end: what of each stretch is read later.
-        asked: list[list[Any]] = []
-        for eqns, number in reversed(stretches):
-            made = dict.fromkeys(var for eqn in eqns for var in eqn.outvars)
-            asked.append([var for var in made if var in needed])
-            if number is not None or asked[-1]:
-                kept = eqns if results or number is not None else _read_for(eqns, asked[-1])
-                needed |= {
-                    atom for eqn in kept for atom in eqn.invars if not program.is_literal(atom)
-                }
-        for (eqns, number), wanted in zip(stretches, reversed(asked), strict=True):
-            if number is None:
-                kept = eqns if results else _read_for(eqns, wanted)
-                program.run(jaxpr, kept, values, wanted)
+            needed |= program.read_by(jaxpr.outvars)
+        kept = []
+        for number, eqn in reversed(list(enumerate(jaxpr.eqns))):
+            effect = results and eqn.effects
+            if number in entered or effect or needed.intersection(eqn.outvars):
+                kept.append((number, eqn))
+                needed |= program.read_by(eqn.invars)
+        tapped: dict[Ref, Any] = {}
+        visited: dict[int, Any] = {}
+        waiting: list[Any] = []  # equations with nothing to tap, which run together
+        for number, eqn in reversed(kept):
+            if number not in entered:
+                waiting.append(eqn)
                 continue
-            (eqn,) = eqns
-            operands = [
-                atom.val if program.is_literal(atom) else values[atom] for atom in eqn.invars
-            ]
-            inside = {n: given[n] for n in self._within((*path, number)) if n in given}
-            outputs, found, visits = self._enter(
-                eqn, operands, (*path, number), inside, jaxpr, wanted
-            )
-            values.update(zip(eqn.outvars, outputs, strict=False))
+            program.run(jaxpr, waiting, values, needed)
+            waiting = []
+            operands = [program.value_of(atom, values) for atom in eqn.invars]
+            wanted = [var for var in eqn.outvars if var in needed]
+            here = (*path, number)
+            inside = {
+                n: given[n]
+                for home, numbers in self.homes.items()
+                if home[: depth + 1] == here
+                for n in numbers
+            }
+            outputs, found, visits = self._enter(eqn, operands, here, inside, jaxpr, wanted)
+            values |= zip(eqn.outvars, outputs, strict=False)
             tapped |= found
             visited |= visits
+        program.run(jaxpr, waiting, values, needed)
         tapped |= {ref: values[ref.var] for ref in mine}
         for number in self.homes.get(path, ()):
             visited[number] = self.visit(number, given[number], tapped)
-        outputs = []
-        if results:
-            outputs = [
-                atom.val if program.is_literal(atom) else values[atom] for atom in jaxpr.outvars
-            ]
-        return outputs, tapped, visited
-
-    def _stretches(self, jaxpr: Any, path: tuple[int, ...]) -> list[tuple[list[Any], int | None]]:
-        """Equations that hold something to tap, each with its number, and all between them."""
-        numbers = {
-            ref.path[len(path)]
-            for ref in self.wanted
-            if len(ref.path) > len(path) and ref.path[: len(path)] == path
-        }
-        stretches: list[tuple[list[Any], int | None]] = [([], None)]
-        for number, eqn in enumerate(jaxpr.eqns):
-            if number in numbers:
-                stretches += [([eqn], number), ([], None)]
-            else:
-                stretches[-1][0].append(eqn)
-        return [stretch for stretch in stretches if stretch[0]]
-
-    def _within(self, path: tuple[int, ...]) -> list[int]:
-        """The numbers of the sites that are visited in here."""
-        return [
-            number
-            for home, numbers in self.homes.items()
-            if home[: len(path)] == path
-            for number in numbers
-        ]
+        outvars = jaxpr.outvars if results else []
+        return [program.value_of(atom, values) for atom in outvars], tapped, visited
 
     def _enter(
         self,
@@ -167,14 +134,14 @@ class _Tap:
     ) -> tuple[list[Any], dict[Ref, Any], dict[int, Any]]:
         """One equation of the program `around` that holds something to tap."""
         name = eqn.primitive.name
-        held = program.inner(eqn)
-        assert held is not None
-        jaxpr, constants = held
+        jaxpr, constants = program.held_by(eqn)
         if name == "scan":
             return self._scan(eqn, operands, path, given)
         if name in program.REMAT:
             # What a visit outside needs has to come out.
-            leaving = self._leaving(path)
+            outside = [site for n, site in enumerate(self.sites) if n not in given]
+            refs = dict.fromkeys(ref for site in outside for ref in site.refs)
+            leaving = [ref for ref in refs if ref.path[: len(path)] == path]
 
             def remat(given: Mapping[int, Any], *arguments: Any) -> Any:
                 outputs, found, visits = self.run(jaxpr, constants, arguments, path, given)
@@ -187,8 +154,8 @@ class _Tap:
         arguments = operands[len(operands) - len(jaxpr.invars) :]
         if name in program.CUSTOM:
             # The rule is kept for the results; what is tapped is computed beside them.
-            made = dict(zip(eqn.invars, operands, strict=True)) if wanted else {}
-            program.run(around, [eqn], made, wanted)
+            made = dict(zip(eqn.invars, operands, strict=True))
+            program.run(around, [eqn] if wanted else [], made, wanted)
             outputs = [made.get(var) for var in eqn.outvars]
             _, found, visits = self.run(jaxpr, constants, arguments, path, given, results=False)
             return outputs, found, visits
@@ -197,19 +164,6 @@ class _Tap:
             jaxpr, constants, arguments, path, given, results=bool(wanted)
         )
         return _constrained(outputs, eqn.params.get("out_shardings")), found, visits
-
-    def _leaving(self, path: tuple[int, ...]) -> list[Ref]:
-        """The values in the room at this path that a visit outside of it needs."""
-        inside = set(self._within(path))
-        return list(
-            dict.fromkeys(
-                ref
-                for number, site in enumerate(self.sites)
-                if number not in inside
-                for ref in site.refs
-                if ref.path[: len(path)] == path
-            )
-        )
 
     def _scan(
         self, eqn: Any, operands: list[Any], path: tuple[int, ...], given: Mapping[int, Any]
@@ -233,17 +187,6 @@ class _Tap:
             unroll=params["unroll"],
         )
         return [*carry, *stacked], {}, visits
-
-
-def _read_for(eqns: Sequence[Any], wanted: Sequence[Any]) -> list[Any]:
-    """The equations that these variables depend on."""
-    needed = set(wanted)
-    kept = []
-    for eqn in reversed(eqns):
-        if needed.intersection(eqn.outvars):
-            kept.append(eqn)
-            needed |= {atom for atom in eqn.invars if not program.is_literal(atom)}
-    return kept[::-1]
 
 
 def _constrained(values: list[Any], shardings: Sequence[Any] | None) -> list[Any]:

@@ -33,57 +33,37 @@ REDUCTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """An array made of the logits of a product.
+    """An array made of the logits of a product."""
 
-    Attributes:
-      product: its number.
-      stage: "logits", "largest" (over keys), "weights" (their exponentials), or "sum" (of those).
-      normalized: of weights, whether they were divided by something.
-      weighted: whether the weights were multiplied with values, so that a sum over keys reads out.
-      also: other products of whose weights these are the sum or difference, each with its numbers
-        for the factors of this one's.
-    """
-
-    product: int
-    stage: str = "logits"
-    normalized: bool = False
-    weighted: bool = False
+    product: int  # its number
+    stage: str = (
+        "logits"  # or "largest" (over keys), "weights" (their exponentials), "sum" of those
+    )
+    normalized: bool = False  # of weights, whether they were divided by something
+    weighted: bool = False  # whether they were multiplied with values: a sum over keys reads out
+    # Other products of whose weights these are the sum or difference, each with its numbers for the
+    # factors of this one's.
     also: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What is known of an array in the program.
-
-    Attributes:
-      axes: what they count.
-      data: whether it depends on data.
-      computed: whether it is the product of something, not a parameter as it is.
-      leaf: number of the input of the parameter that it was last multiplied with, or is.
-      mask: whether it may block pairs: it depends on something that is true or false, or on an
-        array that stands in the program.
-      along: the data axes of which an enclosing scan shows a step at a time.
-      scale: what it was multiplied by, since it was last anything else.
-      number: its value, where that is known.
-      score: if it is made of logits, of which.
-      outer: if it is the product of two arrays, entry by entry, those.
-      lost: products of which it is made in a way that is not followed, and whether by way of an
-        exponential.
-      counter: whether it is a whole number that an enclosing scan counts with.
-    """
+    """What is known of an array in the program."""
 
     axes: Axes
-    data: bool = False
-    computed: bool = False
-    leaf: int | None = None
+    data: bool = False  # whether it depends on data
+    computed: bool = False  # whether it is the product of something, not a parameter as it is
+    leaf: int | None = None  # the input, a parameter, that it was last multiplied with, or is
+    # Whether it may block pairs: it depends on truth values, or an array that is in the program.
     mask: bool = False
-    along: frozenset[Hashable] = frozenset()
-    scale: float = 1.0
-    number: float | None = None
-    score: Score | None = None
-    outer: tuple[tuple[Ref, "Value"], tuple[Ref, "Value"]] | None = None
+    along: frozenset[Hashable] = frozenset()  # data axes of which a scan shows a step at a time
+    scale: float = 1.0  # what it was multiplied by, since it was last anything else
+    number: float | None = None  # its value, where that is known
+    score: Score | None = None  # if it is made of logits, of which
+    outer: tuple[tuple[Ref, "Value"], tuple[Ref, "Value"]] | None = None  # factors, by entry
+    # Products of which it is made in a way that is not followed; by an exponential or not.
     lost: frozenset[tuple[int, bool]] = frozenset()
-    counter: bool = False
+    counter: bool = False  # whether it is a whole number that an enclosing scan counts with
 
     @property
     def raw(self) -> bool:
@@ -141,14 +121,12 @@ def lost_in(values: Sequence[Value]) -> frozenset[tuple[int, bool]]:
 
 def without_roles(axes: Axes) -> Axes:
     """The axes as they are in any other place."""
-    return tuple(bare(axis) for axis in axes)
-
-
-def bare(axis: ax.Axis) -> ax.Axis:
-    """An axis without the roles of its factors."""
-    if not any(factor.role for factor in axis):
-        return axis
-    return tuple(dataclasses.replace(factor, role=None) for factor in axis)
+    return tuple(
+        tuple(dataclasses.replace(f, role=None) for f in axis)
+        if any(f.role for f in axis)
+        else axis
+        for axis in axes
+    )
 
 
 def is_copy(axis: ax.Axis) -> bool:

@@ -6,9 +6,9 @@ import dataclasses
 import html
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 
@@ -24,37 +24,29 @@ _POOLED = {
     "dense": "the first token through a dense layer of the head's own",
     "pooler": "the encoder's pooled first token",
 }
-
-
-class _Head(NamedTuple):
-    """What is said of a kind of head: the hub's name for it, its use, and code."""
-
-    tag: str
-    does: str
-    reader: str  # in transformers
-    texts: str
-    ours: str  # names of the outputs
-    theirs: str
-
-
+# Of each kind of head the hub's name for it, its use, and what code is made of: its class in
+# transformers, its inputs, and the names of its outputs here and there.
 _HEADS = {
-    "classification": _Head(
-        "text-classification", "classifies texts", "AutoModelForSequenceClassification",
-        '["A sentence."]', "logits", "outputs.logits",
-    ),
-    "multiple_choice": _Head(
-        "multiple-choice", "chooses among texts", "AutoModelForMultipleChoice",
-        '["A question?"] * 2, ["An answer.", "Another one."]', "logits", "outputs.logits",
-    ),
-    "span": _Head(
-        "question-answering", "finds the answer to a question in a context",
-        "AutoModelForQuestionAnswering", '["Who sings?"], ["Ann sings."]', "start, end",
-        "outputs.start_logits, outputs.end_logits",
-    ),
-    "encoder": _Head(
-        "feature-extraction", "turns tokens into vectors", "AutoModel", '["A sentence."]',
-        "hidden, pooled", "outputs.last_hidden_state, outputs.pooler_output",
-    ),
+    "classification": {
+        "tag": "text-classification", "does": "classifies texts", "texts": '["A sentence."]',
+        "reader": "AutoModelForSequenceClassification", "ours": "logits",
+        "theirs": "outputs.logits",
+    },
+    "multiple_choice": {
+        "tag": "multiple-choice", "does": "chooses among texts", "ours": "logits",
+        "texts": '["A question?"] * 2, ["An answer.", "Another one."]',
+        "reader": "AutoModelForMultipleChoice", "theirs": "outputs.logits",
+    },
+    "span": {
+        "tag": "question-answering", "does": "finds the answer to a question in a context",
+        "texts": '["Who sings?"], ["Ann sings."]', "reader": "AutoModelForQuestionAnswering",
+        "ours": "start, end", "theirs": "outputs.start_logits, outputs.end_logits",
+    },
+    "encoder": {
+        "tag": "feature-extraction", "does": "turns tokens into vectors",
+        "texts": '["A sentence."]', "reader": "AutoModel", "ours": "hidden, pooled",
+        "theirs": "outputs.last_hidden_state, outputs.pooler_output",
+    },
 }  # fmt: skip
 _PAIR = '["A sentence."], ["Another one."]'
 _FLAX = """\
@@ -66,14 +58,14 @@ _FLAX = """\
 name = "{place}"  # this folder, or the model's name on the hub
 loaded = pretrained.load(name, head="{head}")
 batch = {batch}{choices}
-{outputs} = loaded.model.apply({{"params": loaded.params}}, **batch)
+{ours} = loaded.model.apply({{"params": loaded.params}}, **batch)
 ```"""
 _TORCH = """\
 ## In PyTorch{own}
 
 ```python
 import torch
-from transformers import {reader}, AutoTokenizer
+from transformers import {reader}{auto}
 
 name = "{place}"  # this folder, or the model's name on the hub
 model = {reader}.from_pretrained(name{trust}).eval()
@@ -154,34 +146,38 @@ def card_text(
     card: Card,
     *,
     folder: str,
-    label_names: Sequence[str] | None,
+    label_names: Sequence[str],
     own_code: bool,
     tokenizer: bool,
     stablehlo: bool,
 ) -> str:
-    """The card, Markdown after a head of YAML.
-
-    Args:
-        model: an encoder or one with a head.
-        config: the encoder's.
-        card: what else is known.
-        folder: what the model is called where the card does not say.
-        label_names: of the classes in order, if it has any.
-        own_code: whether PyTorch needs the code in the folder.
-        tokenizer: whether there is one.
-        stablehlo: whether there is a program.
-    """
+    """The card, Markdown after a head of YAML; its name is the folder's if it has none."""
     kind = _kind(model)
     name = card.name or folder
-    sections = [
-        _front(kind, card, own_code=own_code),
-        f"{MARK}\n\n# {escape(name)}",
-        _what(model, config, kind, len(label_names or ())),
-        _facts(config, card),
-        _labels(label_names),
-        _metrics(card.metrics),
-        _use(kind, name, card, own_code=own_code, tokenizer=tokenizer, stablehlo=stablehlo),
+    front = ["library_name: transformers", f"pipeline_tag: {_HEADS[kind]['tag']}", "tags:"]
+    front += [f"- {tag}" for tag in ("align_jax", "jax", *["custom_code"] * own_code)]
+    if _on_hub(card.base_model):
+        front.append(f'base_model: "{card.base_model}"')
+    more = len(label_names) > SHOWN
+    metrics = [
+        (split, name, f"{value:.4g}")
+        for split, values in card.metrics.items()
+        for name, value in values.items()
     ]
+    sections = [
+        "\n".join(["---", *front, "---"]),
+        f"{MARK}\n\n# {escape(name)}",
+        _what(model, config, kind, len(label_names)),
+        _table("", ("", ""), _facts(config, card)),
+        _table("Labels", ("number", "name"), enumerate(label_names[:SHOWN]))
+        if len(label_names) > 1
+        else "",
+        f"config.json names all {len(label_names)}." if more else "",
+        _table("Metrics", ("split", "metric", "value"), metrics),
+        *_use(kind, name, card, own_code=own_code, tokenizer=tokenizer),
+    ]
+    if stablehlo:
+        sections.append(_STABLEHLO.format(place=_place(name)))
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -196,21 +192,20 @@ def escape(text: object) -> str:
     return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(" ".join(kept.split()), quote=False))
 
 
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of texts of the user's; "" without rows."""
+    lines = [f"| {' | '.join(map(escape, row))} |" for row in rows]
+    rule = f"| {' | '.join(['---'] * len(header))} |"
+    start = [f"## {title}\n"] if title else []
+    return "\n".join([*start, f"| {' | '.join(header)} |", rule, *lines]) if lines else ""
+
+
 def _kind(model: nn.Module) -> str:
     if isinstance(model, SequenceClassifier):
         return "classification"
     if isinstance(model, MultipleChoice):
         return "multiple_choice"
     return "span" if isinstance(model, SpanExtractor) else "encoder"
-
-
-def _front(kind: str, card: Card, *, own_code: bool) -> str:
-    tags = ["align_jax", "jax", *["custom_code"] * own_code]
-    lines = ["library_name: transformers", f"pipeline_tag: {_HEADS[kind].tag}", "tags:"]
-    lines += [f"- {tag}" for tag in tags]
-    if _on_hub(card.base_model):
-        lines.append(f'base_model: "{card.base_model}"')
-    return "\n".join(["---", *lines, "---"])
 
 
 def _on_hub(name: str) -> bool:
@@ -222,7 +217,7 @@ def _on_hub(name: str) -> bool:
 
 def _what(model: Any, config: EncoderConfig, kind: str, labels: int) -> str:
     family = {"bert": "BERT", "roberta": "RoBERTa"}.get(getattr(config, "family", ""), "ALBERT")
-    does = "gives a text a number" if labels == 1 else _HEADS[kind].does
+    does = "gives a text a number" if labels == 1 else _HEADS[kind]["does"]
     if kind in ("classification", "multiple_choice"):
         does += f"; it reads {_POOLED[model.pooling]}"
     return (
@@ -232,79 +227,49 @@ def _what(model: Any, config: EncoderConfig, kind: str, labels: int) -> str:
     )
 
 
-def _facts(config: EncoderConfig, card: Card) -> str:
-    rows = {}
+def _facts(config: EncoderConfig, card: Card) -> Iterator[tuple[str, str]]:
     if card.base_model:
         base = card.base_model
         local = Path(base).exists() or base.startswith((".", "/", "~"))
-        rows["Base model"] = escape(Path(base).name if local else base)
+        yield "Base model", Path(base).name if local else base
     if card.data:
-        rows["Training data"] = escape(card.data)
+        yield "Training data", card.data
     alignment = card.alignment or config.alignment
     if alignment is not None:
         layers = ", ".join(alignment.layers or ()) or "every layer"
         weight = "" if card.weight is None else f", weight {card.weight:g}"
         aligned = alignment.method != "none"
-        rows["Alignment"] = escape(f"{alignment.method}{weight}, {layers}" if aligned else "none")
+        yield "Alignment", f"{alignment.method}{weight}, {layers}" if aligned else "none"
     if card.temperature is not None:
-        rows["Calibration"] = f"divide the logits by {card.temperature:.6g} before the softmax"
-    if not rows:
-        return ""
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in rows.items())])
+        yield "Calibration", f"divide the logits by {card.temperature:.6g} before the softmax"
 
 
-def _labels(names: Sequence[str] | None) -> str:
-    if not names or len(names) == 1:
-        return ""
-    rows = [f"| {number} | {escape(name)} |" for number, name in enumerate(names[:SHOWN])]
-    more = f"\n\nconfig.json names all {len(names)}." if len(names) > SHOWN else ""
-    return "\n".join(["## Labels\n", "| number | name |", "| --- | --- |", *rows]) + more
+def _place(name: str) -> str:
+    """What the model is called in code, which no name may break."""
+    return name if re.fullmatch(r"[\w./-]+", name, flags=re.ASCII) else "model"
 
 
-def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [
-        f"| {escape(split)} | {escape(name)} | {value:.4g} |"
-        for split, values in metrics.items()
-        for name, value in values.items()
-    ]
-    if not rows:
-        return ""
-    return "\n".join(["## Metrics\n", "| split | metric | value |", "| --- | --- | --- |", *rows])
-
-
-def _use(
-    kind: str, name: str, card: Card, *, own_code: bool, tokenizer: bool, stablehlo: bool
-) -> str:
-    head = _HEADS[kind]
+def _use(kind: str, name: str, card: Card, *, own_code: bool, tokenizer: bool) -> tuple[str, str]:
+    head = _HEADS[kind] | {"place": _place(name), "choices": ""}
     several = kind == "multiple_choice"
-    texts = _PAIR if card.pairs and kind == "classification" else head.texts
-    ones = "(1, 2, 8)" if several else "(1, 8)"
-    choices = _CHOICES if several and tokenizer else ""
+    if card.pairs and kind == "classification":
+        head["texts"] = _PAIR
     trust = ", trust_remote_code=True" if own_code else ""
-    place = name if re.fullmatch(r"[\w./-]+", name, flags=re.ASCII) else "model"
-    flax = _FLAX.format(
-        imports="" if tokenizer else "import jax.numpy as jnp\n\n",
-        place=place,
-        head=kind,
-        batch=f"loaded.tokenizer.encode({texts})"
-        if tokenizer
-        else f'{{"input_ids": jnp.ones({ones}, jnp.int32)}}  # there is no tokenizer',
-        choices=choices,
-        outputs=head.ours,
+    if tokenizer:
+        head["choices"] = _CHOICES if several else ""
+        flax = f"loaded.tokenizer.encode({head['texts']})"
+        torch = (
+            f"AutoTokenizer.from_pretrained(name{trust})(\n"
+            f'    {head["texts"]}, padding=True, truncation=True, return_tensors="pt"\n)'
+        )
+    else:
+        ones = "(1, 2, 8)" if several else "(1, 8)"
+        flax = f'{{"input_ids": jnp.ones({ones}, jnp.int32)}}  # there is no tokenizer'
+        torch = f'{{"input_ids": torch.ones({ones}, dtype=torch.long)}}'
+    imports = "" if tokenizer else "import jax.numpy as jnp\n\n"
+    auto = ", AutoTokenizer" if tokenizer else ""
+    own = _OWN if own_code else ""
+    return (
+        _FLAX.format(**head, head=kind, imports=imports, batch=flax),
+        _TORCH.format(**head, own=own, auto=auto, trust=trust, batch=torch),
     )
-    torch = _TORCH.format(
-        own=_OWN if own_code else "",
-        reader=head.reader,
-        place=place,
-        trust=trust,
-        batch=f"AutoTokenizer.from_pretrained(name{trust})(\n"
-        f'    {texts}, padding=True, truncation=True, return_tensors="pt"\n)'
-        if tokenizer
-        else f'{{"input_ids": torch.ones({ones}, dtype=torch.long)}}',
-        choices=choices,
-        ours=head.ours,
-        theirs=head.theirs,
-    )
-    if not tokenizer:
-        torch = torch.replace(", AutoTokenizer\n", "\n")
-    return "\n\n".join([flax, torch, *[_STABLEHLO.format(place=place)] * stablehlo])

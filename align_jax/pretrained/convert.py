@@ -23,6 +23,17 @@ from align_jax.pretrained.names import Path, canonical_name, entries
 Tensors = Mapping[str, tuple[np.ndarray, str]]
 
 
+def config_of(model: nn.Module, do: str) -> EncoderConfig:
+    """The encoder's configuration; a `PretrainedError` if there is none, of what one cannot do."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, EncoderConfig):
+        raise PretrainedError(
+            f"Cannot {do} a {type(model).__name__}: expected a text encoder or one with a head. "
+            "Pass the model that `load` returned; of an aligned(model), pass the model inside."
+        )
+    return config
+
+
 def reconfigured(model: nn.Module, config: EncoderConfig, **changes: Any) -> nn.Module:
     """The model with other options.
 

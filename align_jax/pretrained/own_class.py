@@ -8,8 +8,6 @@ and the weights are in a file where only the class that belongs to them looks.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 MODULE = "modeling_align_jax"
 
 _CONFIG = '''"""{title} Written by align_jax."""
@@ -73,14 +71,10 @@ _CLASSIFIER = """class {name}({prefix}PreTrainedModel):
 _LINEAR = "torch.nn.Linear(config.hidden_size, {labels})"
 
 
-class _Pooling(NamedTuple):
-    title: str
-    layers: str
-    pooled: str
-
-
+# Of each pooling: what the class is called, what it does, its layers, and how it makes logits.
 _POOLINGS = {
-    "mean": _Pooling(
+    "mean": (
+        "MeanPooled",
         "A classifier that reads the mean of all tokens but padding.",
         f"        self.mean_classifier = {_LINEAR}",
         """\
@@ -89,7 +83,8 @@ _POOLINGS = {
         mean = (outputs[0] * mask).sum(1) / mask.sum(1).clamp(min=1)
         logits = self.mean_classifier(self.dropout(mean))""",
     ),
-    "dense": _Pooling(
+    "dense": (
+        "DensePooled",
         "A classifier that reads the first token through a dense layer of its own.",
         f"""\
         dense = torch.nn.Linear(config.hidden_size, config.hidden_size)
@@ -99,59 +94,52 @@ _POOLINGS = {
         first = torch.tanh(self.classifier["dense"](self.dropout(outputs[0][:, 0])))
         logits = self.classifier["out_proj"](self.dropout(first))""",
     ),
-    "pooler": _Pooling(
+    "pooler": (
+        "Pooled",
         "A classifier that reads the encoder's pooled first token.",
         f"        self.classifier = {_LINEAR}",
         "        logits = self.classifier(self.dropout(outputs[1]))",
     ),
+    "": ("Unpooled", "An encoder without a pooler.", "", ""),
 }
 
 
-def class_name(prefix: str, task: str, pooling: str) -> str:
-    """What the class is called.
+def own_class(
+    prefix: str, task: str, pooling: str, *, model_type: str, weights_key: str
+) -> tuple[str, str]:
+    """A class's name, and its module's text.
 
     Args:
         prefix: "Bert", "Roberta" or "Albert".
         task: "SequenceClassification", "MultipleChoice", or "" for an encoder without a pooler.
         pooling: the classifier's; "" for an encoder.
-
-    Example:
-        >>> class_name("Bert", "SequenceClassification", "mean")
-        'MeanPooledBertForSequenceClassification'
-    """
-    how = {"mean": "MeanPooled", "dense": "DensePooled", "pooler": "Pooled", "": "Unpooled"}
-    return f"{how[pooling]}{prefix}{f'For{task}' if task else 'Model'}"
-
-
-def source(prefix: str, task: str, pooling: str, *, model_type: str, weights_key: str) -> str:
-    """The module's text.
-
-    Args:
-        prefix: as of `class_name`.
-        task: likewise.
-        pooling: likewise.
         model_type: what config.json calls the model.
         weights_key: the key in config.json that names the file with the weights.
+
+    Example:
+        >>> own_class("Bert", "", "", model_type="my_bert", weights_key="weights")[0]
+        'UnpooledBertModel'
     """
     choice = task == "MultipleChoice"
     output = "MultipleChoiceModelOutput" if choice else "SequenceClassifierOutput"
-    how = _POOLINGS.get(pooling, _Pooling("An encoder without a pooler.", "", ""))
+    how, title, layers, pooled = _POOLINGS[pooling]
+    name = f"{how}{prefix}{f'For{task}' if task else 'Model'}"
     imports = f", {prefix}PreTrainedModel\nfrom transformers.modeling_outputs import {output}"
-    values = {
-        "title": how.title,
-        "name": class_name(prefix, task, pooling),
-        "prefix": prefix,
-        "imports": imports if task else "",
-        "model_type": model_type,
-        "weights_key": weights_key,
-        "base": prefix.lower(),
-        "pooler": pooling == "pooler",
-        "output": output,
-        "labels": "1" if choice else "config.num_labels",
-        "reshape": "shape[:2]" if choice else "-1, self.num_labels",
-        "dropout": "classifier_dropout_prob" if prefix == "Albert" else "classifier_dropout",
-        "pooled": how.pooled,
-    }
-    values["layers"] = how.layers.format(**values)
-    text = (_CONFIG + (_CLASSIFIER if task else _ENCODER)).format(**values)
-    return text if task else text.replace("import torch\n", "")
+    labels = "1" if choice else "config.num_labels"
+    text = (_CONFIG + (_CLASSIFIER if task else _ENCODER)).format(
+        title=title,
+        name=name,
+        prefix=prefix,
+        imports=imports if task else "",
+        model_type=model_type,
+        weights_key=weights_key,
+        base=prefix.lower(),
+        pooler=pooling == "pooler",
+        output=output,
+        labels=labels,
+        reshape="shape[:2]" if choice else "-1, self.num_labels",
+        dropout="classifier_dropout_prob" if prefix == "Albert" else "classifier_dropout",
+        layers=layers.format(labels=labels),
+        pooled=pooled,
+    )
+    return name, text if task else text.replace("import torch\n", "")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 from flax import traverse_util
 
@@ -30,10 +31,10 @@ from align_jax.pretrained.config import (
     to_json,
     usual_problem,
 )
-from align_jax.pretrained.convert import reconfigured, to_tensors
+from align_jax.pretrained.convert import config_of, reconfigured, to_tensors
 from align_jax.pretrained.errors import PretrainedError, require
 from align_jax.pretrained.files import ALIGNMENT, BIN, OWN_SAFETENSORS, SAFETENSORS
-from align_jax.pretrained.own_class import MODULE, class_name, source
+from align_jax.pretrained.own_class import MODULE, own_class
 from align_jax.pretrained.stablehlo import STABLEHLO, export_stablehlo
 from align_jax.pretrained.tokenizer import Tokenizer
 from align_jax.pretrained.tokenizer_files import has_tokenizer
@@ -97,12 +98,7 @@ def save(
     """
     path = _local(folder)
     require("safetensors.numpy", "Writing a checkpoint")
-    config = getattr(model, "config", None)
-    if not isinstance(config, EncoderConfig):
-        raise PretrainedError(
-            f"Cannot save a {type(model).__name__}: expected a text encoder or one with a head. "
-            "Pass the model that `load` returned; of an aligned(model), pass the model inside."
-        )
+    config = config_of(model, "save")
     plain = strip_alignment(params)
     prefix, task, pooling = _architecture(model, config)
     labels = model.labels if isinstance(model, SequenceClassifier) else 0
@@ -120,9 +116,10 @@ def save(
     own = pooling is not None
     _remove_weights(path, own=own)
     if pooling is not None:
-        text = _own_class(values, prefix, task, pooling)
-        (path / f"{MODULE}.py").write_text(text, encoding="utf-8")
-    _write_json(path / "config.json", values)
+        code = _own_class(values, prefix, task, pooling)
+        (path / f"{MODULE}.py").write_text(code, encoding="utf-8")
+    text = json.dumps(values, indent=2, sort_keys=True)
+    (path / "config.json").write_text(text + "\n", encoding="utf-8")
     _write_tensors(path / (OWN_SAFETENSORS if own else SAFETENSORS), tensors, {"format": "pt"})
     if alignment:
         networks = _alignment_networks(params, plain)
@@ -176,9 +173,9 @@ def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, str, st
 def _label_names(
     model: nn.Module, names: Sequence[str] | None, labels: int
 ) -> Sequence[str] | None:
+    if labels == 0 and names is not None:
+        raise PretrainedError(f"label_names {list(names)!r} were given for a model without.")
     if labels == 0:
-        if names is not None:
-            raise PretrainedError(f"label_names {list(names)!r} were given for a model without.")
         return None
     if names is None:
         return getattr(model, "label_names", ()) or numbered_labels(labels)
@@ -190,26 +187,26 @@ def _label_names(
 
 
 def _alignment_networks(params: Any, plain: Any) -> dict[str, np.ndarray]:
-    flat, kept = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (params, plain))
-    found = {name: np.asarray(flat[name], np.float32) for name in sorted(set(flat) - set(kept))}
     # Files know single layers alone, whatever the model's own parameters look like.
-    single = unstack_layers(traverse_util.unflatten_dict(found, sep="/"))
-    return traverse_util.flatten_dict(single, sep="/")
+    flat, kept = (
+        traverse_util.flatten_dict(unstack_layers(jax.device_get(tree)), sep="/")
+        for tree in (params, plain)
+    )
+    return {name: np.asarray(flat[name], np.float32) for name in sorted(set(flat) - set(kept))}
 
 
 def _own_class(values: dict[str, Any], prefix: str, task: str, pooling: str) -> str:
     """Makes config.json that of a class which the export brings along; returns its source."""
-    name = class_name(prefix, task, pooling)
-    values["model_type"] = OWN_PREFIX + values["model_type"]
-    values["architectures"] = [name]
+    kind = OWN_PREFIX + values["model_type"]
+    name, text = own_class(prefix, task, pooling, model_type=kind, weights_key=WEIGHTS_KEY)
+    automatic = f"AutoModel{f'For{task}' if task else ''}"
     values["auto_map"] = {
-        "AutoConfig": f"{MODULE}.AlignJax{prefix}Config",
-        f"AutoModel{f'For{task}' if task else ''}": f"{MODULE}.{name}",
-    }
-    values[WEIGHTS_KEY] = OWN_SAFETENSORS
+        "AutoConfig": f"{MODULE}.AlignJax{prefix}Config", automatic: f"{MODULE}.{name}"
+    }  # fmt: skip
+    values |= {"model_type": kind, "architectures": [name], WEIGHTS_KEY: OWN_SAFETENSORS}
     if pooling:
         values[POOLING_KEY] = pooling
-    return source(prefix, task, pooling, model_type=values["model_type"], weights_key=WEIGHTS_KEY)
+    return text
 
 
 def _remove_weights(folder: Path, *, own: bool) -> None:
@@ -239,7 +236,3 @@ def _write_tensors(
         raise OSError(f"{path} cannot be written: {error}") from error
     # safetensors lets nobody but the owner read it, whatever the umask says.
     shutil.copymode(path.parent / "config.json", path)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -14,8 +14,7 @@ from jax import export
 
 from align_jax.collection import strip_alignment
 from align_jax.models.heads import MultipleChoice
-from align_jax.models.transformer import EncoderConfig
-from align_jax.pretrained.convert import reconfigured
+from align_jax.pretrained.convert import config_of, reconfigured
 from align_jax.pretrained.errors import PretrainedError, require
 
 STABLEHLO = "model.stablehlo"
@@ -55,12 +54,7 @@ def export_stablehlo(
         See `load_stablehlo`.
     """
     require("flatbuffers", "Writing StableHLO")
-    config = getattr(model, "config", None)
-    if not isinstance(config, EncoderConfig):
-        raise PretrainedError(
-            f"Cannot export a {type(model).__name__}: expected a text encoder or one with a head. "
-            "Pass the model that `load` returned; of an aligned(model), pass the model inside."
-        )
+    config = config_of(model, "export")
     unknown = sorted(set(platforms) - {*PLATFORMS, "rocm"})
     if unknown or not platforms:
         raise ValueError(f"platforms is {tuple(platforms)}; expected some of {PLATFORMS}.")
@@ -88,10 +82,7 @@ def export_stablehlo(
 def load_stablehlo(path: str | os.PathLike[str]) -> Callable[..., Any]:
     """Reads the program that `export_stablehlo` wrote.
 
-    JAX alone is enough for that (with flatbuffers, a package of pure Python):
-
-        with open(path, "rb") as file:
-            program = jax.jit(jax.export.deserialize(bytearray(file.read())).call)
+    Where this library is not there, JAX alone is enough: the model's card says how.
 
     Args:
         path: the file.
@@ -106,16 +97,13 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Callable[..., Any]:
         ImportError: flatbuffers is not installed.
 
     Example:
-        >>> import os, tempfile
         >>> from align_jax.models import BertConfig
         >>> from align_jax.pretrained import build
         >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2, mlp_size=8)
         >>> model, tokens = build(config, "classification", labels=3), jnp.ones((2, 5), jnp.int32)
         >>> params = model.init(jax.random.key(0), tokens)["params"]
-        >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +SKIP
-        ...     file = os.path.join(folder, "model.stablehlo")
-        ...     export_stablehlo(file, model, params)
-        ...     program = load_stablehlo(file)
+        >>> export_stablehlo("model.stablehlo", model, params)  # doctest: +SKIP
+        >>> program = load_stablehlo("model.stablehlo")  # doctest: +SKIP
         >>> program(tokens, tokens, jnp.zeros_like(tokens)).shape  # doctest: +SKIP
         (2, 3)
     """

@@ -1025,8 +1025,8 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ),
         (
             "the-card-says-where-a-folder-was",
-            "escape(Path(base).name if local else base)",
-            "escape(base)",
+            "Path(base).name if local else base",
+            "base",
         ),
     ),
     *faults(
