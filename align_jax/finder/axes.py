@@ -25,7 +25,7 @@ class Kind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """The place of a factor in a product: which product, which operand's, and its number."""
+    """The place of a factor in a product."""
 
     product: int
     side: str
@@ -37,18 +37,14 @@ class Origin:
     """Where a factor comes from, of `came_from`: equal ones are one object.
 
     So they compare at no cost, however often an axis was rolled, padded or joined before.
-
-    Attributes:
-      how: what was done.
-      parts: the identities of the factors, axis by axis, that it was done to.
-      inputs: the inputs of the program, each with the number of its axis, that it began from.
-      first: the number of the first of these axes; None if there is none.
     """
 
-    how: Hashable
+    how: Hashable  # what was done
+    # The identities of the factors, axis by axis, that it was done to.
     parts: tuple[tuple["Identity", ...], ...] = ()
+    # The inputs of the program, each with the number of its axis, that it began from.
     inputs: frozenset[tuple[int, int]] = frozenset()
-    first: int | None = None
+    first: int | None = None  # the number of the first of these axes
 
 
 Identity = tuple[Origin | None, int, int]
@@ -148,26 +144,23 @@ def resized(axis: Axis, new_size: int, how: Hashable) -> Axis:
 
 def regrouped(axes: Axes, new_shape: Sequence[int]) -> Axes | None:
     """The axes after a reshape; None where a factor would have to be torn apart unevenly."""
-    waiting = [factor for axis in axes for factor in axis]
+    waiting = list(factors(axes))
     result: list[Axis] = []
+    if 0 in new_shape:
+        return None
     for wanted in new_shape:
-        taken: list[Factor] = []
-        while size(tuple(taken)) < wanted:
-            if not waiting:
+        taken: Axis = ()
+        while (missing := wanted // size(taken)) > 1:
+            if not waiting or wanted % size(taken):
                 return None
-            missing = wanted // size(tuple(taken))
             factor = waiting.pop(0)
-            if wanted % size((*taken, factor)) == 0:
-                taken.append(factor)
-            elif wanted % size(tuple(taken)) == 0 and factor.size % missing == 0:
-                major, minor = split(factor, missing)
-                taken.append(major)
+            if factor.size > missing and factor.size % missing == 0:
+                factor, minor = split(factor, missing)
                 waiting.insert(0, minor)
-            else:
-                return None
-        if size(tuple(taken)) != wanted:
+            taken = (*taken, factor)
+        if size(taken) != wanted:
             return None
-        result.append(joined(tuple(taken)))
+        result.append(joined(taken))
     return None if waiting else tuple(result)
 
 
@@ -201,21 +194,19 @@ def joined(axis: Axis) -> Axis:
 
 def common(left: Axis, right: Axis) -> tuple[Axis, Axis] | None:
     """Two descriptions of one axis, split until their factors have the same sizes."""
-    first, second = list(left), list(right)
+    waiting = list(left), list(right)
     results: tuple[list[Factor], list[Factor]] = ([], [])
-    while first and second:
-        a, b = first.pop(0), second.pop(0)
-        if a.size > b.size and a.size % b.size == 0:
-            a, rest = split(a, b.size)
-            first.insert(0, rest)
-        elif b.size > a.size and b.size % a.size == 0:
-            b, rest = split(b, a.size)
-            second.insert(0, rest)
-        elif a.size != b.size:
-            return None
-        results[0].append(a)
-        results[1].append(b)
-    return None if first or second else (tuple(results[0]), tuple(results[1]))
+    while all(waiting):
+        both = [own.pop(0) for own in waiting]
+        least = min(factor.size for factor in both)
+        for factor, own, result in zip(both, waiting, results, strict=True):
+            if factor.size % least:
+                return None
+            major, minor = split(factor, least)
+            result.append(major)
+            if minor.size > 1:
+                own.insert(0, minor)
+    return None if any(waiting) else (tuple(results[0]), tuple(results[1]))
 
 
 def factors(axes: Axes) -> Iterator[Factor]:

@@ -1,6 +1,5 @@
 """Attention kernels that a jaxpr cannot be looked into, but that take queries and keys."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,39 +44,34 @@ def kernel_site(
     held = program.inner(eqn)
     if len(arrays) < 3 or (held is not None and not program.primitives(held[0]) & OPAQUE):
         return None  # a function of that name that can be looked into
-    refs = [(Ref(path, eqn.invars[i]), operands[i]) for i in arrays[:2]]
-    layout = layout[-len(refs[0][1].axes) :]
+    query, key = (operands[i] for i in arrays[:2])
+    layout = layout[-len(query.axes) :]
     # Keys without an axis of heads serve the queries' all.
-    layouts = [layout, layout if len(refs[1][1].axes) == len(layout) else layout.replace("H", "")]
-    numbered = {"B": 0, "H": 1 if layouts[0] == layouts[1] else 4}
+    of_keys = layout if len(key.axes) == len(layout) else layout.replace("H", "")
+    heads = [ax.size(v.axes[layout.index("H")]) for v in (query, key)] if of_keys == layout else []
+    parts = {0: Part.SAMPLE, 1: Part.HEAD, 2: Part.QUERY, 3: Part.KEY, 4: Part.GROUP}
     sides = []
-    for tokens, (ref, value), own in zip((2, 3), refs, layouts, strict=True):
-        numbers = tuple(
-            (None if letter == "D" else tokens if letter == "N" else numbered[letter],)
-            for letter in own
-        )
-        axes = tuple(
-            (Factor(n, origin=ax.came_from(("kernel", i))),)
-            for i, n in enumerate(ax.shape(value.axes))
-        )
-        sides.append(Operand(ref, axes, numbers, value.scale))
+    for tokens, i, own in zip((2, 3), arrays, (layout, of_keys), strict=False):
+        axes: list[ax.Axis] = []
+        numbers: list[tuple[int | None, ...]] = []
+        numbered = {"B": 0, "H": 1 if heads else 4, "N": tokens, "D": None}
+        for place, (letter, n) in enumerate(zip(own, ax.shape(operands[i].axes), strict=True)):
+            factor = Factor(n, origin=ax.came_from(("kernel", place)))
+            grouped = letter == "H" and heads and n != heads[1]
+            axes.append(ax.split(factor, heads[1]) if grouped else (factor,))
+            numbers.append((1, 4) if grouped else (numbered[letter],))
+        ref = Ref(path, eqn.invars[i])
+        sides.append(Operand(ref, tuple(axes), tuple(numbers), operands[i].scale))
     masks: tuple[Mask, ...] = ()
     place = 3 if called.startswith("dot_product_attention") else arrays[3] if arrays[3:] else 0
     bias = operands[place] if place < len(operands) else operands[0]
     if place and len(bias.axes) == 4 and all(ax.shape(bias.axes)):
-        numbers_of = {"B": 0, "H": 1, "N": 2, "D": 3}  # of logits: batch, heads, queries, keys
+        # Of logits: samples, heads, queries, keys.
         roles = tuple(
-            (Factor(n, role=Role(-1, SHARED, numbers_of[letter])),)
-            for letter, n in zip("BHND", ax.shape(bias.axes), strict=True)
+            (Factor(n, role=Role(-1, SHARED, number)),)
+            for number, n in enumerate(ax.shape(bias.axes))
         )
         masks = (Mask(Ref(path, eqn.invars[place]), "bias", roles, (False,) * 4),)
-    if layouts[0] == layouts[1]:
-        place = layout.index("H")
-        heads = [ax.size(value.axes[place]) for _, value in refs]
-        if heads[0] != heads[1]:
-            sides = [_grouped(side, layout, heads[1]) for side in sides]
-    tokens_of = [value.axes[own.index("N")] for (_, value), own in zip(refs, layouts, strict=True)]
-    parts = {0: Part.SAMPLE, 1: Part.HEAD, 2: Part.QUERY, 3: Part.KEY, 4: Part.GROUP}
     return Site(
         "",
         sides[0],
@@ -85,9 +79,10 @@ def kernel_site(
         parts=parts,
         order={n: n for n in parts},
         masks=masks,
-        self_attention=identities(tokens_of[0]) == identities(tokens_of[1]),
-        calls=tuple(v.leaf for _, v in refs),
-        scans=steps_of(scans, refs[0][1]),
+        self_attention=identities(query.axes[layout.index("N")])
+        == identities(key.axes[of_keys.index("N")]),
+        calls=(query.leaf, key.leaf),
+        scans=steps_of(scans, query),
         kernel=called,
     )
 
@@ -96,15 +91,3 @@ def called_name(eqn: Any) -> str:
     """The name of what an equation calls."""
     name = eqn.params.get("name") or eqn.params.get("name_and_src_info") or ""
     return str(getattr(name, "name", name)).split(" ")[0]
-
-
-def _grouped(operand: Operand, layout: str, key_heads: int) -> Operand:
-    """Splits heads into those of the keys and those beyond."""
-    place = layout.index("H")
-    size = ax.size(operand.axes[place])
-    if size == key_heads:
-        return operand
-    split = ax.split(operand.axes[place][0], key_heads)
-    axes = (*operand.axes[:place], split, *operand.axes[place + 1 :])
-    numbers = (*operand.numbers[:place], (1, 4), *operand.numbers[place + 1 :])
-    return dataclasses.replace(operand, axes=axes, numbers=numbers)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from align_jax.finder import axes as ax
@@ -60,17 +60,16 @@ class AxisRules:
             alike = [v.axes for v in operands if ax.shape(v.axes) == shape]
             kind = Kind.UNKNOWN if data else Kind.CONSTANT
             axes = ax.merged(alike) if alike else tuple(self.fresh(n, kind) for n in shape)
-            results.append(
-                Value(
-                    without_roles(axes),
-                    data,
-                    any(v.computed for v in operands),
-                    leaf,
-                    any(v.mask for v in operands),
-                    along_all(operands),
-                    lost=lost_in(operands),
-                )
+            value = Value(
+                without_roles(axes),
+                data,
+                any(v.computed for v in operands),
+                leaf,
+                any(v.mask for v in operands),
+                along_all(operands),
+                lost=lost_in(operands),
             )
+            results.append(value)
         return results
 
     def axes_of(
@@ -92,15 +91,11 @@ class AxisRules:
                     axes[place] = axis
             return tuple(axes)
         if name in ("reshape", "squeeze", "expand_dims"):
-            regrouped = ax.regrouped(first, shape)
-            if regrouped is None:
-                believed = max((ax.kind(axis) for axis in first), default=Kind.CONSTANT)
-                alike = {ax.kind(axis) for axis in first if ax.size(axis) > 1} == {believed}
-                return tuple(self.fresh(n, believed if alike else Kind.UNKNOWN) for n in shape)
-            return regrouped
+            kinds = {ax.kind(axis) for axis in first if axis}
+            kind = kinds.pop() if len(kinds) == 1 else Kind.UNKNOWN
+            return ax.regrouped(first, shape) or tuple(self.fresh(n, kind) for n in shape)
         if name in REDUCTIONS and "axes" in params:
-            gone = set(params["axes"])
-            kept = tuple(axis for i, axis in enumerate(first) if i not in gone)
+            kept = tuple(axis for i, axis in enumerate(first) if i not in params["axes"])
             return kept if ax.shape(kept) == shape else None
         if name in ("slice", "dynamic_slice", "pad", "reduce_window_max", "reduce_window_sum",
                     "reduce_window", "reduce_window_min"):  # fmt: skip
@@ -109,12 +104,7 @@ class AxisRules:
             cuts = [params[key] for key in names if params.get(key) is not None]
             if name == "dynamic_slice":
                 cuts = [[next(self._fresh)] * len(shape)]
-            return tuple(
-                axis
-                if ax.size(axis) == size
-                else ax.resized(axis, size, (name, *(cut[i] for cut in cuts)))
-                for i, (axis, size) in enumerate(zip(first, shape, strict=True))
-            )
+            return self.resized(first, shape, lambda i: (name, *(cut[i] for cut in cuts)))
         if name == "dynamic_update_slice":
             return self.written(first, dict(enumerate(operands[1].axes)))
         if name.startswith("scatter"):
@@ -137,10 +127,8 @@ class AxisRules:
             parts = [(*v.axes[:place], (), *v.axes[place:]) for v in operands]
             return self.concatenated(parts, place)
         if name == "tile":
-            return tuple(
-                axis if ax.size(axis) == size else ax.resized(axis, size, ("tile",))
-                for axis, size in zip(((),) * (len(shape) - len(first)) + first, shape, strict=True)
-            )
+            lead = ((),) * (len(shape) - len(first))
+            return self.resized((*lead, *first), shape, lambda i: ("tile",))
         if name == "gather":
             return self.gathered(eqn, operands, shape)
         if name == "conv_general_dilated":
@@ -150,13 +138,17 @@ class AxisRules:
             return tuple(
                 self.fresh(n) if i == changing else ax.whole(n) for i, n in enumerate(shape)
             )
-        stretched = [
-            axes for v in operands if v.axes for axes in [ax.spread(v.axes, shape)] if axes
-        ]
-        every = len(stretched) == sum(bool(v.axes) for v in operands)
-        if stretched and every and (name in _UNARY or len(operands) > 1):
-            return ax.merged(stretched)  # entry by entry
+        stretched = [ax.spread(v.axes, shape) for v in operands if v.axes]
+        if stretched and None not in stretched and (name in _UNARY or len(operands) > 1):
+            return ax.merged([axes for axes in stretched if axes])  # entry by entry
         return None
+
+    def resized(self, axes: Axes, shape: Sequence[int], how: Callable[[int], Hashable]) -> Axes:
+        """The axes after some got another size; `how` says of each by its number what was done."""
+        return tuple(
+            axis if ax.size(axis) == size else ax.resized(axis, size, how(i))
+            for i, (axis, size) in enumerate(zip(axes, shape, strict=True))
+        )
 
     def written(self, target: Axes, update: dict[int, ax.Axis]) -> Axes:
         """The axes of an array into which another was written: it may change along all of them."""
@@ -194,11 +186,10 @@ class AxisRules:
         table, indices = operands[0].axes, operands[1].axes
         batching = tuple(getattr(numbers, "operand_batching_dims", ()))
         gone = {*numbers.collapsed_slice_dims, *batching}
-        kept = iter([
-            axis if ax.size(axis) == size else ax.resized(axis, size, ("gather", next(self._fresh)))
-            for i, (axis, size) in enumerate(zip(table, eqn.params["slice_sizes"], strict=True))
-            if i not in gone
-        ])  # fmt: skip
+        cut = self.resized(
+            table, eqn.params["slice_sizes"], lambda _: ("gather", next(self._fresh))
+        )
+        kept = iter([axis for i, axis in enumerate(cut) if i not in gone])
         # Where an axis is read by numbers, what counts the numbers counts entries of that axis.
         read = [table[i] for i in numbers.start_index_map if i in gone]
         believed = max((ax.kind(axis) for axis in read), default=Kind.CONSTANT)
@@ -213,32 +204,23 @@ class AxisRules:
         """The axes after a convolution."""
         numbers = eqn.params["dimension_numbers"]
         image, kernel = operands[0].axes, operands[1].axes
-        axes: list[ax.Axis] = [()] * len(shape)
-        axes[numbers.out_spec[0]] = image[numbers.lhs_spec[0]]
-        axes[numbers.out_spec[1]] = kernel[numbers.rhs_spec[0]]
-        for source, target in zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True):
-            axis, size = image[source], shape[target]
-            same = ax.size(axis) == size
-            axes[target] = axis if same else ax.resized(axis, size, ("convolution", size))
-        return tuple(axes)
+        before = [image[numbers.lhs_spec[0]], kernel[numbers.rhs_spec[0]]]
+        before += [image[source] for source in numbers.lhs_spec[2:]]
+        axes = [before[numbers.out_spec.index(place)] for place in range(len(shape))]
+        return self.resized(tuple(axes), shape, lambda i: ("convolution", shape[i]))
 
     def several(self, eqn: Any, operands: list[Value]) -> list[Value]:
         """The results of an equation that has several."""
         name = eqn.primitive.name
         if name == "split":
             value, axis = operands[0], eqn.params["axis"]
+            lead, cut, rest = value.axes[:axis], value.axes[axis], value.axes[axis + 1 :]
             starts = itertools.accumulate((0, *eqn.params["sizes"]))
+            parts = zip(eqn.params["sizes"], starts, strict=False)
+            pieces = [ax.resized(cut, size, ("slice", start)) for size, start in parts]
             return [
-                dataclasses.replace(
-                    value,
-                    outer=None,
-                    axes=(
-                        *value.axes[:axis],
-                        ax.resized(value.axes[axis], size, ("slice", start)),
-                        *value.axes[axis + 1 :],
-                    ),
-                )
-                for start, size in zip(starts, eqn.params["sizes"], strict=False)
+                dataclasses.replace(value, outer=None, axes=(*lead, piece, *rest))
+                for piece in pieces
             ]
         if name == "unstack":
             value, place = operands[0], eqn.params["axis"]
@@ -247,19 +229,11 @@ class AxisRules:
         if name == "optimization_barrier":
             return operands
         if name in ("sort", "top_k"):
-            return [
-                dataclasses.replace(
-                    plain(value),
-                    data=any(v.data for v in operands),
-                    axes=tuple(
-                        axis if ax.size(axis) == n else ax.resized(axis, n, (name,))
-                        for axis, n in zip(value.axes, var.aval.shape, strict=True)
-                    ),
-                )
-                for value, var in zip(
-                    operands if len(operands) == len(eqn.outvars) else operands[:1] * 2,
-                    eqn.outvars,
-                    strict=True,
-                )
-            ]
+            data = any(v.data for v in operands)
+            sources = operands if len(operands) == len(eqn.outvars) else operands[:1] * 2
+            results = []
+            for value, var in zip(sources, eqn.outvars, strict=True):
+                axes = self.resized(value.axes, var.aval.shape, lambda _: (name,))
+                results.append(dataclasses.replace(plain(value), data=data, axes=axes))
+            return results
         return self.unknown(eqn, operands)
