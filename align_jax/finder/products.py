@@ -363,9 +363,7 @@ class Products(AxisRules):
             (product.left, product.right) if key_side == RIGHT else (product.right, product.left)
         )
         free = {side for side, _, _ in product.factors.values()}
-        asked = math.prod(
-            f.size for side, f, _ in product.factors.values() if side not in (SHARED, key_side)
-        )
+        asked = math.prod(factor.size for factor in product.asked(key_side).values())
         if key[1].raw:
             return  # a layer
         if not key[1].data and SHARED not in free:

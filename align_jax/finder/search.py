@@ -5,10 +5,12 @@ with something else as weights. The search follows, through every equation, what
 (`align_jax.finder.axes`) and which arrays are the logits of which product.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from align_jax.finder import axes as ax
@@ -44,15 +46,10 @@ _OF_LAYERS = ("kernel", "w", "weight", "weights", "embedding")
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What is known of an input of the program.
+    """What is known of an input of the program."""
 
-    Attributes:
-      data: True for data, False for parameters, keys of random numbers and other state.
-      path: of a parameter, its names from the root down.
-    """
-
-    data: bool
-    path: tuple[str, ...] = ()
+    data: bool  # False for parameters, keys of random numbers and other state
+    path: tuple[str, ...] = ()  # of a parameter, its names from the root down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +93,12 @@ class _Search(Products):
 
     def input_value(self, aval: Any, number: int) -> Value:
         data = self.inputs[number].data
-        axes = []
-        for axis, size in enumerate(getattr(aval, "shape", ())):
-            kind = Kind.DATA if data else Kind.PARAMETER
-            axes.append(ax.whole(size, kind, ax.input_axis(number, axis)))
-        return Value(tuple(axes), data, leaf=None if data else number, mask=is_boolean(aval))
+        kind = Kind.DATA if data else Kind.PARAMETER
+        axes = tuple(
+            ax.whole(size, kind, ax.input_axis(number, axis))
+            for axis, size in enumerate(getattr(aval, "shape", ()))
+        )
+        return Value(axes, data, leaf=None if data else number, mask=is_boolean(aval))
 
     def walk(
         self,
@@ -158,8 +156,14 @@ class _Search(Products):
         if name in ("while", "cond"):
             return self.branches(eqn, operands, deeper, names)
         if name == "shard_map" and held is not None:
-            with _Refused(self, "inside shard_map, where each device sees its own tokens"):
-                self.walk(*held, self.unknown_inputs(held[0], operands), deeper, names)
+            inputs = [  # each device has a part of the operands
+                dataclasses.replace(
+                    v, axes=self.resized(v.axes, var.aval.shape, lambda i: ("shard", i))
+                )
+                for var, v in zip(held[0].invars, operands, strict=True)
+            ]
+            with self.refused("inside shard_map, where each device sees its own tokens"):
+                self.walk(*held, inputs, deeper, names)
             return self.unknown(eqn, operands)
         if name not in program.CALLS and (name in OPAQUE or held is not None):
             self.opaque(eqn, operands, names)
@@ -177,21 +181,6 @@ class _Search(Products):
         if attends and any(value.data and len(value.axes) > 2 for value in operands):
             reason = f"{called_name(eqn) or eqn.primitive.name} cannot be looked into"
             self.missed.append(Missed(self.name(operands, names), reason, True))
-
-    def unknown_inputs(self, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
-        """Operands of which a program sees a part: shapes of its own, the rest as known."""
-        return [
-            value
-            if ax.shape(value.axes) == var.aval.shape
-            else dataclasses.replace(
-                value,
-                axes=tuple(
-                    ax.resized(axis, size, ("shard", i))
-                    for i, (axis, size) in enumerate(zip(value.axes, var.aval.shape, strict=True))
-                ),
-            )
-            for var, value in zip(jaxpr.invars, operands, strict=True)
-        ]
 
     def simple(self, eqn: Any, operands: list[Value], path: tuple[int, ...], names: str) -> Value:
         """The result of an equation that has one."""
@@ -275,23 +264,20 @@ class _Search(Products):
         steps = []
         scanned: ax.Axis = ()
         own_parameters = False
-        for value, var in zip(
-            operands[shared + carried :], eqn.invars[shared + carried :], strict=True
-        ):
-            along = value.along
-            if value.data:
-                scanned = scanned or value.axes[0]
-                along |= {factor.identity for factor in value.axes[0] if factor.origin is not None}
-            else:
-                own_parameters |= is_inexact(var.aval)
-            counts = not value.data and not is_inexact(var.aval) and len(value.axes) == 1
-            steps.append(
-                dataclasses.replace(plain(value), axes=value.axes[1:], along=along, counter=counts)
-            )
         start = [plain(value) for value in operands[: shared + carried]]
         for i, var in enumerate(eqn.invars[shared : shared + carried], shared):
             scalar = not start[i].axes and not start[i].data and not is_inexact(var.aval)
             start[i] = dataclasses.replace(start[i], counter=scalar, number=None)
+        rest = slice(shared + carried, None)
+        for value, var in zip(operands[rest], eqn.invars[rest], strict=True):
+            along, whole = value.along, not is_inexact(var.aval)
+            if value.data:
+                scanned = scanned or value.axes[0]
+                along |= {factor.identity for factor in value.axes[0] if factor.origin is not None}
+            own_parameters |= not value.data and not whole
+            counts = not value.data and whole and len(value.axes) == 1
+            step = dataclasses.replace(plain(value), along=along, counter=counts)
+            steps.append(dataclasses.replace(step, axes=value.axes[1:]))
         before = self.state()
         outer = self.scans
         shown = frozenset(factor.identity for factor in scanned)
@@ -312,16 +298,15 @@ class _Search(Products):
         carry = [dataclasses.replace(value, counter=False) for value in carry]
         lead = scanned or self.fresh(length, Kind.PARAMETER)
         stepped = frozenset(factor.identity for factor in lead)
-        outputs = [
-            dataclasses.replace(
-                plain(value),
-                axes=(ax.resized(lead, length, "scan") if ax.size(lead) != length else lead,
-                      *value.axes),
-                along=value.along - stepped,
-            )
-            for value in results[carried:]
-        ]  # fmt: skip
-        return [*carry, *outputs]
+        lead = ax.resized(lead, length, "scan") if ax.size(lead) != length else lead
+        outputs = [plain(value) for value in results[carried:]]
+        return [
+            *carry,
+            *(
+                dataclasses.replace(v, axes=(lead, *v.axes), along=v.along - stepped)
+                for v in outputs
+            ),
+        ]
 
     def chunked(self, score: Score, names: str) -> None:
         """What was made of logits is carried from step to step: a softmax over chunks of keys."""
@@ -345,25 +330,34 @@ class _Search(Products):
             arguments = operands[eqn.params["cond_nconsts"] :]
             reason = "inside lax.while_loop, whose number of steps is not known"
         ends = []
-        with _Refused(self, reason):
+        with self.refused(reason):
             for number, jaxpr in enumerate(programs):
                 opened, constants = program.opened(jaxpr)
                 entering = [plain(value) for value in arguments]
                 ends.append(self.walk(opened, constants, entering, (*path, number), names))
-        results = []
-        for alternatives in zip(*ends, strict=True):
-            first = plain(alternatives[0])
-            for other in alternatives[1:]:
-                first = either(first, other)
-            data = first.data or any(value.data for value in operands)
-            results.append(dataclasses.replace(first, data=data))
-        return results
+        data = any(value.data for value in operands)
+        results = [
+            functools.reduce(either, alternatives[1:], plain(alternatives[0]))
+            for alternatives in zip(*ends, strict=True)
+        ]
+        return [dataclasses.replace(value, data=data or value.data) for value in results]
 
     def state(self) -> tuple[int, int, int]:
         return len(self.products), len(self.missed), len(self.hits)
 
     def restore(self, state: tuple[int, int, int]) -> None:
         del self.products[state[0] :], self.missed[state[1] :], self.hits[state[2] :]
+
+    @contextlib.contextmanager
+    def refused(self, reason: str) -> Iterator[None]:
+        """What is found inside cannot be aligned, for a reason."""
+        products, _, hits = self.state()
+        yield
+        for product in self.products[products:]:
+            product.problem = product.problem or reason
+        inside = self.hits[hits:]
+        self.missed += [Missed(hit.name, reason) for hit in inside if isinstance(hit, Site)]
+        self.hits[hits:] = [hit for hit in inside if not isinstance(hit, Site)]
 
     def found(self) -> Found:
         sites: list[Site] = []
@@ -392,64 +386,47 @@ class _Search(Products):
             if isinstance(other, Site) or other == number:
                 continue
             pair = self.products[other]
-            pairs = ((product.left, pair.left), (product.right, pair.right))
-            leaves = all(a[1].leaf is not None and a[1].leaf == b[1].leaf for a, b in pairs)
-            if leaves and any(
-                self.cut(number, one, other) and self.shares(number, two, other)
-                for one, two in ((LEFT, RIGHT), (RIGHT, LEFT))
-            ):
-                return "its queries or keys come in chunks, so that no product has all of them"
+            leaves = ((product.left, pair.left), (product.right, pair.right))
+            if any(a[1].leaf is None or a[1].leaf != b[1].leaf for a, b in leaves):
+                continue
+            for one, two in ((LEFT, RIGHT), (RIGHT, LEFT)):
+                mine, theirs = (
+                    [f.identity for side, f, _ in p.factors.values() if side == two]
+                    for p in (product, pair)
+                )
+                if mine == theirs and self.cut(product, pair, one):
+                    return "its queries or keys come in chunks, so that no product has all of them"
         return ""
 
-    def tokens_of(self, number: int, side: str) -> list[Factor]:
-        """The factors of a product that one operand alone has."""
-        return [f for own, f, _ in self.products[number].factors.values() if own == side]
-
-    def shares(self, number: int, side: str, other: int) -> bool:
-        """Whether the operands of two products on this side have the same tokens."""
-        mine, theirs = (self.tokens_of(n, side) for n in (number, other))
-        return [f.identity for f in mine] == [f.identity for f in theirs]
-
-    def cut(self, number: int, side: str, other: int) -> bool:
+    def cut(self, product: Product, other: Product, side: str) -> bool:
         """Whether the operands of two products on this side are different parts of one array."""
         mine, theirs = (
             {
                 (f.origin.parts, f.origin.how)
-                for f in self.tokens_of(n, side)
-                if f.origin
+                for own, f, _ in one.factors.values()
+                if own == side
+                and f.origin
                 and isinstance(f.origin.how, tuple)
                 and f.origin.how[0] in ("slice", "dynamic_slice", "gather")
             }
-            for n in (number, other)
+            for one in (product, other)
         )
-        whole = {of for of, _ in mine} & {of for of, _ in theirs}
-        return bool(whole) and mine != theirs
+        return mine != theirs and bool({of for of, _ in mine} & {of for of, _ in theirs})
 
     def site(self, product: Product, name: str) -> Site | str:
         """The attention of a product; or why it cannot be aligned."""
         key_side = product.key_side
-        left_is_key = key_side == LEFT
-        query, key = reversed(product.operands) if left_is_key else product.operands
-        queries, keys = (
-            (product.right, product.left) if left_is_key else (product.left, product.right)
-        )
-        if any(
-            isinstance(part, tuple) and part[0] == Kind.PARAMETER
-            for part in queries[1].along | keys[1].along
-        ):
+        step = -1 if key_side == LEFT else 1
+        query, key = product.operands[::step]
+        queries, keys = (product.left, product.right)[::step]
+        along = queries[1].along | keys[1].along
+        if any(isinstance(part, tuple) and part[0] == Kind.PARAMETER for part in along):
             return "its parameters are picked by the number of a loop's step; scan over them"
         if queries[1].along != keys[1].along:
-            return (
-                "its queries or keys come in chunks, one step of a scan at a time, so that no step "
-                "sees all of them"
-            )
+            return "its queries or keys come in chunks, so that no step of a scan sees all of them"
         parts: dict[int, Part] = {}
         order: dict[int, int] = {}
-        asked = {
-            n: factor
-            for n, (side, factor, _) in product.factors.items()
-            if side not in (SHARED, key_side)
-        }
+        asked = product.asked(key_side)
         features = frozenset(
             leaf
             for operand in product.operands
@@ -538,33 +515,11 @@ class _Search(Products):
         paths = [path for path in paths if path]
         if not paths:
             return _clean(names)
-        common = list(paths[0])
-        for path in paths[1:]:
-            same = itertools.takewhile(
-                lambda pair: pair[0] == pair[1], zip(common, path, strict=False)
-            )
-            common = [name for name, _ in same]
+        same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False))
+        common = [level[0] for level in same]
         if len(set(paths)) == 1:  # one parameter for both: its module, or the one around its layer
             common = common[:-2] if common[-1] in _OF_LAYERS else common[:-1]
         return "/".join(common)
-
-
-class _Refused:
-    """What is found inside cannot be aligned, for a reason."""
-
-    def __init__(self, search: _Search, reason: str) -> None:
-        self.search, self.reason = search, reason
-
-    def __enter__(self) -> None:
-        self.before = self.search.state()
-
-    def __exit__(self, *_: object) -> None:
-        search = self.search
-        for product in search.products[self.before[0] :]:
-            product.problem = product.problem or self.reason
-        inside = search.hits[self.before[2] :]
-        search.missed += [Missed(hit.name, self.reason) for hit in inside if isinstance(hit, Site)]
-        search.hits[self.before[2] :] = [hit for hit in inside if not isinstance(hit, Site)]
 
 
 def _is_first(factor: Factor) -> bool:

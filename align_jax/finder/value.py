@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from align_jax.finder import axes as ax
-from align_jax.finder.axes import Axes, Factor
+from align_jax.finder.axes import SHARED, Axes, Factor
 from align_jax.finder.program import Ref
 from align_jax.finder.site import Mask, Operand, Steps
 
@@ -95,6 +95,11 @@ class Product:
     key_side: str = ""
     lost: bool = False
     problem: str = ""
+
+    def asked(self, key_side: str) -> dict[int, Factor]:
+        """By number, the factors that the queries alone have."""
+        factors = self.factors.items()
+        return {n: f for n, (side, f, _) in factors if side not in (SHARED, key_side)}
 
     def add(self, mask: Mask) -> None:
         """Notes a mask, once."""
