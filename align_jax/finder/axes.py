@@ -6,9 +6,10 @@ from, so that it is known again after the axes were reshaped, transposed, sliced
 
 import dataclasses
 import enum
+import itertools
 import math
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 # Which operand of a product a factor belongs to.
 SHARED, LEFT, RIGHT = "shared", "left", "right"
@@ -209,7 +210,6 @@ def common(left: Axis, right: Axis) -> tuple[Axis, Axis] | None:
     return None if any(waiting) else (tuple(results[0]), tuple(results[1]))
 
 
-def factors(axes: Axes) -> Iterator[Factor]:
+def factors(axes: Iterable[Axis]) -> Iterator[Factor]:
     """All factors, major first."""
-    for axis in axes:
-        yield from axis
+    return itertools.chain.from_iterable(axes)

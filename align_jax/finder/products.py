@@ -1,5 +1,6 @@
 """Which products are those of queries and keys, and what becomes of their logits."""
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -186,8 +187,6 @@ class Products(AxisRules):
                 for v in operands
             ]
             return self.combined(name, eqn, spread, scored, path)
-        if name in LOGARITHMS:
-            return None
         if name in EXPONENTIALS:
             if score.stage != "logits":
                 return score if score.stage == "largest" else None
@@ -200,9 +199,7 @@ class Products(AxisRules):
                                                 for axis in summed for f in axis):  # fmt: skip
                 return dataclasses.replace(score, stage="sum")
             return score
-        if name in REDUCTIONS:
-            return None
-        return score
+        return None if name in (*REDUCTIONS, *LOGARITHMS) else score
 
     def combined(
         self,
@@ -224,11 +221,10 @@ class Products(AxisRules):
             return self.of_several(operands, main)
         if len(main) > 1:
             return score
-        others = [
-            i
-            for i in range(len(operands))
-            if i not in {i for i, s in scored if s.product == score.product}
-        ]
+        own = [i for i, s in scored if s.product == score.product]
+        others = [i for i in range(len(operands)) if i not in own]
+        chosen = name == "select_n" and len(operands) == 3 and place > 0
+        kind = "keep" if place == 2 else "block"  # of the predicate that chooses
         product = self.products[score.product]
         axes = operands[place].axes
 
@@ -236,11 +232,10 @@ class Products(AxisRules):
             value = operands[i]
             if program.is_literal(eqn.invars[i]) or ax.shape(value.axes) != ax.shape(axes):
                 return
-            sizes: dict[int, int] = {}
+            sizes = collections.defaultdict(lambda: 1)
             for factor in ax.factors(axes):
                 if factor.role:
-                    number = factor.role.number
-                    sizes[number] = sizes.get(number, 1) * factor.size
+                    sizes[factor.role.number] *= factor.size
             if any(n != product.factors[number][1].size for number, n in sizes.items()):
                 product.problem = product.problem or "a mask covers a part of its logits alone"
             constant = tuple(is_copy(axis) for axis in value.axes)
@@ -248,23 +243,20 @@ class Products(AxisRules):
             product.add(Mask(Ref(path, eqn.invars[i]), kind, axes, constant, seen))
 
         if score.stage == "logits":
-            if name == "select_n" and len(operands) == 3 and place > 0:
-                other = 3 - place
-                known = operands[other].number
+            if chosen:
+                known = operands[3 - place].number
                 if known is None or known <= BLOCKED:
-                    literal = program.is_literal(eqn.invars[other])
-                    unsure = other if known is None and not literal else None
-                    mask(0, "keep" if place == 2 else "block", unsure)
+                    literal = program.is_literal(eqn.invars[3 - place])
+                    mask(0, kind, 3 - place if known is None and not literal else None)
             elif name in ("add", "sub", "add_any", "min") and others:
                 bias = operands[others[0]]
                 if bias.mask or bias.data:
                     mask(others[0], "bias" if name != "sub" else "subtracted")
             return score
         # After the division, what depends on no data is dropout.
-        blocked = name == "select_n" and len(operands) == 3 and place > 0
-        blocked = blocked and operands[3 - place].number == 0
+        blocked = chosen and operands[3 - place].number == 0
         if blocked and (operands[0].data or not score.normalized):
-            mask(0, "keep" if place == 2 else "block")
+            mask(0, kind)
         if name == "div":
             return dataclasses.replace(score, normalized=True)
         if name == "mul":
@@ -294,10 +286,9 @@ class Products(AxisRules):
         both = [(i, s) for i, s in main if self.of_data(s.product)]
         place, score = (both or main)[0]
         if len({s.product for _, s in both}) > 1:
-            for _, other in both:
-                if other.product in self.hits:
-                    continue  # it has been an attention of its own, and adds to the next
-                product = self.products[other.product]
+            # One that has been an attention of its own adds to the next.
+            for number in {s.product for _, s in both if s.product not in self.hits}:
+                product = self.products[number]
                 product.problem = "its logits are the sum of several products of queries and keys"
         for i, other in main:
             numbers = dict(_paired(operands[i].axes, operands[place].axes))
@@ -327,7 +318,7 @@ class Products(AxisRules):
             if score is None or score.stage not in ("logits", "weights"):
                 continue
             summed = [value_in.axes[i] for i in sums]
-            roles = [factor.role for axis in summed for factor in axis]
+            roles = [factor.role for factor in ax.factors(summed)]
             other = operands[1] if value_in is operands[0] else operands[0]
             heads = {role is None or role.side == SHARED for role in roles}
             if heads == {True} and not other.data:
@@ -340,7 +331,7 @@ class Products(AxisRules):
         """Weights were summed over some axes, together with values."""
         score = weights.score
         assert score is not None
-        roles = [factor.role for axis in summed for factor in axis if factor.role]
+        roles = [factor.role for factor in ax.factors(summed) if factor.role]
         keys = frozenset(role.number for role in roles if role.side != SHARED)
         sides = {role.side for role in roles if role.side != SHARED}
         if not roles:  # a single key has no factors
@@ -359,19 +350,15 @@ class Products(AxisRules):
     def attend(self, number: int, key_side: str, keys: frozenset[int]) -> None:
         """Notes that a product is one of queries and keys."""
         product = self.products[number]
-        queries, key = (
-            (product.left, product.right) if key_side == RIGHT else (product.right, product.left)
-        )
-        free = {side for side, _, _ in product.factors.values()}
+        (_, queries), (_, key) = (product.left, product.right)[:: -1 if key_side == LEFT else 1]
+        alone = SHARED not in {side for side, _, _ in product.factors.values()}
         asked = math.prod(factor.size for factor in product.asked(key_side).values())
-        if key[1].raw:
-            return  # a layer
-        if not key[1].data and SHARED not in free:
-            return  # a layer whose weights are computed
-        if not queries[1].data:
-            if asked == 1 and (queries[1].raw or SHARED not in free):
+        if key.raw or (alone and not key.data):
+            return  # a layer, whose weights may be computed
+        if not queries.data:
+            if asked == 1 and (queries.raw or alone):
                 return  # weights of each token, as for pooling
-            if queries[1].raw:
+            if queries.raw:
                 product.problem = "its queries are a parameter as it is, or it is a layer"
         product.keys, product.key_side = keys, key_side
         if number not in self.hits:
@@ -388,17 +375,11 @@ def _paired(one: ax.Axes, other: ax.Axes) -> Iterator[tuple[int, int]]:
 
 def _moved(mask: Mask, product: int, numbers: dict[int, int]) -> Mask | None:
     """A mask of one product as that of another; None where their factors do not fit."""
-    axes = []
-    for axis in mask.axes:
-        for factor in axis:
-            if factor.role and factor.role.number not in numbers:
-                return None
-        axes.append(
-            tuple(
-                dataclasses.replace(f, role=Role(product, f.role.side, numbers[f.role.number]))
-                if f.role
-                else f
-                for f in axis
-            )
-        )
-    return dataclasses.replace(mask, axes=tuple(axes))
+    if any(f.role and f.role.number not in numbers for f in ax.factors(mask.axes)):
+        return None
+
+    def moved(factor: Factor) -> Factor:
+        role = factor.role and Role(product, factor.role.side, numbers[factor.role.number])
+        return dataclasses.replace(factor, role=role)
+
+    return dataclasses.replace(mask, axes=tuple(tuple(map(moved, axis)) for axis in mask.axes))

@@ -22,6 +22,9 @@ _SAME_NUMBER = {
     "convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy",
     "copy_p", "stop_gradient", "device_put", "transpose", "reduce_precision",
 }  # fmt: skip
+_SAME_SCALE = _SAME_NUMBER - {"device_put"} | {
+    "slice", "sharding_constraint", "name", "rev", "optimization_barrier", "neg",
+}  # fmt: skip
 
 EXPONENTIALS = {"exp", "exp2", "logistic"}
 LOGARITHMS = {"log", "log1p"}
@@ -223,12 +226,7 @@ def scale_of(name: str, operands: Sequence[Value]) -> float:
     scales = {value.scale for value in operands}
     if name in ("add", "sub", "concatenate") and len(scales) == 1:
         return scales.pop()
-    structural = (
-        "convert_element_type", "reshape", "transpose", "squeeze", "expand_dims", "copy", "slice",
-        "broadcast_in_dim", "stop_gradient", "sharding_constraint", "name", "rev", "copy_p",
-        "optimization_barrier", "reduce_precision", "neg",
-    )  # fmt: skip
-    return operands[0].scale if name in structural and operands else 1.0
+    return operands[0].scale if name in _SAME_SCALE and operands else 1.0
 
 
 def as_number(value: Any) -> float | None:
