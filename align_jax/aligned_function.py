@@ -53,7 +53,7 @@ def aligned_function(
     if not callable(function):
         raise TypeError(f"aligned_function() takes a function, got {type(function).__name__}.")
     numbers = (parameters,) if isinstance(parameters, int) else tuple(parameters)
-    missing = tapping.names_of_missing(allow_missing)
+    missing = tapping.patterns_of_missing(allow_missing)
     return AlignedFunction(function, AlignmentConfig.of(config), numbers, missing)
 
 
@@ -65,7 +65,7 @@ class AlignedFunction:
       function: the original.
       config: what to align, and how.
       parameters: the numbers of the arguments that hold no data.
-      allow_missing: see `aligned`.
+      allow_missing: patterns of names, see `aligned`.
 
     Example:
       >>> AlignedFunction(lambda params, x: x, AlignmentConfig("ot")).config.method
@@ -75,7 +75,7 @@ class AlignedFunction:
     function: Callable[..., Any]
     config: AlignmentConfig
     parameters: tuple[int, ...] = (0,)
-    allow_missing: bool | Sequence[str] = False
+    allow_missing: tuple[str, ...] = ()
 
     def init(self, rng: Array, *arguments: Any) -> dict[str, Any]:
         """Makes the parameters of the alignment networks; empty for methods without any.
@@ -90,7 +90,7 @@ class AlignedFunction:
         Raises:
           ValueError: if the function contains no attention, or one that cannot be aligned.
         """
-        return tapping.init_networks(self._traced(arguments), self.config, rng)
+        return tapping.init_networks(self._checked(arguments), self.config, rng)
 
     def apply(
         self,
@@ -114,12 +114,19 @@ class AlignedFunction:
         Raises:
           ValueError: as `init`.
         """
-        traced = self._traced(arguments)
+        traced = self._checked(arguments)
         names = tapping.wanted(collections)
         rng = rng if self.config.tokens else None
         return tapping.run(traced, self.config, arguments, networks, names, rng)
 
-    def _traced(self, arguments: Sequence[Any]) -> tapping.Traced:
+    def _checked(self, arguments: Sequence[Any]) -> tapping.Traced:
+        traced = self.traced(arguments)
+        what = f"The function {getattr(self.function, '__name__', type(self.function).__name__)}"
+        tapping.check(traced, self.config, self.allow_missing, what)
+        return traced
+
+    def traced(self, arguments: Sequence[Any]) -> tapping.Traced:
+        """The program of a call, and its attentions."""
         for number in self.parameters:
             if not 0 <= number < len(arguments):
                 raise ValueError(
@@ -127,7 +134,4 @@ class AlignedFunction:
                     "arguments does not have."
                 )
         skipped = [0 if i in self.parameters else None for i in range(len(arguments))]
-        traced = tapping.trace(self.function, arguments, skipped)
-        what = f"The function {getattr(self.function, '__name__', type(self.function).__name__)}"
-        tapping.check(traced, self.config, self.allow_missing, what)
-        return traced
+        return tapping.trace(self.function, arguments, skipped)

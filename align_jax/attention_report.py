@@ -7,7 +7,8 @@ from typing import Any
 from flax import linen as nn
 
 from align_jax import tapping
-from align_jax.aligned_function import AlignedFunction
+from align_jax.aligned_function import AlignedFunction, aligned_function
+from align_jax.config import PLAIN
 from align_jax.convert import AlignedModel, traced_module
 from align_jax.finder import Part, Steps
 
@@ -124,7 +125,7 @@ def _traced(
     if isinstance(model, nn.Module):
         return traced_module(model, arguments, keywords)
     if isinstance(model, AlignedFunction):
-        model, parameters = model.function, model.parameters
+        return model.traced(arguments)
     from flax import nnx
 
     if isinstance(model, nnx.Module):
@@ -136,9 +137,7 @@ def _traced(
         raise TypeError(
             f"attention_report() takes a module or a function, got {type(model).__name__}."
         )
-    numbers = (parameters,) if isinstance(parameters, int) else tuple(parameters)
-    skipped = [0 if i in numbers else None for i in range(len(arguments))]
-    return tapping.trace(model, arguments, skipped)
+    return aligned_function(model, PLAIN, parameters=parameters).traced(arguments)
 
 
 def _report(traced: tapping.Traced) -> AttentionReport:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from flax.core import Scope
+from flax.core import Scope, unfreeze
 from flax.core.scope import DenyList, subtract_filters
 
 from align_jax import tapping
@@ -75,13 +75,13 @@ def aligned(
                 "aligned() of a Linen model takes no arguments of a call: init() gets them."
             )
         _check_ownership(model)
-        return AlignedModel(_Original(model), config, tapping.names_of_missing(allow_missing))
+        return AlignedModel(_Original(model), config, tapping.patterns_of_missing(allow_missing))
     from flax import nnx
 
     if isinstance(model, nnx.Module):
-        from align_jax.convert_nnx import aligned_nnx
+        from align_jax.convert_nnx import AlignedNNX
 
-        return aligned_nnx(model, config, arguments, keywords, allow_missing)
+        return AlignedNNX(model, config, arguments, keywords, allow_missing)
     raise TypeError(
         f"aligned() takes a flax.linen or flax.nnx module, got {type(model).__name__}. Pass the "
         "model itself, not its class or its apply function; for a function there is "
@@ -102,7 +102,7 @@ class AlignedModel(nn.Module):
     Attributes:
       original: holds the model.
       config: what to align, and how.
-      allow_missing: see `aligned`.
+      allow_missing: patterns of names, see `aligned`.
 
     Example:
       >>> aligned(nn.SelfAttention(num_heads=2), AlignmentConfig("ot")).config.method
@@ -111,7 +111,7 @@ class AlignedModel(nn.Module):
 
     original: _Original
     config: AlignmentConfig
-    allow_missing: bool | tuple[str, ...] = False
+    allow_missing: tuple[str, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model, with its own arguments.
@@ -168,12 +168,9 @@ class AlignedModel(nn.Module):
         (outputs, changed), sown = tapping.run(
             traced, self.config, arguments, params, collections, rng
         )
-        for collection, values in changed.items():
+        for collection, values in (changed | sown).items():
             for name, value in values.items():
-                scope.put_variable(collection, name, value)
-        for collection, values in sown.items():
-            for name, value in values.items():
-                before = scope.get_variable(collection, name, {})
+                before = scope.get_variable(collection, name, {}) if collection in sown else {}
                 scope.put_variable(collection, name, _merged(before, value))
         return outputs
 
@@ -195,27 +192,22 @@ class AlignedModel(nn.Module):
         """The model's program, and its arguments: variables, and the arrays of the call."""
         scope = self.scope
         assert scope is not None
-        variables = {
-            name: strip_alignment(_unfrozen(tree)) if name == "params" else _unfrozen(tree)
-            for name, tree in self.variables.items()
-            if name not in (NAME, CLOUDS)
-        }
-        arrays, put_back = tapping.split_arrays(args, kwargs)
+        variables = _without_alignment(self.variables)
+        arrays, put_back = tapping.split_arrays((args, kwargs))
+        mutable: Any = (NAME,)  # to see whether the model sows on its own
         if not self.is_initializing():
-            mutable: Any = subtract_filters(scope.mutable, (NAME, CLOUDS))
+            mutable = subtract_filters(scope.mutable, (NAME, CLOUDS))
         elif "cache" in variables:
             # What decodes step by step from now on has seen whole sequences at init.
             rngs = {name: rng.as_jax_rng() for name, rng in scope.rngs.items()}
             model, params = self.original.model, variables["params"]
             return traced_init(model, params, rngs, method, args, kwargs), (variables, arrays)
-        else:
-            mutable = (NAME,)  # to see whether the model sows on its own
 
         def function(variables: Any, arrays: Sequence[Any]) -> Any:
             args, kwargs = put_back(arrays)
             inside = Scope(variables, scope.rngs, mutable=mutable, path=scope.path)
             outputs = getattr(self._bound(inside), method)(*args, **kwargs)
-            changed = _unfrozen(inside.mutable_variables())
+            changed = unfreeze(inside.mutable_variables())
             if NAME in changed:
                 self._refuse_own()
             return outputs, changed
@@ -227,7 +219,7 @@ class AlignedModel(nn.Module):
     def _init_networks(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         scope = self.scope
         assert scope is not None
-        own = _unfrozen(self.variables.get("params", {}))
+        own = unfreeze(self.variables.get("params", {}))
         if _has_networks(own):
             self._refuse_own()
         traced, _ = self._traced(method, args, kwargs)
@@ -245,12 +237,10 @@ def traced_module(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any])
 
     def init(*arrays: Any) -> Any:
         args, kwargs = put_back(arrays)
-        variables = model.init(rngs, *args, **kwargs)
-        return {name: tree for name, tree in variables.items() if name not in (NAME, CLOUDS)}
+        return _without_alignment(model.init(rngs, *args, **kwargs))
 
-    arrays, put_back = tapping.split_arrays(args, kwargs)
-    variables = _unfrozen(jax.eval_shape(init, *arrays))
-    variables["params"] = strip_alignment(variables.get("params", {}))
+    arrays, put_back = tapping.split_arrays((args, kwargs))
+    variables = jax.eval_shape(init, *arrays)
     if "cache" in variables:
         return traced_init(model, variables["params"], rngs, "__call__", args, kwargs)
 
@@ -270,7 +260,7 @@ def traced_init(
     kwargs: dict[str, Any],
 ) -> tapping.Traced:
     """The program of a module's initialisation, with its parameters as given."""
-    arrays, put_back = tapping.split_arrays(args, kwargs)
+    arrays, put_back = tapping.split_arrays((args, kwargs))
 
     def function(params: Any, *arrays: Any) -> Any:
         args, kwargs = put_back(arrays)
@@ -285,23 +275,19 @@ def _check_ownership(model: nn.Module) -> None:
     """Raises for a module that holds another one's: the copy of it would not be tied to it."""
     for name, value in vars(model).items():
         for leaf in jax.tree.leaves(value, is_leaf=lambda x: isinstance(x, nn.Module)):
-            if name != "parent" and isinstance(leaf, nn.Module) and _is_owned(leaf):
+            owner = getattr(leaf, "parent", None) if isinstance(leaf, nn.Module) else None
+            if name != "parent" and isinstance(owner, nn.Module) and leaf.name is not None:
                 raise ValueError(
-                    f"{type(model).__name__}.{name} belongs to {type(leaf.parent).__name__}, so "
-                    "its parameters would no longer be shared. Convert the outermost model, and "
-                    "choose its attentions by AlignmentConfig.layers."
+                    f"{type(model).__name__}.{name} belongs to {type(owner).__name__}, so its "
+                    "parameters would no longer be shared. Convert the outermost model, and choose "
+                    "its attentions by AlignmentConfig.layers."
                 )
 
 
-def _is_owned(module: nn.Module) -> bool:
-    return isinstance(module.parent, nn.Module) and module.name is not None
-
-
-def _unfrozen(tree: Any) -> Any:
-    """Plain dictionaries, of whatever mappings there are."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {name: _unfrozen(value) for name, value in tree.items()}
+def _without_alignment(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's own variables."""
+    own = {name: unfreeze(x) for name, x in variables.items() if name not in (NAME, CLOUDS)}
+    return own | {"params": strip_alignment(own.get("params", {}))}
 
 
 def _has_networks(tree: Any) -> bool:
@@ -315,6 +301,4 @@ def _merged(before: Any, new: Any) -> Any:
     if not isinstance(new, Mapping):
         return new
     before = before if isinstance(before, Mapping) else {}
-    return {
-        **before, **{name: _merged(before.get(name), value) for name, value in new.items()}
-    }  # fmt: skip
+    return {**before, **{name: _merged(before.get(name), x) for name, x in new.items()}}

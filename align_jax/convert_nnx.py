@@ -34,24 +34,6 @@ class AlignmentSown(nnx.Intermediate):
     """
 
 
-def aligned_nnx(
-    model: nnx.Module,
-    config: AlignmentConfig,
-    arguments: Sequence[Any],
-    keywords: Mapping[str, Any],
-    allow_missing: bool | Sequence[str],
-) -> "AlignedNNX":
-    """What `aligned` does with an NNX model."""
-    if isinstance(model, AlignedNNX):
-        raise ValueError("The model is already aligned; convert the original instead.")
-    if not arguments and not keywords:
-        raise TypeError(
-            "aligned() of an NNX model also takes the arguments of a call, whose shapes tell those "
-            "of its queries and keys: aligned(model, config, x)."
-        )
-    return AlignedNNX(model, config, arguments, keywords, allow_missing)
-
-
 class AlignedNNX(nnx.Module):
     """An NNX model whose attention is measured in each call.
 
@@ -88,9 +70,16 @@ class AlignedNNX(nnx.Module):
         allow_missing: bool | Sequence[str] = False,
         seed: int = 0,
     ) -> None:
+        if isinstance(model, AlignedNNX):
+            raise ValueError("The model is already aligned; convert the original instead.")
+        if not arguments and not keywords:
+            raise TypeError(
+                "aligned() of an NNX model also takes the arguments of a call, whose shapes tell "
+                "those of its queries and keys: aligned(model, config, x)."
+            )
         self.model = model
         self.config = config
-        self.allow_missing = tapping.names_of_missing(allow_missing)
+        self.allow_missing = tapping.patterns_of_missing(allow_missing)
         self.deterministic = False
         self.rngs = nnx.Rngs(**{NAME: seed}) if config.tokens else None
         traced, traced_arguments, _ = traced_call(model, "__call__", arguments, keywords)
@@ -176,7 +165,7 @@ def traced_call(
 ) -> tuple[tapping.Traced, tuple[Any, ...], tuple[Any, Any]]:
     """The program of a call, its arguments, and the model's graph before and after it."""
     graph, state = nnx.split(model)
-    arrays, put_back = tapping.split_arrays(args, kwargs)
+    arrays, put_back = tapping.split_arrays((args, kwargs))
     after: list[Any] = []
 
     def function(state: Any, arrays: Sequence[Any]) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,20 +24,14 @@ ROOT = "(the model)"  # the name, for people, of an attention of the outermost m
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A function of arrays, traced for arguments of certain shapes, and its attentions.
-
-    Attributes:
-      jaxpr: the program.
-      found: its attentions, and what cannot be aligned.
-      places: for each attention, where its alignment stands in trees: the path of its module, and
-        "alignment", or "alignment_1" and so on where a module has several attentions.
-      unflatten: makes the function's outputs of the program's.
-    """
+    """A function of arrays, traced for arguments of certain shapes, and its attentions."""
 
     jaxpr: Any
-    found: finder.Found
+    found: finder.Found  # its attentions, and what cannot be aligned
+    # For each attention, where its alignment stands in trees: the path of its module, and
+    # "alignment", or "alignment_1" and so on where a module has several attentions.
     places: tuple[Path, ...]
-    unflatten: Callable[[Sequence[Array]], Any]
+    unflatten: Callable[[Sequence[Array]], Any]  # makes the function's outputs of the program's
 
 
 def trace(
@@ -52,46 +45,45 @@ def trace(
       parameters: for each argument None if it is data; if it holds parameters, other state or
         random keys, how many of the first names of their paths belong to no module.
     """
-    structure: list[Any] = []
+    structure: list[Callable[[Sequence[Array]], Any]] = []
 
     def flat(*arguments: Any) -> list[Array]:
-        leaves, tree = jax.tree.flatten(function(*arguments))
-        _check_leaves(leaves, "returns")
-        arrays = [leaf for leaf in leaves if _is_array(leaf)]
-        fixed = [None if _is_array(leaf) else leaf for leaf in leaves]
-        structure[:] = [tree, fixed, [_is_array(leaf) for leaf in leaves]]
+        arrays, put_back = split_arrays(function(*arguments), "returns")
+        structure[:] = [put_back]
         return arrays
 
     jaxpr = jax.make_jaxpr(flat)(*arguments)
-    tree, fixed, is_array = structure
-
-    def unflatten(results: Sequence[Array]) -> Any:
-        arrays = iter(results)
-        leaves = [next(arrays) if own else x for own, x in zip(is_array, fixed, strict=True)]
-        return jax.tree.unflatten(tree, leaves)
-
     inputs = [
         finder.Input(skipped is None, () if skipped is None else path_names(path)[skipped:])
         for argument, skipped in zip(arguments, parameters, strict=True)
         for path, _ in jax.tree_util.tree_flatten_with_path(argument)[0]
     ]
     found = finder.find(jaxpr, inputs)
-    return Traced(jaxpr, found, _places(found.sites), unflatten)
+    return Traced(jaxpr, found, _places(found.sites), structure[0])
 
 
 def split_arrays(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[list[Any], Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """The arrays among the arguments of a call, and a function that puts others in their place."""
-    leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-    _check_leaves(leaves, "is given")
-    own = [_is_array(leaf) for leaf in leaves]
+    tree: Any, verb: str = "is given"
+) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The arrays of a tree, and a function that puts others in their place.
 
-    def put_back(arrays: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    Raises:
+      TypeError: for an object that hides arrays from JAX, which the model `verb`.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    for leaf in leaves:
+        if any(isinstance(value, jax.Array) for value in getattr(leaf, "__dict__", {}).values()):
+            raise TypeError(
+                f"The model {verb} a {type(leaf).__name__}, whose arrays JAX cannot see. Make it a "
+                "pytree, as with flax.struct.dataclass or jax.tree_util.register_dataclass."
+            )
+    own = [hasattr(leaf, "dtype") and hasattr(leaf, "shape") for leaf in leaves]
+    others = [None if mine else leaf for leaf, mine in zip(leaves, own, strict=True)]
+
+    def put_back(arrays: Sequence[Any]) -> Any:
         waiting = iter(arrays)
-        return jax.tree.unflatten(
-            tree, [next(waiting) if mine else x for mine, x in zip(own, leaves, strict=True)]
-        )
+        filled = [next(waiting) if mine else x for x, mine in zip(others, own, strict=True)]
+        return jax.tree.unflatten(structure, filled)
 
     return [leaf for leaf, mine in zip(leaves, own, strict=True) if mine], put_back
 
@@ -109,17 +101,13 @@ def path_names(path: Sequence[Any]) -> Path:
     return tuple(names)
 
 
-def check(
-    traced: Traced,
-    config: AlignmentConfig,
-    allow_missing: bool | Sequence[str],
-    what: str,
-) -> None:
+def check(traced: Traced, config: AlignmentConfig, allow_missing: Sequence[str], what: str) -> None:
     """Raises if an attention is left out that nobody has said may be."""
     missed = [
         one
         for one in traced.found.missed
-        if _selected(config, one.name) and not _allowed(allow_missing, one.name)
+        if _selected(config, one.name)
+        and not any(re.search(pattern, one.name or ROOT) for pattern in allow_missing)
     ]
     if missed:
         lines = "\n".join(f"  {one.name or ROOT}: {one.reason}" for one in missed)
@@ -136,8 +124,9 @@ def check(
         raise ValueError(f"{what} has no attention that can be aligned ({reasons}).")
     if names and not any(_selected(config, name) for name in names):
         raise ValueError(
-            f"AlignmentConfig.layers {config.layers} matches no attention of {_lower(what)}. Their "
-            f"names, as the patterns see them: {', '.join(f'{n}/' for n in dict.fromkeys(names))}."
+            f"AlignmentConfig.layers {config.layers} matches no attention of "
+            f"{what.replace('The', 'the', 1)}. Their names, as the patterns see them: "
+            f"{', '.join(f'{n}/' for n in dict.fromkeys(names))}."
         )
     if not traced.found.sites:
         raise ValueError(
@@ -161,15 +150,16 @@ def init_networks(traced: Traced, config: AlignmentConfig, rng: Array) -> dict[s
         if place in made or not _selected(config, site.name):
             continue
         made.add(place)
-        heads, features = site.sizes[Part.HEAD], site.sizes[Part.FEATURE]
         module = Alignment(dataclasses.replace(config, layers=None))
-        vectors = jnp.zeros((1, 1, heads, features))
+        vectors = jnp.zeros((1, 1, site.sizes[Part.HEAD], site.sizes[Part.FEATURE]))
 
-        init: Callable[[Array], Any] = functools.partial(_init, module, vectors)
+        def init(key: Array, module: Any = module, vectors: Array = vectors) -> Any:
+            return module.init(key, vectors, vectors).get("params", {})
+
         key = jax.random.fold_in(rng, zlib.crc32("/".join(place).encode()) % 2**31)
         for length, steps in reversed(site.scans):
             if steps == Steps.LAYERS:
-                init = _stacked(init, length)
+                init = _stacked(init, length)  # type: ignore[assignment]
         params = init(key)
         if params:
             _put(tree, place, params)
@@ -216,7 +206,7 @@ def run(
             key = jax.random.split(key, lengths)
         for axis, (length, steps) in enumerate(site.scans):
             if steps != Steps.LAYERS:
-                params = jax.tree.map(_repeated(axis, length), params)
+                params = jax.tree.map(functools.partial(_repeated, axis, length), params)
         given.append((params, key))
 
     def visit(number: int, given: Any, values: Mapping[Any, Array]) -> Any:
@@ -237,7 +227,7 @@ def run(
     tree: dict[str, Any] = {}
     for number, (site, place) in enumerate(zip(sites, traced.places, strict=True)):
         for collection, leaves in visited[number].items():
-            merged = jax.tree.map(_merge_samples(site.scans), dict(leaves))
+            merged = jax.tree.map(functools.partial(_samples_merged, site.scans), dict(leaves))
             target = tree.setdefault(collection, {})
             before = _get(target, place)
             _put(target, place, {n: (*before.get(n, ()), *x) for n, x in merged.items()})
@@ -273,10 +263,10 @@ def _selected(config: AlignmentConfig, name: str) -> bool:
     return config.selects(tuple(name.split("/")))
 
 
-def names_of_missing(allow_missing: bool | Sequence[str]) -> bool | tuple[str, ...]:
-    """Checks what may be left out."""
+def patterns_of_missing(allow_missing: bool | Sequence[str]) -> tuple[str, ...]:
+    """Patterns of the names of what may be left out; True is one that fits any name."""
     if isinstance(allow_missing, bool):
-        return allow_missing
+        return ("",) if allow_missing else ()
     if isinstance(allow_missing, str):
         raise ValueError(
             f"allow_missing must be True, False or a tuple of patterns, got the string "
@@ -285,48 +275,23 @@ def names_of_missing(allow_missing: bool | Sequence[str]) -> bool | tuple[str, .
     return tuple(allow_missing)
 
 
-def _allowed(allow_missing: bool | Sequence[str], name: str) -> bool:
-    if isinstance(allow_missing, bool):
-        return allow_missing
-    return any(re.search(pattern, name or ROOT) for pattern in allow_missing)
-
-
-def _lower(what: str) -> str:
-    return what[0].lower() + what[1:]
-
-
-def _init(module: Alignment, vectors: Array, key: Array) -> Any:
-    return module.init(key, vectors, vectors).get("params", {})
-
-
 def _stacked(init: Callable[[Array], Any], length: int) -> Callable[[Array], Any]:
     """One set of parameters for each of so many layers."""
     return lambda key: jax.vmap(init)(jax.random.split(key, length))
 
 
-def _repeated(axis: int, length: int) -> Callable[[Array], Array]:
-    def repeat(x: Array) -> Array:
-        x = jnp.expand_dims(x, axis)
-        return jnp.broadcast_to(x, (*x.shape[:axis], length, *x.shape[axis + 1 :]))
-
-    return repeat
+def _repeated(axis: int, length: int, x: Array) -> Array:
+    x = jnp.expand_dims(x, axis)
+    return jnp.broadcast_to(x, (*x.shape[:axis], length, *x.shape[axis + 1 :]))
 
 
-def _merge_samples(scans: Sequence[tuple[int, Steps]]) -> Callable[[Array], Array]:
+def _samples_merged(scans: Sequence[tuple[int, Steps]], x: Array) -> Array:
     """Where the steps of a scan are samples, they come before those of a step, as one axis."""
     mine = [i for i, (_, steps) in enumerate(scans) if steps == Steps.SAMPLES]
     others = [i for i in range(len(scans)) if i not in mine]
-
-    def merge(x: Array) -> Array:
-        if not mine:
-            return x
-        depth = len(scans)
-        x = x.transpose(*others, *mine, *range(depth, x.ndim))
-        shape = x.shape
-        samples = math.prod(shape[len(others) : depth + 1])
-        return x.reshape(*shape[: len(others)], samples, *shape[depth + 1 :])
-
-    return merge
+    depth = len(scans)
+    x = x.transpose(*others, *mine, *range(depth, x.ndim))
+    return x.reshape(*x.shape[: len(others)], -1, *x.shape[depth + 1 :]) if mine else x
 
 
 def _put(tree: dict[str, Any], place: Path, value: Any) -> None:
@@ -335,23 +300,7 @@ def _put(tree: dict[str, Any], place: Path, value: Any) -> None:
     tree[place[-1]] = value
 
 
-def _get(tree: Mapping[str, Any], place: Path) -> Any:
+def _get(tree: Any, place: Path) -> Any:
     for name in place:
-        if not isinstance(tree, Mapping) or name not in tree:
-            return {}
-        tree = tree[name]
+        tree = tree.get(name, {}) if isinstance(tree, Mapping) else {}
     return tree
-
-
-def _check_leaves(leaves: Sequence[Any], verb: str) -> None:
-    """Raises for an object that hides arrays from JAX."""
-    for leaf in leaves:
-        if any(isinstance(value, jax.Array) for value in getattr(leaf, "__dict__", {}).values()):
-            raise TypeError(
-                f"The model {verb} a {type(leaf).__name__}, whose arrays JAX cannot see. Make it a "
-                "pytree, as with flax.struct.dataclass or jax.tree_util.register_dataclass."
-            )
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
