@@ -1,8 +1,11 @@
 """How far a classifier's confidence can be trusted: pure functions.
 
-A label that is no class (-1 for "none", -100 for "ignore") and numbers that are no probabilities
-are refused, unless `where` leaves the example out. Under `jax.jit`, where nothing can be refused,
-such a label makes the result NaN, and probabilities are taken as they are. NaN in is NaN out.
+In all of them `labels` are the true classes and `where` is True for the examples that count (None
+for all). They raise ValueError for shapes that do not fit together, for a label that is no class
+(-1 for "none", -100 for "ignore") and for numbers that are no probabilities, unless `where` leaves
+the example out; and TypeError for labels that are no integers, or a `where` that is not bool. Under
+`jax.jit`, where values cannot be refused, such a label makes the result NaN, and probabilities are
+taken as they are. NaN in is NaN out.
 """
 
 import flax.struct
@@ -76,24 +79,15 @@ def calibration_bins(
       bins: how many bins; bin `i` holds the confidences in `(i / bins, (i + 1) / bins]`.
       where: True for the examples that count; None for all.
 
-    Returns:
-      Sums per bin.
-
     Raises:
-      ValueError: for shapes that do not fit together, fewer than 1 bin, labels that are no
-        classes, or numbers that are no probabilities.
-      TypeError: for labels that are no integers, or `where` that is not bool.
+      ValueError: fewer than 1 bin, or as the module says, like TypeError.
 
     Example:
       >>> p = jnp.array([[0.9, 0.1], [0.2, 0.8]])
       >>> calibration_bins(p, jnp.array([0, 0])).count.tolist()[-3:]
       [1.0, 1.0, 0.0]
     """
-    _check_bins(probabilities, labels, bins, where)
-    probabilities = probabilities.astype(jnp.float32)
-    largest = jnp.max(probabilities, axis=-1)
-    confidence = _known(largest, probabilities, labels)
-    correct = jnp.argmax(probabilities, axis=-1) == labels
+    confidence, correct = _confidence(probabilities, labels, bins, where)
     return confidence_bins(confidence, correct, bins=bins, where=where)
 
 
@@ -112,11 +106,8 @@ def confidence_bins(
       bins: how many.
       where: True for the examples that count; None for all.
 
-    Returns:
-      Sums per bin.
-
     Raises:
-      ValueError: for shapes that do not fit together, or a confidence outside of `[0, 1]`.
+      ValueError: shapes that do not fit together, or a confidence outside of `[0, 1]`.
 
     Example:
       >>> confidence_bins(jnp.array([0.85, 0.3]), jnp.array([True, False])).correct.tolist()[-2:]
@@ -164,9 +155,7 @@ def expected_calibration_error(
       A scalar in `[0, 1]`; tables print it in percent.
 
     Raises:
-      ValueError: for shapes that do not fit together, fewer than 1 bin, labels that are no
-        classes, or numbers that are no probabilities.
-      TypeError: for labels that are no integers, or `where` that is not bool.
+      ValueError: fewer than 1 bin, or as the module says, like TypeError.
 
     Example:
       >>> float(expected_calibration_error(jnp.array([[1.0, 0.0]]), jnp.array([0])))
@@ -200,20 +189,15 @@ def adaptive_calibration_error(
       A scalar in `[0, 1]`; 0 if no example counts.
 
     Raises:
-      ValueError: for shapes that do not fit together, fewer than 1 bin, labels that are no
-        classes, or numbers that are no probabilities.
-      TypeError: for labels that are no integers, or `where` that is not bool.
+      ValueError: fewer than 1 bin, or as the module says, like TypeError.
 
     Example:
       >>> p = jnp.array([[0.6, 0.4], [0.7, 0.3]])
       >>> round(float(adaptive_calibration_error(p, jnp.array([0, 1]), bins=2)), 4)
       0.55
     """
-    _check_bins(probabilities, labels, bins, where)
+    confidence, correct = _confidence(probabilities, labels, bins, where)
     where = jnp.ones(labels.shape, bool) if where is None else where
-    confidence = jnp.max(probabilities.astype(jnp.float32), axis=-1)
-    confidence = _known(confidence, probabilities, labels)
-    correct = (jnp.argmax(probabilities, axis=-1) == labels).astype(jnp.float32)
     rank = jnp.argsort(jnp.argsort(jnp.where(where, confidence, jnp.inf)))
     count = jnp.sum(where)
     size, larger = jnp.divmod(count, bins)
@@ -223,7 +207,7 @@ def adaptive_calibration_error(
         rank // (size + 1),
         larger + (rank - of_larger) // jnp.maximum(size, 1),
     )
-    gaps = jnp.where(where, correct - confidence, 0.0)
+    gaps = jnp.where(where, correct.astype(jnp.float32) - confidence, 0.0)
     per_bin = jnp.zeros(bins, jnp.float32).at[jnp.clip(index, 0, bins - 1)].add(gaps)
     return jnp.sum(jnp.abs(per_bin)) / jnp.maximum(count, 1).astype(jnp.float32)
 
@@ -240,10 +224,6 @@ def negative_log_likelihood(
 
     Returns:
       A scalar; nan if no example counts.
-
-    Raises:
-      ValueError: for shapes that do not fit together, or labels that are no classes.
-      TypeError: for labels that are no integers, or `where` that is not bool.
 
     Example:
       >>> round(float(negative_log_likelihood(jnp.zeros((1, 2)), jnp.array([0]))), 4)
@@ -270,11 +250,6 @@ def brier_score(
 
     Returns:
       A scalar in `[0, 2]`, summed over the classes; nan if no example counts.
-
-    Raises:
-      ValueError: for shapes that do not fit together, labels that are no classes, or numbers that
-        are no probabilities.
-      TypeError: for labels that are no integers, or `where` that is not bool.
 
     Example:
       >>> float(brier_score(jnp.array([[0.5, 0.5]]), jnp.array([1])))
@@ -306,9 +281,8 @@ def fit_temperature(
       than chance, 1 where all temperatures are alike, and nan where no example counts.
 
     Raises:
-      ValueError: for shapes that do not fit together, labels that are no classes, or a label whose
-        logit is -inf, which no temperature makes possible.
-      TypeError: for labels that are no integers, or `where` that is not bool.
+      ValueError: a label whose logit is -inf, which no temperature makes possible, or as the module
+        says, like TypeError.
 
     Example:
       >>> logits = jnp.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
@@ -363,20 +337,24 @@ def _check_pair(name: str, predictions: Array, labels: Array, where: Array | Non
     )  # fmt: skip
 
 
-def _check_bins(probabilities: Array, labels: Array, bins: int, where: Array | None) -> None:
+def _confidence(
+    probabilities: Array, labels: Array, bins: int, where: Array | None
+) -> tuple[Array, Array]:
+    """The confidence of each prediction, and whether it is right; checks all there is."""
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}.")
     _check_pair("probabilities", probabilities, labels, where)
     check_probabilities(probabilities, where)
+    largest = jnp.max(probabilities.astype(jnp.float32), axis=-1)
+    confidence = _known(largest, probabilities, labels)
+    return confidence, jnp.argmax(probabilities.astype(jnp.float32), axis=-1) == labels
 
 
 def _check_possible(true: Array, where: Array | None) -> None:
-    numbers, counted = numerics.concrete(true), None if where is None else numerics.concrete(where)
-    if numbers is None or (where is not None and counted is None):
-        return
-    wrong = np.isneginf(numbers) & (True if counted is None else counted)
-    if wrong.any():
+    numbers, counted = numerics.concrete(true), numerics.concrete(True if where is None else where)
+    if numbers is not None and counted is not None and (np.isneginf(numbers) & counted).any():
+        example = (np.isneginf(numbers) & counted).argmax()
         raise ValueError(
-            f"the label of example {wrong.argmax()} has the logit -inf, which no temperature makes "
+            f"the label of example {example} has the logit -inf, which no temperature makes "
             f"possible. Leave it out by `where`, or correct the label or the mask of the classes."
         )

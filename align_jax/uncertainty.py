@@ -134,12 +134,7 @@ def patch_accuracy_vs_uncertainty(
 
 
 def check_where(where: Any, shape: tuple[int, ...]) -> None:
-    """Raises unless `where` is None or a bool array of that shape.
-
-    Raises:
-      ValueError: another shape, which might broadcast.
-      TypeError: another dtype.
-    """
+    """Raises unless `where` is None or a bool array of that shape: another might broadcast."""
     if where is None:
         return
     if not hasattr(where, "dtype"):
@@ -151,19 +146,13 @@ def check_where(where: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_probabilities(probabilities: Any, where: Any = None, *, finite: bool = False) -> None:
-    """Raises ValueError unless the last axis holds probabilities; traced arrays pass.
+    """Raises ValueError unless the last axis holds probabilities, where they count.
 
-    Args:
-      probabilities: `[..., C]`.
-      where: True for those that count; None for all.
-      finite: whether to refuse NaN as well.
+    Traced arrays pass; NaN does, unless they are to be `finite`.
     """
-    numbers, counted = numerics.concrete(probabilities), None
-    if where is not None:
-        counted = numerics.concrete(where)
-        if counted is None:
-            return
-    if numbers is None:
+    numbers = numerics.concrete(probabilities)
+    counted = None if where is None else numerics.concrete(where)
+    if numbers is None or (where is not None and counted is None):
         return
     numbers = numbers.astype(np.float32)
     total = numbers.sum(axis=-1)
