@@ -77,22 +77,11 @@ def to_parameters(
     folder: str,
     new_head: bool,
 ) -> tuple[dict[Path, np.ndarray], tuple[str, ...]]:
-    """Parameters out of a checkpoint's tensors.
-
-    Args:
-        model: the model, an encoder or one with a head.
-        config: its configuration.
-        shapes: of all its parameters.
-        tensors: the checkpoint's, with the files they came from.
-        folder: the checkpoint's, for messages.
-        new_head: leave the head's tensors out.
-
-    Returns:
-        The parameters found (float32), and the names of the tensors that were not used. A tensor
-        of the encoder that is missing is an error; of the pooler or head, it is not.
+    """Parameters out of a checkpoint's tensors, float32, and the names of those it did not use.
 
     Raises:
-        PretrainedError: a tensor is missing, twice there, of a wrong shape, or not finite.
+        PretrainedError: a tensor of the encoder is missing (of the pooler or head, one may be), or
+            any is twice there, of a wrong shape, or not finite.
     """
     by_name: dict[str, str] = {}
     for name in tensors:
@@ -114,18 +103,15 @@ def to_parameters(
             if entry.base and "pooler" not in entry.path:
                 missing.append(entry.name)
             continue
-        name = by_name[entry.name]
+        name, shape = by_name[entry.name], shapes[entry.path]
         tensor, file = tensors[name]
-        expected = entry.tensor_shape(shapes[entry.path])
         advice = "The sizes in config.json do not belong to these weights."
         if not entry.base:
             advice = "Pass new_head=True for a new head."
             if isinstance(model, SequenceClassifier) and model.labels > 1:
                 advice = "Pass the num_labels that it was trained with, or new_head=True."
-        _check(tensor, expected, f"{folder}/{file}", name, advice)
-        parameters[entry.path] = entry.to_parameter(
-            tensor.astype(np.float32, copy=False), shapes[entry.path]
-        )
+        _check(tensor, entry.tensor_shape(shape), f"{folder}/{file}", name, advice)
+        parameters[entry.path] = entry.to_parameter(tensor.astype(np.float32, copy=False), shape)
         used.add(name)
     if missing:
         shown = ", ".join(repr(name) for name in missing[:5])
@@ -166,15 +152,9 @@ def _check(
 def to_tensors(
     model: nn.Module, config: EncoderConfig, params: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """A model's parameters under a checkpoint's names.
+    """A model's parameters, without alignment networks, under a checkpoint's names, float32.
 
-    Args:
-        model: the model, an encoder or one with a head.
-        config: its configuration.
-        params: its parameters, without alignment networks.
-
-    Returns:
-        float32 tensors. The encoder's names have the model's prefix if there is a head.
+    The encoder's names have the model's prefix if there is a head.
 
     Raises:
         PretrainedError: the parameters are not this model's.

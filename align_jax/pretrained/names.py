@@ -23,20 +23,14 @@ SAME, TRANSPOSED = "same", "transposed"
 
 
 class Entry(NamedTuple):
-    """One parameter and its tensor.
-
-    Attributes:
-        path: of the parameter.
-        name: of the tensor, without the model's prefix ("bert.") for the encoder's.
-        layout: SAME, or TRANSPOSED for a matrix with its axes swapped. Splitting into heads is
-            reshaping, and follows from the parameter's shape.
-        base: whether the tensor belongs to the encoder.
-    """
+    """One parameter and its tensor."""
 
     path: Path
-    name: str
+    name: str  # of the tensor, without the model's prefix ("bert.") for the encoder's
+    # SAME, or TRANSPOSED for a matrix with its axes swapped. Splitting into heads is reshaping, and
+    # follows from the parameter's shape.
     layout: str
-    base: bool
+    base: bool  # whether the tensor belongs to the encoder
 
     def to_parameter(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The parameter of this shape."""
@@ -80,36 +74,32 @@ def _entries(path: Path, name: str, base: bool) -> Iterator[Entry]:
     """The parameters of one layer: a Dense, an Embed or a LayerNorm, by its name."""
     if path[-1] in ("word", "position", "token_type"):
         yield Entry((*path, "embedding"), f"{name}.weight", SAME, base)
-    elif path[-1].endswith("norm"):
-        yield Entry((*path, "scale"), f"{name}.weight", SAME, base)
-        yield Entry((*path, "bias"), f"{name}.bias", SAME, base)
-    else:
-        yield Entry((*path, "kernel"), f"{name}.weight", TRANSPOSED, base)
-        yield Entry((*path, "bias"), f"{name}.bias", SAME, base)
+        return
+    norm = path[-1].endswith("norm")
+    ours, layout = ("scale", SAME) if norm else ("kernel", TRANSPOSED)
+    yield Entry((*path, ours), f"{name}.weight", layout, base)
+    yield Entry((*path, "bias"), f"{name}.bias", SAME, base)
 
 
 def _encoder(config: EncoderConfig) -> Iterator[tuple[Path, str]]:
     """The encoder's layers: where ours are, and what the checkpoint calls them."""
-    yield ("embeddings", "word"), "embeddings.word_embeddings"
-    yield ("embeddings", "position"), "embeddings.position_embeddings"
-    yield ("embeddings", "token_type"), "embeddings.token_type_embeddings"
+    for part in ("word", "position", "token_type"):
+        yield ("embeddings", part), f"embeddings.{part}_embeddings"
     yield ("embeddings", "norm"), "embeddings.LayerNorm"
+    albert = isinstance(config, AlbertConfig)
     if isinstance(config, AlbertConfig):
         yield ("embedding_projection",), "encoder.embedding_hidden_mapping_in"
-        for number in range(config.groups * config.group_layers):
-            group, inner = divmod(number, config.group_layers)
-            prefix = f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
-            yield from _layer(number, prefix, _ALBERT_LAYER)
-        yield ("pooler",), "pooler"
+        prefixes = [
+            f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
+            for group in range(config.groups)
+            for inner in range(config.group_layers)
+        ]
     else:
-        for number in range(config.layers):
-            yield from _layer(number, f"encoder.layer.{number}", _BERT_LAYER)
-        yield ("pooler",), "pooler.dense"
-
-
-def _layer(number: int, prefix: str, names: dict[Path, str]) -> Iterator[tuple[Path, str]]:
-    for path, name in names.items():
-        yield (f"layer_{number}", *path), f"{prefix}.{name}"
+        prefixes = [f"encoder.layer.{number}" for number in range(config.layers)]
+    for number, prefix in enumerate(prefixes):
+        for path, name in (_ALBERT_LAYER if albert else _BERT_LAYER).items():
+            yield (f"layer_{number}", *path), f"{prefix}.{name}"
+    yield ("pooler",), "pooler" if albert else "pooler.dense"
 
 
 _BERT_LAYER: dict[Path, str] = {

@@ -125,9 +125,10 @@ class Tokenizer:
         """
         inputs = checked_texts(texts, pairs)
         length = self.checked_length(max_length, pair=pairs is not None)
-        with self.truncating(length, strategy="longest_first") as backend:
-            encodings = backend.encode_batch_fast(inputs)
-        return [self.tokens(encoding) for encoding in encodings]
+        with self.using(
+            length, direction=self.truncation_side, strategy="longest_first"
+        ) as backend:
+            return [self.tokens(encoding) for encoding in backend.encode_batch_fast(inputs)]
 
     def pad(
         self,
@@ -232,7 +233,7 @@ class Tokenizer:
         is too long: byte-level tokenizers have a token for each space.
         """
         text = text.strip(_BLANKS)
-        with self._whole_offsets() as backend:
+        with self.using(whole_offsets=True) as backend:
             encoding = backend.encode(text, add_special_tokens=False)
             if len(encoding.ids) <= tokens:
                 return text
@@ -245,44 +246,31 @@ class Tokenizer:
         return text
 
     @contextlib.contextmanager
-    def truncating(self, length: int, **settings: Any) -> Iterator[Any]:
-        """The backend, truncating as told for the time being, and for this thread alone."""
+    def using(
+        self, length: int | None = None, *, whole_offsets: bool = False, **settings: Any
+    ) -> Iterator[Any]:
+        """The backend for this thread alone, for the time being.
+
+        Args:
+            length: what it truncates to; None truncates nothing.
+            whole_offsets: whether offsets are not trimmed. Trimming counts a space off each word
+                that begins with one in the vocabulary; where words were split before, and the space
+                was put there, that is the word's first letter.
+            **settings: how it truncates.
+        """
         with self._lock, _clear_errors():
-            self.backend.enable_truncation(length, direction=self.truncation_side, **settings)
+            if whole_offsets:
+                self.backend.post_processor = self._not_trimming
+            if length is not None:
+                self.backend.enable_truncation(length, **settings)
             try:
                 yield self.backend
             finally:
                 self.backend.no_truncation()
-
-    @contextlib.contextmanager
-    def windowing(self, length: int, stride: int) -> Iterator[Any]:
-        """The backend, cutting second texts into windows; its offsets are not trimmed.
-
-        Trimming counts a space off each word that begins with one in the vocabulary; where words
-        were split before, and the space was put there, that is the word's first letter.
-        """
-        with self._whole_offsets() as backend:
-            backend.enable_truncation(length, stride=stride, strategy="only_second")
-            try:
-                yield backend
-            finally:
-                backend.no_truncation()
-
-    @contextlib.contextmanager
-    def _whole_offsets(self) -> Iterator[Any]:
-        with self._lock, _clear_errors():
-            self.backend.post_processor = self._not_trimming
-            try:
-                yield self.backend
-            finally:
                 self.backend.post_processor = self._trimming
 
     def checked_length(self, max_length: int | None, *, pair: bool) -> int:
-        """The length to truncate to; None is the usual one.
-
-        Raises:
-            ValueError: it leaves no room for any text, or the model has no positions for it.
-        """
+        """The length to truncate to, which leaves room for text; None is the usual one."""
         special = self.backend.num_special_tokens_to_add(pair)
         length = self.usual_length if max_length is None else max_length
         whole = isinstance(length, int | np.integer) and not isinstance(length, bool)
@@ -342,11 +330,7 @@ def bucket_length(longest: int, buckets: Sequence[int], limit: int) -> int:
 
 
 def checked_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any]:
-    """The texts, or the pairs as tuples.
-
-    Raises:
-        ValueError: one is no string or no text, or the numbers differ.
-    """
+    """The texts, or the pairs as tuples; a ValueError if one is none, or the numbers differ."""
     if isinstance(texts, str) or isinstance(pairs, str):
         raise ValueError("Expected a sequence of texts, got one string: put it into a list.")
     for given in (texts, pairs or ()):

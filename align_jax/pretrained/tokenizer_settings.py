@@ -37,14 +37,10 @@ _ROLES = tuple(f"{x}_token" for x in ("bos", "eos", "unk", "sep", "pad", "cls", 
 class Settings:
     """The settings of a folder's tokenizer.
 
-    Args:
-        folder: of the checkpoint.
-        file: the first of the files that hold the vocabulary.
-
     Attributes:
-        family: whose settings count, such as "BertTokenizer"; "" for those of the kind of model.
+        family: the class whose settings count; "" for that of the kind of model.
         named: whether a file names the class; then its defaults count too.
-        file: the one that was given.
+        file: the first of the files that hold the vocabulary.
         by_model: the class that `transformers` takes for the model where no file names one.
 
     Raises:
@@ -59,9 +55,8 @@ class Settings:
         self._older = {} if newer else _read(folder / SPECIAL)
         self._added = None if newer else _read(folder / ADDED)
         model = _read(folder / "config.json")
-        name = self._values.get("tokenizer_class")
-        if name is None:
-            name = model.get("tokenizer_class")
+        names = [values.get("tokenizer_class") for values in (self._values, model)]
+        name = next((x for x in names if x is not None), None)
         self.by_model = _BY_MODEL.get(str(model.get("model_type"))) if name is None else None
         self.file, self._ends = file, _ENDS.get(_USUAL.get(file, ""), ())
         self.family, self.named = self._class(name, folder, file)
@@ -83,9 +78,7 @@ class Settings:
                 f"as a {usual}'s. Save the tokenizer as tokenizer.json, with "
                 "transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(new_folder)."
             )
-        if usual:
-            return usual, name in _FAMILIES
-        return _FAMILIES.get(name, name), name in _FAMILIES
+        return usual or _FAMILIES.get(name, name), name in _FAMILIES
 
     def wrong(self, name: str, value: Any, expected: str) -> PretrainedError:
         """The error about a value."""
@@ -155,9 +148,8 @@ class Settings:
         for number, token in sorted(entries, key=lambda entry: entry[0]):
             yield number, self._token(token)
         for token in further:
-            if isinstance(token, str):
-                token = {"content": token, "special": True}  # noqa: PLW2901
-            yield None, self._token(token)
+            named = {"content": token, "special": True} if isinstance(token, str) else token
+            yield None, self._token(named)
 
     def _number(self, value: Any) -> int:
         text = str(value)
@@ -185,11 +177,7 @@ def _content(token: Any) -> Any:
 
 
 def add_tokens(backend: Any, settings: Settings) -> None:
-    """Adds the tokens that stand beside a vocabulary, under the numbers that they have there.
-
-    Raises:
-        PretrainedError: a number is another token's, or leaves a gap.
-    """
+    """Adds the tokens that stand beside a vocabulary, under the numbers that they have there."""
     decoder = backend.get_added_tokens_decoder() if settings.file == "tokenizer.json" else {}
     known = {token.content for token in decoder.values()}
     for number, token in settings.added_tokens():
@@ -209,9 +197,6 @@ def check_roles(backend: Any, settings: Settings) -> None:
     """Refuses a tokenizer.json that puts other tokens around a text than are named beside it.
 
     `transformers` 5 makes such a tokenizer anew of its vocabulary; version 4 leaves it as it is.
-
-    Raises:
-        PretrainedError: names the token.
     """
     if not settings.named:
         return
@@ -233,14 +218,7 @@ def check_roles(backend: Any, settings: Settings) -> None:
 
 
 def agreeing_json(text: str, settings: Settings) -> str:
-    """A tokenizer.json in which the settings beside it hold.
-
-    Args:
-        text: the file's.
-        settings: of its folder.
-
-    Returns:
-        The text, changed where it differs from them.
+    """The text of a tokenizer.json, changed where it differs from the settings beside it.
 
     Raises:
         PretrainedError: it differs in something that they cannot change.
@@ -268,19 +246,17 @@ def _steps(part: Any) -> list[dict[str, Any]]:
 
 def _as_bert(content: dict[str, Any], settings: Settings) -> bool:
     said = {
-        "do_lower_case": ("lowercase", settings.flag("do_lower_case", True)),
-        "strip_accents": ("strip_accents", settings.flag("strip_accents", None)),
-        "tokenize_chinese_chars": (
-            "handle_chinese_chars",
-            settings.flag("tokenize_chinese_chars", True),
-        ),
+        "do_lower_case": ("lowercase", True),
+        "strip_accents": ("strip_accents", None),
+        "tokenize_chinese_chars": ("handle_chinese_chars", True),
     }
     steps = [x for x in _steps(content.get("normalizer")) if x.get("type") == "BertNormalizer"]
     if not steps:
         _require(content, settings, "do_lower_case", "Lowercase")
         _require(content, settings, "strip_accents", "StripAccents")
     changed = False
-    for name, (own, value) in said.items():
+    for name, (own, default) in said.items():
+        value = settings.flag(name, default)
         for step in steps:
             if (settings.named or settings.says(name)) and step.get(own) != value:
                 step[own], changed = value, True

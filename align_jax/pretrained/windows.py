@@ -92,7 +92,8 @@ def encode_windows(
             f"{stride}, must lie in [0, {max(room, 0)}), and max_question be at least 1."
         )
     inputs = [(tokenizer.beginning(question, max_question), text) for question, text in inputs]
-    with tokenizer.windowing(max_length, stride) as backend:
+    how = {"stride": stride, "strategy": "only_second"}
+    with tokenizer.using(max_length, whole_offsets=True, **how) as backend:
         encodings = backend.encode_batch(inputs)
     windows = [window for first in encodings for window in (first, *first.overflowing)]
     batch = tokenizer.pad([tokenizer.tokens(x) for x in windows], length=length, buckets=buckets)
@@ -101,39 +102,43 @@ def encode_windows(
     offsets = np.zeros((*in_context.shape, 2), np.int32)
     counts = [1 + len(first.overflowing) for first in encodings]
     example = np.repeat(np.arange(len(encodings), dtype=np.int32), counts)
-    letters = {text: _Letters(text) for text in contexts}
+    letters = {text: _letters(text) for text in contexts}
     for row, window in enumerate(windows):
         context = np.array([part == 1 for part in window.sequence_ids])
         in_context[row, : len(context)] = context
         found = np.array(window.offsets, np.int32)[context]
-        offsets[row, : len(context)][context] = letters[contexts[example[row]]].of_tokens(found)
+        offsets[row, : len(context)][context] = _covered(found, *letters[contexts[example[row]]])
     return Windows(batch, offsets, in_context, example)
 
 
-class _Letters:
-    """Where a text's white space ends and where its accents do, from each character on."""
+def _letters(text: str) -> tuple[np.ndarray, ...]:
+    """Of each place: where its white space ends, the last ended before it, its accents end."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    distinct, inverse = np.unique(codes, return_inverse=True)
+    signs = [chr(code) for code in distinct.tolist()]
+    blank = np.array([sign.isspace() for sign in signs], bool)[inverse]
+    accent = np.array([unicodedata.category(sign)[0] == "M" for sign in signs], bool)[inverse]
+    size, place = len(codes), np.arange(len(codes) + 1)
 
-    def __init__(self, text: str) -> None:
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        distinct, inverse = np.unique(codes, return_inverse=True)
-        signs = [chr(code) for code in distinct.tolist()]
-        blank = np.array([sign.isspace() for sign in signs], bool)[inverse]
-        accent = np.array([unicodedata.category(sign)[0] == "M" for sign in signs], bool)[inverse]
-        size, place = len(codes), np.arange(len(codes) + 1)
-        self._word_from = _next(np.where(np.append(blank, False), size, place))
-        self._accents_to = _next(np.where(np.append(accent, False), size, place))
-        self._word_to = np.maximum.accumulate(np.where(np.append(False, blank), 0, place))
+    def following(skipped: np.ndarray) -> np.ndarray:
+        stops = np.where(np.append(skipped, False), size, place)
+        return np.minimum.accumulate(stops[::-1])[::-1]
 
-    def of_tokens(self, offsets: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 2"]:
-        """The characters that tokens cover, in order, less white space and plus accents."""
-        start, end = offsets.T
-        following = np.append(start[1:], len(self._word_to) - 1)
-        start = np.minimum(self._word_from[start], end)
-        end = np.maximum(self._word_to[end], start)
-        # An accent that is a token of its own, or part of the next one, is left to it.
-        accents = np.minimum(self._accents_to[end], np.maximum(following, end))
-        return np.stack([start, np.where(end > start, accents, end)], axis=1)
+    word_to = np.maximum.accumulate(np.where(np.append(False, blank), 0, place))
+    return following(blank), word_to, following(accent)
 
 
-def _next(places: np.ndarray) -> np.ndarray:
-    return np.minimum.accumulate(places[::-1])[::-1]
+def _covered(
+    offsets: Int[np.ndarray, "n 2"],
+    word_from: np.ndarray,
+    word_to: np.ndarray,
+    accents_to: np.ndarray,
+) -> Int[np.ndarray, "n 2"]:
+    """The characters that tokens cover, in order, less white space and plus accents."""
+    start, end = offsets.T
+    following = np.append(start[1:], len(word_to) - 1)
+    start = np.minimum(word_from[start], end)
+    end = np.maximum(word_to[end], start)
+    # An accent that is a token of its own, or part of the next one, is left to it.
+    accents = np.minimum(accents_to[end], np.maximum(following, end))
+    return np.stack([start, np.where(end > start, accents, end)], axis=1)

@@ -898,7 +898,7 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
-        "align_jax/pretrained/sentencepiece_model.py",
+        "align_jax/pretrained/tokenizer_files.py",
         "tests/pretrained/test_tokenizer.py",
         ("sentencepiece-scores-big-endian", 'struct.unpack("<f"', 'struct.unpack(">f"'),
     ),
