@@ -68,8 +68,7 @@ class AlignedFunction:
       allow_missing: patterns of names, see `aligned`.
 
     Example:
-      >>> AlignedFunction(lambda params, x: x, AlignmentConfig("ot")).config.method
-      'ot'
+      See `aligned_function`.
     """
 
     function: Callable[..., Any]
@@ -78,14 +77,10 @@ class AlignedFunction:
     allow_missing: tuple[str, ...] = ()
 
     def init(self, rng: Array, *arguments: Any) -> dict[str, Any]:
-        """Makes the parameters of the alignment networks; empty for methods without any.
+        """Makes the networks' parameters, by the shapes of a call's arguments; empty without any.
 
         They are trained with the function's own: `label_parameters` tells them apart, and
         `game_optimizer` gives them their own rate.
-
-        Args:
-          rng: a random key.
-          *arguments: of a call of the function.
 
         Raises:
           ValueError: if the function contains no attention, or one that cannot be aligned.

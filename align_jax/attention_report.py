@@ -15,37 +15,28 @@ from align_jax.finder import Part, Steps
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRow:
-    """One attention, or what may be one.
+    """One attention, or what may be one."""
 
-    Attributes:
-      name: of its module, or of the parameters that its queries and keys come from.
-      samples: number of samples; windows, for one, count as samples of their own.
-      queries: number of queries of a sample.
-      keys: number of keys.
-      heads: number of heads.
-      features: width of a query.
-      layers: number of layers of a scan that it stands for.
-      calls: number of calls that share its parameters.
-      kind: "self", "cross", or "" for what cannot be aligned.
-      masked: whether a mask blocks pairs.
-      problem: why it cannot be aligned; empty if it can.
-
-    Example:
-      >>> AttentionRow("layer_0", problem="inside lax.cond").problem
-      'inside lax.cond'
-    """
-
-    name: str
-    samples: int = 0
+    name: str  # of its module, or of the parameters that its queries and keys come from
+    samples: int = 0  # windows, for one, count as samples of their own
     queries: int = 0
     keys: int = 0
     heads: int = 0
-    features: int = 0
-    layers: int = 1
-    calls: int = 1
-    kind: str = ""
-    masked: bool = False
-    problem: str = ""
+    features: int = 0  # width of a query
+    layers: int = 1  # of a scan that it stands for
+    calls: int = 1  # that share its parameters
+    kind: str = ""  # "self", "cross", or "" for what cannot be aligned
+    masked: bool = False  # whether a mask blocks pairs
+    problem: str = ""  # why it cannot be aligned; empty if it can
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Its row of a table."""
+        remarks = ["masked"] if self.masked else []
+        counts = (("layers", self.layers), ("calls", self.calls))
+        remarks += [f"{n} {what}" for what, n in counts if n > 1]
+        sizes = map(str, (self.samples, self.queries, self.keys, self.heads, self.features))
+        return self.name or tapping.ROOT, *sizes, self.kind, ", ".join(remarks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +58,14 @@ class AttentionReport:
     opaque: tuple[AttentionRow, ...]
 
     def __str__(self) -> str:
-        lines = []
-        if self.found:
-            rows = [("attention", "samples", "queries", "keys", "heads", "features", "", "")]
-            rows += [
-                (row.name or tapping.ROOT, *map(str, (row.samples, row.queries, row.keys,
-                 row.heads, row.features)), row.kind, _remarks(row))
-                for row in self.found
-            ]  # fmt: skip
-            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            for row in rows:
-                cells = [row[0].ljust(widths[0])]
-                cells += [cell.rjust(n) for cell, n in zip(row[1:6], widths[1:6], strict=True)]
-                cells += [row[6].ljust(widths[6]), row[7]]
-                lines.append("  ".join(cells).rstrip())
-        else:
-            lines.append("No attention was found.")
+        lines = [] if self.found else ["No attention was found."]
+        header = ("attention", "samples", "queries", "keys", "heads", "features", "", "")
+        rows = [header, *(row.cells for row in self.found)] if self.found else []
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for name, *sizes, kind, remarks in rows:
+            numbers = [cell.rjust(n) for cell, n in zip(sizes, widths[1:6], strict=True)]
+            cells = [name.ljust(widths[0]), *numbers, kind.ljust(widths[6]), remarks]
+            lines.append("  ".join(cells).rstrip())
         for title, missed in (("cannot be aligned", self.skipped), ("opaque", self.opaque)):
             lines += [f"{title}: {row.name or tapping.ROOT}: {row.problem}" for row in missed]
         return "\n".join(lines)
@@ -114,7 +97,35 @@ def attention_report(
       attention    samples  queries  keys  heads  features
       (the model)        3        5     5      2         4  self
     """
-    return _report(_traced(model, arguments, parameters, keywords))
+    traced = _traced(model, arguments, parameters, keywords)
+    rows: dict[Any, AttentionRow] = {}
+    for site, place in zip(traced.found.sites, traced.places, strict=True):
+        if place in rows:
+            rows[place] = dataclasses.replace(rows[place], calls=rows[place].calls + 1)
+            continue
+        sizes = site.sizes
+        counts = dict.fromkeys(Steps, 1)
+        for length, steps in site.scans:
+            counts[steps] *= length
+        rows[place] = AttentionRow(
+            site.name + "".join(f":{end}" for end in place[-1].split("_")[1:]),
+            sizes[Part.SAMPLE] * counts[Steps.SAMPLES],
+            sizes[Part.QUERY],
+            sizes[Part.KEY],
+            sizes[Part.HEAD],
+            sizes[Part.FEATURE],
+            counts[Steps.LAYERS],
+            counts[Steps.CALLS],
+            "self" if site.self_attention else "cross",
+            bool(site.masks),
+        )
+    skipped, opaque = (
+        tuple(
+            AttentionRow(x.name, problem=x.reason) for x in traced.found.missed if x.opaque == own
+        )
+        for own in (False, True)
+    )
+    return AttentionReport(tuple(rows.values()), skipped, opaque)
 
 
 def _traced(
@@ -138,44 +149,3 @@ def _traced(
             f"attention_report() takes a module or a function, got {type(model).__name__}."
         )
     return aligned_function(model, PLAIN, parameters=parameters).traced(arguments)
-
-
-def _report(traced: tapping.Traced) -> AttentionReport:
-    rows: dict[Any, AttentionRow] = {}
-    for site, place in zip(traced.found.sites, traced.places, strict=True):
-        if place in rows:
-            rows[place] = dataclasses.replace(rows[place], calls=rows[place].calls + 1)
-            continue
-        sizes = site.sizes
-        counts = dict.fromkeys(Steps, 1)
-        for length, steps in site.scans:
-            counts[steps] *= length
-        rows[place] = AttentionRow(
-            site.name + "".join(f":{end}" for end in place[-1].split("_")[1:]),
-            sizes[Part.SAMPLE] * counts[Steps.SAMPLES],
-            sizes[Part.QUERY],
-            sizes[Part.KEY],
-            sizes[Part.HEAD],
-            sizes[Part.FEATURE],
-            counts[Steps.LAYERS],
-            counts[Steps.CALLS],
-            "self" if site.self_attention else "cross",
-            bool(site.masks),
-        )
-    missed = [
-        (one.opaque, AttentionRow(one.name, problem=one.reason)) for one in traced.found.missed
-    ]
-    return AttentionReport(
-        tuple(rows.values()),
-        tuple(row for opaque, row in missed if not opaque),
-        tuple(row for opaque, row in missed if opaque),
-    )
-
-
-def _remarks(row: AttentionRow) -> str:
-    remarks = ["masked"] if row.masked else []
-    if row.layers > 1:
-        remarks.append(f"{row.layers} layers")
-    if row.calls > 1:
-        remarks.append(f"{row.calls} calls")
-    return ", ".join(remarks)

@@ -79,6 +79,9 @@ def calibration_bins(
       bins: how many bins; bin `i` holds the confidences in `(i / bins, (i + 1) / bins]`.
       where: True for the examples that count; None for all.
 
+    Returns:
+      Sums per bin.
+
     Raises:
       ValueError: fewer than 1 bin, or as the module says, like TypeError.
 
@@ -105,6 +108,9 @@ def confidence_bins(
       correct: whether it was right.
       bins: how many.
       where: True for the examples that count; None for all.
+
+    Returns:
+      Sums per bin.
 
     Raises:
       ValueError: shapes that do not fit together, or a confidence outside of `[0, 1]`.

@@ -19,9 +19,7 @@ class AlignmentParam(nnx.Param):
     """A parameter of an alignment network.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> isinstance(AlignmentParam(jnp.ones(3)), nnx.Param)
-      True
+      See `AlignedNNX`.
     """
 
 
@@ -29,25 +27,21 @@ class AlignmentSown(nnx.Intermediate):
     """What the attentions of an `AlignedNNX` sowed in its last call, as Linen's collections.
 
     Example:
-      >>> isinstance(AlignmentSown({}), nnx.Intermediate)
-      True
+      See `AlignedNNX`.
     """
 
 
 class AlignedNNX(nnx.Module):
     """An NNX model whose attention is measured in each call.
 
-    It is called as the model is, under `nnx.jit`, `nnx.grad` and with `nnx.Optimizer`. The model
-    itself is its attribute `model`, trains with it, and remains the plain model. After a call in
-    training, `alignment_loss` and `alignment_table` read what was sown off the converted model.
-    After `eval()` it calls the model and measures nothing: what it sowed is NaN, as before the
-    first call. Read it after each call: the next one replaces it. A method of the model is called
-    by its name on the converted one.
+    It is called as the model is, under `nnx.jit`, `nnx.grad` and with `nnx.Optimizer`; a method of
+    the model by its name. After a call in training, `alignment_loss` and `alignment_table` read
+    what was sown off the converted model; the next call replaces it. After `eval()` it calls the
+    model and measures nothing: what it sowed is NaN, as before the first call.
 
     Attributes:
-      model: the original.
-      networks: the parameters of the alignment networks, each an `AlignmentParam`, which is an
-        `nnx.Param` of its own type.
+      model: the original, which trains with it and remains the plain model.
+      networks: the parameters of the alignment networks, each an `AlignmentParam`.
       sown: what the last call sowed, an `AlignmentSown`.
       deterministic: True to sow nothing; `train()` and `eval()` set it.
 
@@ -85,7 +79,9 @@ class AlignedNNX(nnx.Module):
         traced, traced_arguments, _ = traced_call(model, "__call__", arguments, keywords)
         self._check(traced)
         networks = tapping.init_networks(traced, config, jax.random.key(seed))
-        self.networks = _as_data(jax.tree.map(AlignmentParam, networks))
+        # From flax 0.12 on an attribute that holds variables has to say so.
+        as_data = getattr(nnx, "data", lambda tree: tree)
+        self.networks = as_data(jax.tree.map(AlignmentParam, networks))
         # Of the shapes that a call has, so that a loop may carry the model from the start.
         call = traced, config, traced_arguments, networks, (NAME,)
         key = None if self.rngs is None else jax.random.key(seed)
@@ -198,11 +194,6 @@ def _not_yet(shape: Any) -> jax.Array:
         return jnp.ones(shape.shape, bool)
     return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0,
                     shape.dtype)  # fmt: skip
-
-
-def _as_data(tree: Any) -> Any:
-    # From flax 0.12 on an attribute that holds variables has to say so.
-    return nnx.data(tree) if hasattr(nnx, "data") else tree
 
 
 def _get(variable: Any) -> Any:

@@ -58,10 +58,9 @@ def save(
     `transformers` either loads the folder exactly or refuses it. It has no class for a classifier
     with pooling "mean", with "dense" (but for RoBERTa) or with "pooler" for RoBERTa; none for
     multiple choice but with "pooler"; and none for an encoder without a pooler. With one of these
-    comes a file of a few lines of PyTorch, which `trust_remote_code=True` runs:
-    `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)`. Without
-    that option, and in the classes of `transformers` itself, loading raises: they know no such type
-    as config.json names, and the weights are in align_jax.safetensors, where they do not look.
+    comes a file of a few lines of PyTorch, which `from_pretrained(folder, trust_remote_code=True)`
+    runs. Without that option, and in the classes of `transformers` itself, loading raises: they
+    know no such type as config.json names, and the weights are in align_jax.safetensors.
 
     Args:
         folder: made if it does not exist; files of the same names in it are replaced.
@@ -70,8 +69,7 @@ def save(
         tokenizer: written too, unless None.
         label_names: names of the classes in order; None takes the model's, which are those that it
             was loaded with, or else numbers them.
-        alignment: write the alignment networks beside the model, as alignment.safetensors; they
-            are left out otherwise, for inference does not need them.
+        alignment: write alignment.safetensors too, the networks that inference does not need.
         card: what README.md, the model's card, is to say beyond what the model shows; None writes
             one too, but leaves alone a README.md that `save` did not write.
         stablehlo: write model.stablehlo too, see `export_stablehlo`.
@@ -83,18 +81,7 @@ def save(
         ImportError: safetensors is not installed; for stablehlo, flatbuffers.
 
     Example:
-        >>> import os, tempfile
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> from align_jax.models import BertConfig
-        >>> from align_jax.pretrained import build
-        >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2, mlp_size=8)
-        >>> model = build(config, "classification", labels=2)
-        >>> params = model.init(jax.random.key(0), jnp.ones((2, 5), jnp.int32))["params"]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(folder, model, params, label_names=["no", "yes"])
-        ...     sorted(os.listdir(folder))
-        ['README.md', 'config.json', 'model.safetensors']
+        See `load`.
     """
     path = _local(folder)
     require("safetensors.numpy", "Writing a checkpoint")

@@ -33,16 +33,14 @@ def export_stablehlo(
 
     The program's arguments are `input_ids`, `attention_mask` and `token_type_ids`, int32 [B, N]
     ([B, C, N] for multiple choice) for any B and any N that the model has positions for. It
-    returns what the model does, as an array or a tuple of arrays. The weights are in it: it is one
-    file, which no others can be put to by mistake. JAX reads it in this version and in those of the
-    next six months.
+    returns what the model does, as an array or a tuple of arrays. The weights are in it. JAX reads
+    it in this version and in those of the next six months.
 
     Args:
         path: the file; replaced if it is there.
         model: an encoder or one with a head, as `load` and `build` make them.
         params: its "params" collection, with or without alignment networks.
-        platforms: what it is to run on, of "cpu", "cuda", "rocm" and "tpu"; none of them needs to
-            be there.
+        platforms: what it is to run on, of "cpu", "cuda", "rocm" and "tpu".
 
     Raises:
         PretrainedError: it is no such model, or larger than 2 GB.

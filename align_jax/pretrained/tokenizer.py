@@ -20,15 +20,10 @@ BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 
 
 class Tokens(NamedTuple):
-    """One tokenised text or pair, not padded.
+    """One tokenised text or pair, not padded."""
 
-    Attributes:
-        input_ids: int32 [n].
-        token_type_ids: int32 [n], the segment of each token.
-    """
-
-    input_ids: np.ndarray
-    token_type_ids: np.ndarray
+    input_ids: np.ndarray  # int32 [n]
+    token_type_ids: np.ndarray  # int32 [n], the segment of each token
 
 
 class Tokenizer:
@@ -50,18 +45,7 @@ class Tokenizer:
         PretrainedError: it has tokens that the model does not, or adds no special tokens.
 
     Example:
-        >>> import os, pathlib, tempfile
-        >>> from align_jax.models import BertConfig
-        >>> from align_jax.pretrained import load_tokenizer
-        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "who", "ann", "sings", ".", "?"]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = pathlib.Path(folder, "vocab.txt").write_text(os.linesep.join(words))
-        ...     tokenizer = load_tokenizer(folder, BertConfig(vocab_size=len(words)))
-        >>> batch = tokenizer.encode(["Who sings?"], ["Ann."], length=10)
-        >>> batch["input_ids"].tolist()
-        [[2, 4, 6, 8, 3, 5, 7, 3, 0, 0]]
-        >>> batch["token_type_ids"].tolist()
-        [[0, 0, 0, 0, 0, 1, 1, 1, 0, 0]]
+        See `load_tokenizer`.
     """
 
     def __init__(
@@ -119,8 +103,7 @@ class Tokenizer:
             One entry per text, to be padded by `pad`.
 
         Raises:
-            ValueError: a text is no string or no text, the numbers differ, or max_length is out of
-                range.
+            ValueError: a text is none, the numbers differ, or max_length is out of range.
             PretrainedError: the tokenizer's file makes it fail on a text.
         """
         inputs = checked_texts(texts, pairs)
@@ -227,10 +210,10 @@ class Tokenizer:
         return Tokens(np.array(encoding.ids, np.int32), types)
 
     def beginning(self, text: str, tokens: int) -> str:
-        """The text's beginning, of at most so many tokens.
+        """The text's beginning, of at most so many tokens, without white space around it.
 
-        White space around the text takes none of them, and that inside it one at a time if the text
-        is too long: byte-level tokenizers have a token for each space.
+        If it is too long, white space inside becomes a blank: byte-level tokenizers have a token
+        for each space.
         """
         text = text.strip(_BLANKS)
         with self.using(whole_offsets=True) as backend:

@@ -54,8 +54,11 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = pathlib.Path(folder, "vocab.txt").write_text(os.linesep.join(words))
         ...     tokenizer = load_tokenizer(folder, BertConfig(vocab_size=len(words)))
-        >>> tokenizer.encode(["Ann sings."], length=8)["input_ids"].tolist()
-        [[2, 5, 6, 7, 3, 0, 0, 0]]
+        >>> batch = tokenizer.encode(["Who sings?"], ["Ann."], length=10)
+        >>> batch["input_ids"].tolist()
+        [[2, 4, 6, 8, 3, 5, 7, 3, 0, 0]]
+        >>> batch["token_type_ids"].tolist()
+        [[0, 0, 0, 0, 0, 1, 1, 1, 0, 0]]
     """
     folder = Path(folder)
     tk = require("tokenizers", "Reading a tokenizer")
