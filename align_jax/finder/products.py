@@ -17,6 +17,7 @@ from align_jax.finder.value import (
     EXPONENTIALS,
     LOGARITHMS,
     REDUCTIONS,
+    At,
     Product,
     Scan,
     Score,
@@ -42,12 +43,10 @@ class Products(AxisRules):
         self.hits: list[int | Site] = []
         self.scans: tuple[Scan, ...] = ()
 
-    def dot_general(
-        self, eqn: Any, operands: list[Value], path: tuple[int, ...], names: str
-    ) -> Value:
+    def dot_general(self, at: At, operands: list[Value]) -> Value:
         """The result of a product of two arrays."""
         left, right = operands
-        (sums_left, sums_right), (shared_left, shared_right) = eqn.params["dimension_numbers"]
+        (sums_left, sums_right), (shared_left, shared_right) = at.eqn.params["dimension_numbers"]
         pairs: Pairs = [
             *zip(shared_left, shared_right, strict=True),
             *((i, None) for i in range(len(left.axes)) if i not in (*sums_left, *shared_left)),
@@ -67,29 +66,23 @@ class Products(AxisRules):
             along=along_all(operands),
         )
         self.note_lost(operands)
-        read = self.read_out(eqn, operands, value)
+        read = self.read_out(at.eqn, operands, value)
         if read is not None:
             return read
-        refs = [Ref(path, atom) for atom in eqn.invars]
-        return self.product((refs[0], left), (refs[1], right), pairs, value, names)
+        return self.product(list(zip(at.refs, operands, strict=True)), pairs, value, at.names)
 
     def product(
-        self,
-        left: tuple[Ref, Value],
-        right: tuple[Ref, Value],
-        pairs: Pairs,
-        value: Value,
-        names: str,
+        self, ends: Sequence[tuple[Ref, Value]], pairs: Pairs, value: Value, names: str
     ) -> Value:
         """A product that may be one of queries and keys: notes it, and marks the result's axes."""
-        values = left[1], right[1]
+        values = left, right = ends[0][1], ends[1][1]
         shared = [pair for pair in pairs if None not in pair]
         known = all(v.data or v.computed for v in values)
         plain = dataclasses.replace(value, axes=without_roles(value.axes))
         if not known and not (shared and any(v.data for v in values)):
             return plain  # a layer: data with its weights
-        summed = len(left[1].axes) - sum(i is not None for i, _ in pairs)
-        if not summed or any(program.is_literal(ref.var) for ref, _ in (left, right)):
+        summed = len(left.axes) - sum(i is not None for i, _ in pairs)
+        if not summed or any(program.is_literal(ref.var) for ref, _ in ends):
             return plain
         numbers, product = itertools.count(), len(self.products)
         factors: dict[int, tuple[str, Factor, Factor]] = {}
@@ -118,7 +111,7 @@ class Products(AxisRules):
             result[place] = tuple(marked)
         query, key = (
             Operand(ref, tuple(own), tuple(taken), v.scale)
-            for (ref, v), own, taken in zip((left, right), axes, numbered, strict=True)
+            for (ref, v), own, taken in zip(ends, axes, numbered, strict=True)
         )
         self.products.append(Product(left, right, (query, key), factors, names, [], self.scans))
         return dataclasses.replace(value, axes=tuple(result), score=Score(product))
@@ -129,9 +122,7 @@ class Products(AxisRules):
         whole = whole if len(whole) == 1 else self.fresh(ax.size(whole), Kind.UNKNOWN)
         return whole, whole
 
-    def outer_product(
-        self, value: Value, eqn: Any, operands: list[Value], path: tuple[int, ...]
-    ) -> Value:
+    def outer_product(self, value: Value, at: At, operands: list[Value]) -> Value:
         """Notes a product, entry by entry, whose sum may be one of queries and keys."""
         left, right = operands
         if value.number is not None or any(v.number is not None or v.score for v in operands):
@@ -139,25 +130,24 @@ class Products(AxisRules):
         shape = ax.shape(value.axes)
         if not (left.data or right.data) or not (left.axes and right.axes):
             return value
-        left, right = (
-            dataclasses.replace(v, axes=ax.spread(v.axes, shape) or v.axes) for v in operands
-        )
+        left, right = (stretched(v, shape) for v in operands)
         if all(is_copy(a) == is_copy(b) for a, b in zip(left.axes, right.axes, strict=True)):
             return value
-        refs = [Ref(path, atom) for atom in eqn.invars]
-        return dataclasses.replace(value, outer=((refs[0], plain(left)), (refs[1], plain(right))))
+        outer = (at.refs[0], plain(left)), (at.refs[1], plain(right))
+        return dataclasses.replace(value, outer=outer)
 
-    def summed_product(self, eqn: Any, value: Value, result: Value, names: str) -> Value | None:
+    def summed_product(self, at: At, value: Value, result: Value) -> Value | None:
         """The sum of a product, entry by entry: as `dot_general` would have it."""
+        summed = at.eqn.params["axes"]
         if value.score is not None and value.score.weighted:
-            return self.hit(value, [value.axes[i] for i in eqn.params["axes"]], result)
+            return self.hit(value, [value.axes[i] for i in summed], result)
         if value.outer is None:
             return None
-        left, right = value.outer
+        left, right = (v for _, v in value.outer)
         pairs: Pairs = []
-        for i, axes in enumerate(zip(left[1].axes, right[1].axes, strict=True)):
+        for i, axes in enumerate(zip(left.axes, right.axes, strict=True)):
             one, other = map(is_copy, axes)
-            if i not in eqn.params["axes"]:
+            if i not in summed:
                 alike = one == other
                 pairs.append((i if other or alike else None, i if one or alike else None))
             elif one or other:
@@ -167,26 +157,22 @@ class Products(AxisRules):
         ends = []
         for side, (ref, v) in enumerate(value.outer):
             others = {pair[1 - side] for pair in pairs if pair[side] is None}
-            axes = tuple(() if i in others else axis for i, axis in enumerate(v.axes))
-            ends.append((ref, dataclasses.replace(v, axes=axes)))
-        result = dataclasses.replace(result, computed=True, leaf=feeding_leaf(left[1], right[1]))
-        return self.product(ends[0], ends[1], pairs, result, names)
+            kept = tuple(() if i in others else axis for i, axis in enumerate(v.axes))
+            ends.append((ref, dataclasses.replace(v, axes=kept)))
+        result = dataclasses.replace(result, computed=True, leaf=feeding_leaf(left, right))
+        return self.product(ends, pairs, result, at.names)
 
-    def score(
-        self, name: str, eqn: Any, operands: list[Value], value: Value, path: tuple[int, ...]
-    ) -> Score | None:
+    def score(self, at: At, operands: list[Value], value: Value) -> Score | None:
         """What an equation makes of logits; None where they are lost."""
+        name = at.eqn.primitive.name
         scored = [(i, v.score) for i, v in enumerate(operands) if v.score is not None]
         place, score = scored[0]
         if name == "concatenate":  # with a sink beside the keys, or what was split before
             same = {(s.product, s.stage) for _, s in scored}
             return score if len(same) == 1 else None
         if len(operands) > 1 and ax.spread(operands[place].axes, ax.shape(value.axes)):
-            spread = [
-                dataclasses.replace(v, axes=ax.spread(v.axes, ax.shape(value.axes)) or v.axes)
-                for v in operands
-            ]
-            return self.combined(name, eqn, spread, scored, path)
+            spread = [stretched(v, ax.shape(value.axes)) for v in operands]
+            return self.combined(at, spread, scored)
         if name in EXPONENTIALS:
             if score.stage != "logits":
                 return score if score.stage == "largest" else None
@@ -194,22 +180,17 @@ class Products(AxisRules):
         if name in ("reduce_max", "argmax"):
             return dataclasses.replace(score, stage="largest") if score.stage == "logits" else None
         if name == "reduce_sum":
-            summed = [operands[0].axes[i] for i in eqn.params["axes"]]
-            if score.stage == "weights" and any(f.role and f.role.side != SHARED
-                                                for axis in summed for f in axis):  # fmt: skip
-                return dataclasses.replace(score, stage="sum")
-            return score
+            summed = ax.factors(operands[0].axes[i] for i in at.eqn.params["axes"])
+            keys = any(f.role and f.role.side != SHARED for f in summed)
+            done = keys and score.stage == "weights"
+            return dataclasses.replace(score, stage="sum") if done else score
         return None if name in (*REDUCTIONS, *LOGARITHMS) else score
 
     def combined(
-        self,
-        name: str,
-        eqn: Any,
-        operands: list[Value],
-        scored: list[tuple[int, Score]],
-        path: tuple[int, ...],
+        self, at: At, operands: list[Value], scored: list[tuple[int, Score]]
     ) -> Score | None:
         """Logits, or what was made of them, with another array, entry by entry."""
+        eqn, name = at.eqn, at.eqn.primitive.name
         weights = [(i, s) for i, s in scored if s.stage == "weights"]
         main = weights or [(i, s) for i, s in scored if s.stage == "logits"]
         if not main:
@@ -239,8 +220,8 @@ class Products(AxisRules):
             if any(n != product.factors[number][1].size for number, n in sizes.items()):
                 product.problem = product.problem or "a mask covers a part of its logits alone"
             constant = tuple(is_copy(axis) for axis in value.axes)
-            seen = None if other is None else Ref(path, eqn.invars[other])
-            product.add(Mask(Ref(path, eqn.invars[i]), kind, axes, constant, seen))
+            seen = None if other is None else at.refs[other]
+            product.add(Mask(at.refs[i], kind, axes, constant, seen))
 
         if score.stage == "logits":
             if chosen:
@@ -301,7 +282,7 @@ class Products(AxisRules):
     def of_data(self, number: int) -> bool:
         """Whether both operands of a product depend on data."""
         product = self.products[number]
-        return product.left[1].data and product.right[1].data
+        return product.left.data and product.right.data
 
     def note_lost(self, values: Sequence[Value]) -> None:
         """Something was weighed with what was made of logits in a way that is not followed."""
@@ -350,7 +331,7 @@ class Products(AxisRules):
     def attend(self, number: int, key_side: str, keys: frozenset[int]) -> None:
         """Notes that a product is one of queries and keys."""
         product = self.products[number]
-        (_, queries), (_, key) = (product.left, product.right)[:: -1 if key_side == LEFT else 1]
+        queries, key = (product.left, product.right)[:: -1 if key_side == LEFT else 1]
         alone = SHARED not in {side for side, _, _ in product.factors.values()}
         asked = math.prod(factor.size for factor in product.asked(key_side).values())
         if key.raw or (alone and not key.data):
@@ -363,6 +344,11 @@ class Products(AxisRules):
         product.keys, product.key_side = keys, key_side
         if number not in self.hits:
             self.hits.append(number)
+
+
+def stretched(value: Value, shape: Sequence[int]) -> Value:
+    """The array, broadcast to a shape if it can be."""
+    return dataclasses.replace(value, axes=ax.spread(value.axes, shape) or value.axes)
 
 
 def _paired(one: ax.Axes, other: ax.Axes) -> Iterator[tuple[int, int]]:

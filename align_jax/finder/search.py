@@ -22,6 +22,7 @@ from align_jax.finder.site import Part, Site
 from align_jax.finder.value import (
     EXPONENTIALS,
     LOGARITHMS,
+    At,
     Product,
     Scan,
     Score,
@@ -124,28 +125,24 @@ class _Search(Products):
             here = str(eqn.source_info.name_stack)
             inside = "/".join(part for part in (names, here) if part)
             operands = [read(atom) for atom in eqn.invars]
-            results = self.equation(eqn, operands, path, number, inside)
+            results = self.equation(At(eqn, path, inside), operands, (*path, number))
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(
-        self, eqn: Any, operands: list[Value], path: tuple[int, ...], number: int, names: str
-    ) -> list[Value]:
-        name = eqn.primitive.name
-        kernel = kernel_site(eqn, operands, path, self.scans)
+    def equation(self, at: At, operands: list[Value], deeper: tuple[int, ...]) -> list[Value]:
+        eqn, names, name = at.eqn, at.names, at.eqn.primitive.name
+        kernel = kernel_site(eqn, operands, at.path, self.scans)
         if kernel is not None:
             refs = (kernel.query.ref.var, kernel.key.ref.var)
             sides = [v for a, v in zip(eqn.invars, operands, strict=True) if a in refs]
             named = self.name(sides, names)
-            if kernel.kernel.startswith("dot_product") and any(
-                math.prod(ax.shape(v.axes)) for v in operands[4:6]
-            ):
+            lengths = [math.prod(ax.shape(v.axes)) for v in operands[4:6]]
+            if kernel.kernel.startswith("dot_product") and any(lengths):
                 self.missed.append(Missed(named, "cuDNN's sequence lengths are not read"))
             else:
                 self.hits.append(dataclasses.replace(kernel, name=named))
             return self.unknown(eqn, operands)
         held = program.inner(eqn)
-        deeper = (*path, number)
         if name in program.CALLS and held is not None:
             inner, constants = held
             # A custom rule may have more operands than the program has inputs.
@@ -156,41 +153,31 @@ class _Search(Products):
         if name in ("while", "cond"):
             return self.branches(eqn, operands, deeper, names)
         if name == "shard_map" and held is not None:
-            inputs = [  # each device has a part of the operands
-                dataclasses.replace(
-                    v, axes=self.resized(v.axes, var.aval.shape, lambda i: ("shard", i))
-                )
-                for var, v in zip(held[0].invars, operands, strict=True)
-            ]
+            inputs = []  # each device has a part of the operands
+            for var, v in zip(held[0].invars, operands, strict=True):
+                axes = self.resized(v.axes, var.aval.shape, lambda i: ("shard", i))
+                inputs.append(dataclasses.replace(v, axes=axes))
             with self.refused("inside shard_map, where each device sees its own tokens"):
                 self.walk(*held, inputs, deeper, names)
             return self.unknown(eqn, operands)
         if name not in program.CALLS and (name in OPAQUE or held is not None):
-            self.opaque(eqn, operands, names)
+            attends = held is None or {"dot_general", "exp"} <= program.primitives(held[0])
+            if attends and any(value.data and len(value.axes) > 2 for value in operands):
+                reason = f"{called_name(eqn) or name} cannot be looked into"
+                self.missed.append(Missed(self.name(operands, names), reason, True))
             return self.unknown(eqn, operands)
         if name == "dot_general":
-            return [self.dot_general(eqn, operands, path, names)]
-        if len(eqn.outvars) == 1:
-            return [self.simple(eqn, operands, path, names)]
-        return self.several(eqn, operands)
+            return [self.dot_general(at, operands)]
+        return [self.simple(at, operands)] if len(eqn.outvars) == 1 else self.several(eqn, operands)
 
-    def opaque(self, eqn: Any, operands: Sequence[Value], names: str) -> None:
-        """Notes what may hold an attention and cannot be looked into."""
-        held = program.inner(eqn)
-        attends = held is None or {"dot_general", "exp"} <= program.primitives(held[0])
-        if attends and any(value.data and len(value.axes) > 2 for value in operands):
-            reason = f"{called_name(eqn) or eqn.primitive.name} cannot be looked into"
-            self.missed.append(Missed(self.name(operands, names), reason, True))
-
-    def simple(self, eqn: Any, operands: list[Value], path: tuple[int, ...], names: str) -> Value:
+    def simple(self, at: At, operands: list[Value]) -> Value:
         """The result of an equation that has one."""
-        name, out = eqn.primitive.name, eqn.outvars[0].aval
+        eqn, name, out = at.eqn, at.eqn.primitive.name, at.eqn.outvars[0].aval
         shape = getattr(out, "shape", ())
         number = number_of(name, eqn, operands)
         if number is not None and math.prod(shape) <= 1:
-            return dataclasses.replace(
-                self.constant(out), number=number, axes=tuple(ax.whole(n) for n in shape)
-            )
+            ones = tuple(ax.whole(n) for n in shape)
+            return dataclasses.replace(self.constant(out), number=number, axes=ones)
         axes = self.axes_of(name, eqn, operands, shape)
         if axes is None:
             return self.unknown(eqn, operands)[0]
@@ -210,15 +197,15 @@ class _Search(Products):
         if name in ("mul", "div", "convert_element_type") and len(kept) == 1:
             value = dataclasses.replace(value, outer=kept[0])  # weighed before it is summed
         elif name == "mul":
-            value = self.outer_product(value, eqn, operands, path)
+            value = self.outer_product(value, at, operands)
             if all(v.data for v in operands) and len({v.lost for v in operands}) > 1:
                 self.note_lost([v for v in operands if not lost_in(operands) <= v.lost])
         if name == "reduce_sum":
-            summed = self.summed_product(eqn, operands[0], value, names)
+            summed = self.summed_product(at, operands[0], value)
             if summed is not None:
                 return summed
         if any(v.score for v in operands):
-            score = self.score(name, eqn, operands, value, path)
+            score = self.score(at, operands, value)
             value = dataclasses.replace(value, score=score)
             if score is None:
                 lost = frozenset() if name in LOGARITHMS else lost_in(operands)
@@ -229,11 +216,9 @@ class _Search(Products):
     def lost_by(self, name: str, operands: Sequence[Value]) -> frozenset[tuple[int, bool]]:
         """What is lost already, after one more equation."""
         lost = frozenset().union(*(value.lost for value in operands))
-        if name in EXPONENTIALS:
-            return frozenset((number, True) for number, _ in lost)
-        if name in LOGARITHMS:
-            return frozenset((number, False) for number, _ in lost)
-        return lost
+        if name not in EXPONENTIALS | LOGARITHMS:
+            return lost
+        return frozenset((number, name in EXPONENTIALS) for number, _ in lost)
 
     def picked(self, name: str, eqn: Any, operands: Sequence[Value]) -> frozenset[Hashable]:
         """The axes of which a loop's counter picks a part in each step."""
@@ -246,14 +231,9 @@ class _Search(Products):
         else:
             picks = [i for i, value in enumerate(indices) if value.counter]
         kind = Kind.DATA if operands[0].data or operands[0].leaf is None else Kind.PARAMETER
-        return frozenset(
-            (kind, *factor.identity)
-            for i in picks
-            for axis in [operands[0].axes[i]]
-            if ax.size(axis) != sizes[i]
-            for factor in axis
-            if factor.origin is not None
-        )
+        axes = operands[0].axes
+        picked = ax.factors(axes[i] for i in picks if ax.size(axes[i]) != sizes[i])
+        return frozenset((kind, *f.identity) for f in picked if f.origin is not None)
 
     def scan(
         self, eqn: Any, operands: list[Value], path: tuple[int, ...], names: str
@@ -360,24 +340,21 @@ class _Search(Products):
         self.hits[hits:] = [hit for hit in inside if not isinstance(hit, Site)]
 
     def found(self) -> Found:
-        sites: list[Site] = []
-        missed = list(self.missed)
+        found: list[Site | Missed] = list(self.missed)
         for hit in self.hits:
             if isinstance(hit, Site):
-                sites.append(hit)
+                found.append(hit)
                 continue
             product = self.products[hit]
             name = self.name_of(product, product.names)
             made = product.problem or self.in_pieces(hit) or self.site(product, name)
-            if isinstance(made, str):
-                missed.append(Missed(name, made))
-            else:
-                sites.append(made)
+            found.append(Missed(name, made) if isinstance(made, str) else made)
         for number, product in enumerate(self.products):
             if product.lost and not product.problem and number not in self.hits:
                 name = self.name_of(product, product.names)
-                missed.append(Missed(name, "what becomes of its logits cannot be followed"))
-        return Found(sites, list(dict.fromkeys(missed)))
+                found.append(Missed(name, "what becomes of its logits cannot be followed"))
+        missed = dict.fromkeys(one for one in found if isinstance(one, Missed))
+        return Found([one for one in found if isinstance(one, Site)], list(missed))
 
     def in_pieces(self, number: int) -> str:
         """Whether the same queries meet several parts of the keys, or the other way about."""
@@ -387,7 +364,7 @@ class _Search(Products):
                 continue
             pair = self.products[other]
             leaves = ((product.left, pair.left), (product.right, pair.right))
-            if any(a[1].leaf is None or a[1].leaf != b[1].leaf for a, b in leaves):
+            if any(a.leaf is None or a.leaf != b.leaf for a, b in leaves):
                 continue
             for one, two in ((LEFT, RIGHT), (RIGHT, LEFT)):
                 mine, theirs = (
@@ -419,21 +396,21 @@ class _Search(Products):
         step = -1 if key_side == LEFT else 1
         query, key = product.operands[::step]
         queries, keys = (product.left, product.right)[::step]
-        along = queries[1].along | keys[1].along
+        along = queries.along | keys.along
         if any(isinstance(part, tuple) and part[0] == Kind.PARAMETER for part in along):
             return "its parameters are picked by the number of a loop's step; scan over them"
-        if queries[1].along != keys[1].along:
+        if queries.along != keys.along:
             return "its queries or keys come in chunks, so that no step of a scan sees all of them"
         parts: dict[int, Part] = {}
         order: dict[int, int] = {}
         asked = product.asked(key_side)
-        features = frozenset(
-            leaf
-            for operand in product.operands
-            for axis, numbers in zip(operand.axes, operand.numbers, strict=True)
-            for factor, n in zip(axis, numbers, strict=True)
-            if n is None
-            for leaf in self.began_from(factor)
+        features = frozenset().union(
+            *(
+                self.began_from(factor)
+                for side in product.operands
+                for factor, n in side.numbered
+                if n is None
+            )
         )
         # Heads are split from the axis that features are, or from another of the same parameter.
         heads = {n for n, factor in asked.items() if self.began_from(factor) & features}
@@ -457,12 +434,8 @@ class _Search(Products):
                 parts[n] = Part.SAMPLE
         # The first axis of the data comes first among what counts as samples, whole.
         first_of = {n for n, (_, *both) in product.factors.items() if any(map(_is_first, both))}
-        leading = {
-            n
-            for numbers in (*query.numbers, *key.numbers)
-            if first_of.intersection(numbers)
-            for n in numbers
-        }
+        groups = map(set, (*query.numbers, *key.numbers))
+        leading = set().union(*(numbers for numbers in groups if numbers & first_of))
         for n, (side, one, other) in product.factors.items():
             order[n] = n
             best = one if one.kind >= other.kind else other
@@ -480,9 +453,9 @@ class _Search(Products):
                 parts[n] = Part.QUERY if n in tokens else Part.GROUP
             if parts[n] == Part.SAMPLE and n in leading:
                 order[n] = n - len(product.factors)
-        own = tuple(asked[n].identity for n in sorted(tokens))
-        others = tuple(product.factors[n][1].identity for n in sorted(product.keys))
-        known = all(identity[0] is not None for identity in (*own, *others))
+        own = [asked[n].identity for n in sorted(tokens)]
+        others = [product.factors[n][1].identity for n in sorted(product.keys)]
+        known = all(origin is not None for origin, *_ in own + others)
         return Site(
             name,
             query,
@@ -491,8 +464,8 @@ class _Search(Products):
             order,
             tuple(product.masks),
             self_attention=known and bool(own) and own == others,
-            calls=(queries[1].leaf, keys[1].leaf),
-            scans=steps_of(product.scans, queries[1]),
+            calls=(queries.leaf, keys.leaf),
+            scans=steps_of(product.scans, queries),
         )
 
     def began_from(self, factor: Factor) -> frozenset[tuple[int, int]]:
@@ -507,7 +480,7 @@ class _Search(Products):
 
     def name_of(self, product: Product, names: str) -> str:
         """The name of what the operands of a product come from."""
-        return self.name([product.left[1], product.right[1]], names)
+        return self.name([product.left, product.right], names)
 
     def name(self, values: Sequence[Value], names: str) -> str:
         """The common path of the parameters that made these, or else the program's own names."""

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Hashable, Mapping
@@ -10,7 +11,7 @@ from collections.abc import Hashable, Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from align_jax.finder.axes import Axes, Factor
+from align_jax.finder.axes import Axes, Factor, factors
 from align_jax.finder.program import Ref
 from align_jax.masks import token_masks
 
@@ -47,6 +48,11 @@ class Operand:
         tuple[int | None, ...], ...
     ]  # of each factor in the product; None if summed over
     scale: float = 1.0  # the number that the program has multiplied it by
+
+    @property
+    def numbered(self) -> list[tuple[Factor, int | None]]:
+        """Its factors, each with its number."""
+        return list(zip(factors(self.axes), itertools.chain(*self.numbers), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,23 +150,22 @@ class Site:
         """Its factors, what each of them counts, and where it stands among those that do."""
         return [
             (factor, *((Part.FEATURE, 0) if n is None else (self.parts[n], self.order[n])))
-            for axis, numbers in zip(operand.axes, operand.numbers, strict=True)
-            for factor, n in zip(axis, numbers, strict=True)
+            for factor, n in operand.numbered
         ]
 
     def _laid_out(self, operand: Operand, tokens: Part, values: Mapping[Ref, Array]) -> Array:
         """The array as `[samples, tokens, heads, groups, features]`."""
         x = _without_copies(values[operand.ref], [not axis for axis in operand.axes])
-        factors = self._factors(operand)
-        x = x.reshape([factor.size for factor, _, _ in factors])
+        own = self._factors(operand)
+        x = x.reshape([factor.size for factor, _, _ in own])
         axes: list[int] = []
         sizes: list[int] = []
         for part in (Part.SAMPLE, tokens, Part.HEAD, Part.GROUP, Part.FEATURE):
-            mine = [i for i, (_, own, _) in enumerate(factors) if own == part]
+            mine = [i for i, (_, counted, _) in enumerate(own) if counted == part]
             if part != Part.FEATURE:
-                mine.sort(key=lambda i: (factors[i][2], -factors[i][0].stride))
+                mine.sort(key=lambda i: (own[i][2], -own[i][0].stride))
             axes += mine
-            sizes.append(math.prod(factors[i][0].size for i in mine))
+            sizes.append(math.prod(own[i][0].size for i in mine))
         x = x.transpose(axes).reshape(sizes)
         return x if operand.scale == 1.0 else x / jnp.asarray(operand.scale, x.dtype)
 
@@ -177,10 +182,10 @@ class Site:
             allowed = ~allowed
         if mask.other is not None:
             allowed |= _without_copies(values[mask.other], mask.constant) > BLOCKED
-        factors = [factor for axis in mask.axes for factor in axis]
+        every = list(factors(mask.axes))
         constant = [same for axis, same in zip(mask.axes, mask.constant, strict=True) for _ in axis]
-        present = [1 if one else f.size for f, one in zip(factors, constant, strict=True)]
-        places = [self._place(factor) for factor in factors]
+        present = [1 if one else f.size for f, one in zip(every, constant, strict=True)]
+        places = [self._place(factor) for factor in every]
         axes: list[int] = []
         full: list[int] = []
         sizes: list[int] = []
@@ -188,7 +193,7 @@ class Site:
             mine = [i for i, (part, *_) in enumerate(places) if part in group]
             mine.sort(key=places.__getitem__)
             changes = any(present[i] > 1 for i in mine)
-            whole = [factors[i].size if changes else 1 for i in mine]
+            whole = [every[i].size if changes else 1 for i in mine]
             axes += mine
             full += whole
             sizes.append(math.prod(whole))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,12 +83,25 @@ class Scan:
     data: frozenset[Hashable]  # the factors of data axes of which each step sees one entry
 
 
+class At(NamedTuple):
+    """An equation, and where it stands in the program."""
+
+    eqn: Any
+    path: tuple[int, ...]  # the numbers of the equations around it
+    names: str  # of what is around it, as JAX knows them
+
+    @property
+    def refs(self) -> list[Ref]:
+        """Its operands."""
+        return [Ref(self.path, atom) for atom in self.eqn.invars]
+
+
 @dataclasses.dataclass
 class Product:
     """A product that may be one of queries and keys."""
 
-    left: tuple[Ref, Value]
-    right: tuple[Ref, Value]
+    left: Value
+    right: Value
     operands: tuple[Operand, Operand]
     factors: dict[int, tuple[str, Factor, Factor]]  # by number: side, on the left, on the right
     names: str

@@ -539,7 +539,7 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/finder/test_finder.py",
         ("groups-are-tokens", "factor.kind == Kind.DATA and n not in heads", "factor.size > 1"),
         ("copies-of-samples-are-heads", "if counts or copies else", "if counts else"),
-        ("chunks-of-queries-are-all", "if queries[1].along != keys[1].along:", "if False:"),
+        ("chunks-of-queries-are-all", "if queries.along != keys.along:", "if False:"),
     ),
     *faults(
         "align_jax/finder/site.py",
