@@ -1,10 +1,9 @@
 """Low-rank adapters (LoRA) on kernels, by default those of the query and key projections.
 
 Hu et al., "LoRA", 2022 (arXiv 2106.09685), leave a kernel W as it is and train two thin matrices, A
-with `rank` columns and B with as many rows: the layer computes with `W + alpha / rank * A B`.
-Alignment moves queries and keys, so that is where adapters are by default. They are made and merged
-as parameters, whatever module the kernel belongs to: no model is changed, and what was trained is
-what is exported.
+with `rank` columns and B with as many rows: the layer computes with `W + alpha / rank * A B`. They
+are made and merged as parameters, whatever module the kernel belongs to: no model is changed, and
+what was trained is what is exported.
 """
 
 # Qwix (0.1.8) puts LoRA into a model by replacing `dot_general` where its right side is a parameter
@@ -13,6 +12,7 @@ what is exported.
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -83,9 +83,8 @@ def init_adapters(
 ) -> dict[str, Any]:
     """Adapters that change nothing yet: A is random, B is zero.
 
-    A's numbers are uniform within the inverse root of the kernel's inputs, as in PEFT. Which axes
-    of a kernel are its outputs says the bias beside it, which has just these; without one, all but
-    the first.
+    A's numbers are uniform within the inverse root of the kernel's inputs, as in PEFT. The outputs
+    of a kernel are the axes of its bias; without one, all axes but the first.
 
     Args:
       key: of the random numbers.
@@ -135,9 +134,7 @@ def merge_adapters(
 ) -> dict[str, Any]:
     """The model's parameters with `alpha / rank * A B` added to each adapted kernel.
 
-    Differentiable: a loss of what it returns has gradients with respect to the adapters alone if
-    these are what it is differentiated by. Per call, `rank` multiplications and additions for each
-    number of an adapted kernel; beside a batch of tokens, nothing.
+    Differentiable. Each call takes `rank` multiplications for each number of an adapted kernel.
 
     Args:
       params: as of `init_adapters`; not changed.
@@ -178,17 +175,11 @@ def merge_adapters(
                 f"shape {kernel.shape} with rank {config.rank}. Merge it into the parameters that "
                 f"it was made of, with the config that it was made with."
             )
-        merged[name] = _merged(kernel, a, b, config.alpha / config.rank, stacked=stack == 1)
-    return traverse_util.unflatten_dict(merged, sep="/")
-
-
-def _merged(kernel: Array, a: Array, b: Array, scale: float, *, stacked: bool) -> Array:
-    def product(a: Array, b: Array) -> Array:
         # As exact as float32 is: the kernel should not depend on the device that merged it.
-        return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
-
-    change = (jax.vmap(product) if stacked else product)(a, b)
-    return (kernel + scale * change).astype(kernel.dtype)
+        product = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+        change = (jax.vmap(product) if stack else product)(a, b)
+        merged[name] = (kernel + config.alpha / config.rank * change).astype(kernel.dtype)
+    return traverse_util.unflatten_dict(merged, sep="/")
 
 
 def _axes(

@@ -30,14 +30,10 @@ def aligned(
     keys: `attention_report` shows which are found. What is found are softmaxes (or sigmoids) of
     products of queries and keys that weigh values, in the program that JAX traces of the model:
     through `nn.remat`, `nn.scan`, `nn.vmap` and `nn.jit`, with rotated, grouped and normalised
-    queries and keys, and with masks of every form.
+    queries and keys. Which tokens take part is read off the masks as `token_masks` says.
 
-    The names of the model's parameters do not change: the converted model runs on the original's
-    parameters (in evaluation, where it calls the original), and `strip_alignment` of its own gives
-    exactly the original's tree.
-
-    Which tokens take part is read off the masks as `token_masks` says. Of windows, each counts as a
-    sample of its own.
+    The names of the model's parameters do not change: in evaluation the converted model calls the
+    original, and `strip_alignment` of its parameters gives exactly the original's tree.
 
     Args:
       model: a Linen module, not yet bound; or an NNX module, for which see
@@ -50,13 +46,13 @@ def aligned(
       **keywords: of the call of an NNX model.
 
     Returns:
-      A Linen module that is called as the model is; other methods work by their name,
-      `converted.apply(variables, x, method="encode")`. Or an NNX module.
+      A module of the same library that is called as the model is, other methods by their name:
+      `converted.apply(variables, x, method="encode")`.
 
     Raises:
       TypeError: if `model` is no Linen or NNX module, or `config` is no configuration.
-      ValueError: if it is already aligned; at `init`, and when it trains, if it contains no
-        attention, or one that cannot be aligned.
+      ValueError: if it is already aligned, or an attention in it is; at `init`, and when it trains,
+        if it contains no attention, or one that cannot be aligned.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -105,8 +101,7 @@ class AlignedModel(nn.Module):
       allow_missing: patterns of names, see `aligned`.
 
     Example:
-      >>> aligned(nn.SelfAttention(num_heads=2), AlignmentConfig("ot")).config.method
-      'ot'
+      See `aligned`.
     """
 
     original: _Original
@@ -114,12 +109,7 @@ class AlignedModel(nn.Module):
     allow_missing: tuple[str, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the model, with its own arguments.
-
-        Raises:
-          ValueError: at `init` and in training, if the model contains no attention, or one that
-            cannot be aligned; for an attention that has an alignment of its own.
-        """
+        """Calls the model, with its own arguments; raises as `aligned` says."""
         return self._called("__call__", args, kwargs)
 
     def __getattr__(self, name: str) -> Any:

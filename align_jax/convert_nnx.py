@@ -89,11 +89,7 @@ class AlignedNNX(nnx.Module):
         self.sown = AlignmentSown(jax.tree.map(_not_yet, shapes))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the model, with its own arguments.
-
-        Raises:
-          ValueError: if the model contains no attention, or one that cannot be aligned.
-        """
+        """Calls the model, with its own arguments; raises as `aligned` says."""
         return self._called("__call__", args, kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -21,8 +21,7 @@ def push_to_hub(
     Args:
         folder: as `save` wrote it.
         repo_id: "OWNER/NAME", or "NAME" of your own; made if it is not there.
-        private: whether only its owner sees a repository that is made here; one that is there
-            stays as it is.
+        private: whether only its owner sees a repository that is made here.
         token: of the hub; None takes the one of `hf auth login`, or of $HF_TOKEN.
         message: of the commit.
 
@@ -34,8 +33,6 @@ def push_to_hub(
         ImportError: huggingface_hub is not installed.
 
     Example:
-        >>> push_to_hub("exported", "ann/reviews")  # doctest: +SKIP
-        'https://huggingface.co/ann/reviews'
         >>> push_to_hub("no-such-folder", "ann/reviews")
         Traceback (most recent call last):
         align_jax.pretrained.errors.PretrainedError: 'no-such-folder' holds no config.json; ...

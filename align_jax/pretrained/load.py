@@ -121,7 +121,7 @@ class Pretrained:
         """Labels texts or pairs of them, with probabilities; or scores them, for a regression.
 
         Texts are sorted by length and padded to few lengths, in batches of few sizes, each compiled
-        at its first use: a text more costs what the model takes, whatever its length.
+        at its first use.
 
         Args:
             texts: the texts, or the first of each pair.
@@ -137,11 +137,6 @@ class Pretrained:
             ValueError: the model is no classifier, parameters of it were not in the checkpoint and
                 `params` has none either, `params` are another model's or hold NaN, a text is none,
                 or a number is out of range.
-
-        Example:
-            >>> encoder = load("finetuned")  # doctest: +SKIP
-            >>> encoder.predict(["A warm and funny film."])[0].label  # doctest: +SKIP
-            'positive'
         """
         fresh = [name for name in self.report.fresh if f"/{NAME}/" not in name]
         if params is None and fresh:
@@ -207,8 +202,6 @@ def load(
         ImportError: a package is needed that is not installed.
 
     Example:
-        From the hub:
-
         >>> loaded = load("albert/albert-base-v2", num_labels=2)  # doctest: +SKIP
         >>> batch = loaded.tokenizer.encode(["A sentence."])  # doctest: +SKIP
         >>> loaded.model.apply({"params": loaded.params}, **batch).shape  # doctest: +SKIP
@@ -216,9 +209,7 @@ def load(
 
         From a folder that `save` wrote, now with alignment, whose networks are new:
 
-        >>> import tempfile
-        >>> import jax
-        >>> from align_jax import AlignmentConfig
+        >>> import jax, tempfile
         >>> from align_jax.models import BertConfig
         >>> from align_jax.pretrained import save
         >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2, mlp_size=8)
@@ -226,7 +217,7 @@ def load(
         >>> params = model.init(jax.random.key(0), tokens)["params"]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(folder, model, params)
-        ...     loaded = load(folder, alignment=AlignmentConfig("ct"))
+        ...     loaded = load(folder, alignment="ct")
         >>> loaded.model.apply({"params": loaded.params}, tokens).shape
         (2, 3)
         >>> all("/alignment/" in name for name in loaded.report.fresh)

@@ -115,10 +115,6 @@ def own_class(
         pooling: the classifier's; "" for an encoder.
         model_type: what config.json calls the model.
         weights_key: the key in config.json that names the file with the weights.
-
-    Example:
-        >>> own_class("Bert", "", "", model_type="my_bert", weights_key="weights")[0]
-        'UnpooledBertModel'
     """
     choice = task == "MultipleChoice"
     output = "MultipleChoiceModelOutput" if choice else "SequenceClassifierOutput"

@@ -270,8 +270,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/test_adapters.py",
         (
             "adapters-are-not-scaled-by-their-rank",
-            "config.alpha / config.rank, stacked",
-            "config.alpha, stacked",
+            "config.alpha / config.rank * change",
+            "config.alpha * change",
         ),
         (
             "networks-have-adapters",
