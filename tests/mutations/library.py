@@ -903,7 +903,7 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ("sentencepiece-scores-big-endian", 'struct.unpack("<f"', 'struct.unpack(">f"'),
     ),
     *faults(
-        "align_jax/pretrained/names.py",
+        "align_jax/pretrained/convert.py",
         "tests/pretrained/test_load.py",
         (
             "legacy-gamma-is-the-bias",
@@ -912,7 +912,7 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
-        "align_jax/pretrained/names.py",
+        "align_jax/pretrained/convert.py",
         "tests/pretrained/test_save.py",
         (
             "exported-query-and-key-exchanged",

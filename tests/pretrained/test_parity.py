@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from align_jax import pretrained
-from align_jax.pretrained.convert import to_tensors
-from align_jax.pretrained.names import canonical_name
+from align_jax.pretrained.convert import canonical_name, to_tensors
 from tests.pretrained import checkpoints
 
 torch = pytest.importorskip("torch", reason="parity is measured against PyTorch")
