@@ -139,10 +139,7 @@ def check(traced: Traced, config: AlignmentConfig, allow_missing: Sequence[str],
 def init_networks(traced: Traced, config: AlignmentConfig, rng: Array) -> dict[str, Any]:
     """Parameters of the networks of all attentions, as one tree; empty where there are none.
 
-    Args:
-      traced: the program.
-      config: what to align, and how.
-      rng: the same key gives each attention the same parameters, whatever others there are.
+    The same key gives each attention the same parameters, whatever others there are.
     """
     tree: dict[str, Any] = {}
     made = set()
@@ -188,15 +185,8 @@ def run(
       The function's outputs, and the collections.
     """
     sites = traced.found.sites
-    leaves_in = jax.tree.leaves(list(arguments))
-    modules = [
-        Alignment(
-            dataclasses.replace(config, layers=None)
-            if _selected(config, site.name)
-            else AlignmentConfig(PLAIN)
-        )
-        for site in sites
-    ]
+    whole, plain = dataclasses.replace(config, layers=None), AlignmentConfig(PLAIN)
+    modules = [Alignment(whole if _selected(config, x.name) else plain) for x in sites]
     given = []
     for number, (site, place) in enumerate(zip(sites, traced.places, strict=True)):
         params = _get(networks, place)
@@ -223,7 +213,9 @@ def run(
         )
         return sown
 
-    results, visited = finder.run(traced.jaxpr, leaves_in, sites, visit, given)
+    results, visited = finder.run(
+        traced.jaxpr, jax.tree.leaves(list(arguments)), sites, visit, given
+    )
     tree: dict[str, Any] = {}
     for number, (site, place) in enumerate(zip(sites, traced.places, strict=True)):
         for collection, leaves in visited[number].items():
@@ -237,24 +229,21 @@ def run(
 def wanted(names: Sequence[str] | str) -> tuple[str, ...]:
     """Checks the names of collections to sow."""
     names = (names,) if isinstance(names, str) else tuple(names)
-    for name in names:
-        if name not in (NAME, CLOUDS):
-            raise ValueError(f"collections holds {name!r}; expected {NAME!r} or {CLOUDS!r}.")
+    for name in set(names) - {NAME, CLOUDS}:
+        raise ValueError(f"collections holds {name!r}; expected {NAME!r} or {CLOUDS!r}.")
     return names
 
 
 def _places(sites: Sequence[finder.Site]) -> tuple[Path, ...]:
-    taken: dict[Path, list[Any]] = {}
+    taken: dict[Path, dict[Any, int]] = {}
     places = []
     for number, site in enumerate(sites):
         path = tuple(site.name.split("/")) if site.name else ()
         # Calls of one attention share its networks; what has no parameters is told by its place.
         same = site.calls if site.calls != (None, None) else number
         attention = same, site.sizes[Part.HEAD], site.sizes[Part.FEATURE]
-        others = taken.setdefault(path, [])
-        if attention not in others:
-            others.append(attention)
-        index = others.index(attention)
+        others = taken.setdefault(path, {})
+        index = others.setdefault(attention, len(others))
         places.append((*path, f"{NAME}_{index}" if index else NAME))
     return tuple(places)
 

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from align_jax.finder import axes as ax
 from align_jax.finder import program
@@ -45,16 +45,14 @@ from align_jax.finder.value import (
 _OF_LAYERS = ("kernel", "w", "weight", "weights", "embedding")
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """What is known of an input of the program."""
 
     data: bool  # False for parameters, keys of random numbers and other state
     path: tuple[str, ...] = ()  # of a parameter, its names from the root down
 
 
-@dataclasses.dataclass(frozen=True)
-class Missed:
+class Missed(NamedTuple):
     """An attention, or what may be one, that cannot be aligned, and why."""
 
     name: str
@@ -62,11 +60,10 @@ class Missed:
     opaque: bool = False
 
 
-@dataclasses.dataclass
-class Found:
-    """What a search found: `sites` to align, and what it `missed`."""
+class Found(NamedTuple):
+    """What a search found."""
 
-    sites: list[Site]
+    sites: list[Site]  # to align
     missed: list[Missed]
 
 

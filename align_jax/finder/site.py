@@ -118,10 +118,7 @@ class Site:
         samples = max(query.shape[0], key.shape[0])
         # Heads that share keys each have queries of their own, and the same keys.
         query, key = query[:, :, :, :, None], key[:, :, :, None]
-        split = (
-            *query.shape[2:4],
-            *key.shape[4:],
-        )  # heads, those of queries, those of keys, features
+        split = *query.shape[2:4], *key.shape[4:]
         query, key = (
             jnp.broadcast_to(x, (samples, x.shape[1], *split)).reshape(
                 samples, x.shape[1], -1, split[-1]

@@ -173,10 +173,10 @@ def last_leaf(values: Sequence[Value]) -> int | None:
 
 def feeding_leaf(left: Value, right: Value) -> int | None:
     """The parameter of a product: that of the operand that is none of the data's."""
-    for value in (right, left):
-        if not value.data and value.leaf is not None:
-            return value.leaf
-    return left.leaf if left.leaf is not None else right.leaf
+    both = (
+        (left, right) if left.data and right.data else sorted((right, left), key=lambda v: v.data)
+    )
+    return next((v.leaf for v in both if v.leaf is not None), None)
 
 
 def either(old: Value, new: Value) -> Value:

@@ -101,12 +101,10 @@ def from_json(values: Mapping[str, Any], source: str, **options: Any) -> Encoder
                 f"{source} says {key} = {values[key]!r}, which is not supported; expected "
                 f"{accepted[-1]!r}. Choose a checkpoint without it."
             )
-    fields = dict(_DEFAULTS[kind])
-    fields.update({field: values[key] for field, key in KEYS[kind].items() if key in values})
-    if kind != "albert":
-        fields["family"] = kind
+    given = {field: values[key] for field, key in KEYS[kind].items() if key in values}
+    fields = _DEFAULTS[kind] | given
     try:
-        config = AlbertConfig(**fields) if kind == "albert" else BertConfig(**fields)
+        config = AlbertConfig(**fields) if kind == "albert" else BertConfig(family=kind, **fields)
     except (ValueError, TypeError) as error:
         raise PretrainedError(f"{source} describes no usable model: {error}") from error
     most = max(getattr(config, name, 0) for name in ("layers", "groups", "group_layers"))
@@ -146,7 +144,7 @@ def label_names_in(values: Mapping[str, Any], labels: int, source: str) -> tuple
             f"{source} says id2label = {str(dict(names))[:200]}; expected a name for each of "
             f"{', '.join(expected[:3])}... Mend it, or pass new_head=True."
         )
-    named = tuple(str(name) for name in found)
+    named = tuple(map(str, found))
     return () if named == numbered_labels(labels) else named
 
 

@@ -176,11 +176,11 @@ def parameter_shapes(model: nn.Module) -> dict[Path, tuple[int, ...]]:
 def fresh_parameters(model: nn.Module, wanted: set[Path], seed: int) -> dict[Path, jax.Array]:
     """The model's own initial values of some parameters; the others are never computed."""
 
-    def init() -> dict[str, jax.Array]:
+    def init() -> dict[Path, jax.Array]:
         flat = traverse_util.flatten_dict(_init(model, seed))
-        return {"/".join(path): leaf for path, leaf in flat.items() if path in wanted}
+        return {path: flat[path] for path in wanted}
 
-    return {tuple(name.split("/")): leaf for name, leaf in jax.jit(init)().items()}
+    return jax.jit(init)()
 
 
 def _init(model: nn.Module, seed: int) -> dict[str, Any]:

@@ -310,9 +310,8 @@ def _load_parameters(
 ) -> tuple[dict[str, Any], LoadReport]:
     single = reconfigured(model, config, scan_layers=False)
     shapes = parameter_shapes(single)
-    found, unused = to_parameters(
-        single, config, shapes, tensors, folder=str(folder), new_head=new_head
-    )
+    place = str(folder)
+    found, unused = to_parameters(single, config, shapes, tensors, folder=place, new_head=new_head)
     networks, unused_networks = _load_alignment(folder, shapes)
     missing = set(shapes) - set(found) - set(networks)
     stacked = has_stack(config)
@@ -324,12 +323,8 @@ def _load_parameters(
     flat = {**traverse_util.flatten_dict(made), **found, **networks}
     params = traverse_util.unflatten_dict({path: flat[path] for path in sorted(flat)})
     params = jax.tree.map(jnp.asarray, stack_layers(params) if stacked else params)
-    report = LoadReport(
-        folder=str(folder),
-        unused=(*unused, *unused_networks),
-        fresh=tuple(sorted("/".join(path) for path in fresh)),
-    )
-    return params, report
+    names = tuple(sorted("/".join(path) for path in fresh))
+    return params, LoadReport(place, (*unused, *unused_networks), names)
 
 
 def _load_alignment(

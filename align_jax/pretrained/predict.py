@@ -64,7 +64,9 @@ def predict(
     order = sorted(range(len(tokens)), key=lambda place: len(tokens[place].input_ids))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        batch = _batch(tokenizer, [tokens[place] for place in places], batch_size)
+        few = [rows for rows in FEW_ROWS if len(places) <= rows < batch_size]
+        rows = [*places, *[places[0]] * (min(few, default=batch_size) - len(places))]
+        batch = tokenizer.pad([tokens[place] for place in rows])
         outputs[places] = np.asarray(_logits(model, params, batch))[: len(places)]
     wrong = np.flatnonzero(~np.isfinite(outputs).all(axis=-1))
     if wrong.size:  # the largest of NaN would be the first class
@@ -75,11 +77,6 @@ def predict(
         )
     names = model.label_names or numbered_labels(model.labels)
     return [_prediction(row, names, problem) for row in outputs]
-
-
-def _batch(tokenizer: Tokenizer, tokens: list[Tokens], batch_size: int) -> dict[str, np.ndarray]:
-    rows = min((rows for rows in FEW_ROWS if len(tokens) <= rows < batch_size), default=batch_size)
-    return tokenizer.pad([*tokens, *[tokens[0]] * (rows - len(tokens))])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.errors import PretrainedError
 
 # Lengths that batches are padded to: each one is one compilation of the model.
@@ -51,19 +52,15 @@ class Tokenizer:
     def __init__(
         self,
         backend: Any,
+        config: EncoderConfig,
         *,
-        max_length: int,
-        pad_token_id: int,
-        token_types: int,
-        vocab_size: int,
         truncation_side: str = "right",
         usual_length: int | None = None,
     ) -> None:
         self.backend = backend
-        self.max_length = max_length
-        self.usual_length = min(usual_length or max_length, max_length)
-        self.pad_token_id = pad_token_id
-        self.token_types = token_types
+        self.max_length = config.max_length
+        self.usual_length = min(usual_length or config.max_length, config.max_length)
+        self.pad_token_id, self.token_types = config.pad_token_id, config.token_types
         self.truncation_side = truncation_side
         # Truncation is a setting of the backend: two threads must not change it at once.
         self._lock = threading.Lock()
@@ -73,11 +70,11 @@ class Tokenizer:
         backend.no_padding()
         largest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         largest = max([largest, *backend.encode("").ids])
-        if largest >= vocab_size:
+        if largest >= (size := config.vocab_size):
             raise PretrainedError(
                 f"The tokenizer has tokens up to {largest} ({backend.id_to_token(largest)!r}), the "
-                f"model an embedding for {vocab_size} (up to {vocab_size - 1}). They do not belong "
-                "together: use the model's own tokenizer."
+                f"model an embedding for {size} (up to {size - 1}). They do not belong together: "
+                "use the model's own tokenizer."
             )
         if not backend.encode("").ids:
             raise PretrainedError(
@@ -144,16 +141,12 @@ class Tokenizer:
                 f"A text has {longest} tokens, more than the length {length} to pad to. Tokenise "
                 "with that max_length."
             )
-        shape = (len(tokens), length)
-        batch = {
-            "input_ids": np.full(shape, self.pad_token_id, np.int32),
-            "attention_mask": np.zeros(shape, np.int32),
-            "token_type_ids": np.zeros(shape, np.int32),
-        }
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        batch = {name: np.zeros((len(tokens), length), np.int32) for name in names}
+        batch["input_ids"][:] = self.pad_token_id
         for row, (ids, types) in enumerate(tokens):
-            batch["input_ids"][row, : len(ids)] = ids
-            batch["attention_mask"][row, : len(ids)] = 1
-            batch["token_type_ids"][row, : len(ids)] = types
+            for array, values in zip(batch.values(), (ids, 1, types), strict=True):
+                array[row, : len(ids)] = values
         return batch
 
     def encode(

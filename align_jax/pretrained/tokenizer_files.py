@@ -77,16 +77,14 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
         backend = read[files[0]](tk, folder, settings)
         add_tokens(backend, settings)
         backend.encode_special_tokens = settings.flag("split_special_tokens", False)
-        _check_padding(backend, settings)
-        return Tokenizer(
-            backend,
-            max_length=config.max_length,
-            pad_token_id=config.pad_token_id,
-            token_types=config.token_types,
-            vocab_size=config.vocab_size,
-            truncation_side=settings.side("truncation_side", _direction(backend.truncation)),
-            usual_length=settings.length(),
-        )
+        if settings.side("padding_side", _direction(backend.padding)) == "left":
+            raise PretrainedError(
+                f"{folder} says padding_side = 'left'; expected 'right': the models have the "
+                "text's first token at position 0. Set it to 'right' in tokenizer_config.json if "
+                "the model was trained so, as all of BERT, RoBERTa and ALBERT are published."
+            )
+        side = settings.side("truncation_side", _direction(backend.truncation))
+        return Tokenizer(backend, config, truncation_side=side, usual_length=settings.length())
     except (PretrainedError, KeyboardInterrupt, SystemExit):
         raise
     # The Rust library raises bare Exceptions, and for some damage panics, which is none.
@@ -99,15 +97,6 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
 def _direction(settings: Mapping[str, Any] | None) -> str:
     """Where a tokenizer.json truncates or pads."""
     return str((settings or {}).get("direction", "right")).lower()
-
-
-def _check_padding(backend: Any, settings: Settings) -> None:
-    if settings.side("padding_side", _direction(backend.padding)) == "left":
-        raise PretrainedError(
-            f"{settings.path.parent} says padding_side = 'left'; expected 'right': the models have "
-            "the text's first token at position 0. Set it to 'right' in tokenizer_config.json if "
-            "the model was trained so, as all models of BERT, RoBERTa and ALBERT are published."
-        )
 
 
 def _from_json(tk: Any, folder: Path, settings: Settings) -> Any:
