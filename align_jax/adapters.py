@@ -198,17 +198,16 @@ def _axes(
     sides = own[: len(own) - outputs], own[len(own) - outputs :]
     largest = min(math.prod(side) for side in sides)
     if config.rank > largest:
+        rows, columns = map(math.prod, sides)
         raise ValueError(
-            f"rank is {config.rank}, but {name} is a matrix of {math.prod(sides[0])} x "
-            f"{math.prod(sides[1])}: expected {largest} or less."
+            f"rank is {config.rank}, but {name} is a matrix of {rows} x {columns}: expected "
+            f"{largest} or less."
         )
     return stack, *sides
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
-        raise TypeError(
-            f"Expected nested dicts of arrays, such as a 'params' collection, got a "
-            f"{type(tree).__name__}."
-        )
+        what = type(tree).__name__
+        raise TypeError(f"Expected nested dicts of arrays, such as 'params', got a {what}.")
     return traverse_util.flatten_dict(dict(tree), keep_empty_nodes=True, sep="/")

@@ -20,9 +20,8 @@ def aligned_function(
 ) -> "AlignedFunction":
     """Measures the alignment of every attention in a function of arrays.
 
-    The function is any that `jax.jit` could take, with its parameters as an argument:
-    `haiku.transform(...).apply`, a Keras model's `stateless_call`, an Equinox model that was
-    partitioned, or plain JAX. See `aligned` for which attentions are found.
+    The function is any that `jax.jit` could take, with its parameters as an argument. See `aligned`
+    for which attentions are found.
 
     Args:
       function: called with positional arguments.
@@ -31,8 +30,7 @@ def aligned_function(
       allow_missing: see `aligned`.
 
     Returns:
-      An object with `init`, which makes the parameters of the alignment networks, and `apply`,
-      which calls the function.
+      An object with `init`, which makes the networks' parameters, and `apply`.
 
     Raises:
       TypeError: if `function` is none, or `config` is no configuration.
@@ -79,8 +77,7 @@ class AlignedFunction:
     def init(self, rng: Array, *arguments: Any) -> dict[str, Any]:
         """Makes the networks' parameters, by the shapes of a call's arguments; empty without any.
 
-        They are trained with the function's own: `label_parameters` tells them apart, and
-        `game_optimizer` gives them their own rate.
+        They are trained with the function's own, by `game_optimizer`.
 
         Raises:
           ValueError: if the function contains no attention, or one that cannot be aligned.
@@ -103,11 +100,7 @@ class AlignedFunction:
           rng: a random key for `AlignmentConfig.tokens`; None for all tokens.
 
         Returns:
-          The function's outputs, and what was sown, for `alignment_loss`, `alignment_table` and
-          `alignment_clouds`.
-
-        Raises:
-          ValueError: as `init`.
+          The function's outputs, and what was sown, for `alignment_loss` and its like.
         """
         traced = self._checked(arguments)
         names = tapping.wanted(collections)

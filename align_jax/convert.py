@@ -197,7 +197,7 @@ class AlignedModel(nn.Module):
             args, kwargs = put_back(arrays)
             inside = Scope(variables, scope.rngs, mutable=mutable, path=scope.path)
             outputs = getattr(self._bound(inside), method)(*args, **kwargs)
-            changed = unfreeze(inside.mutable_variables())
+            changed = unfreeze(dict(inside.mutable_variables()))
             if NAME in changed:
                 self._refuse_own()
             return outputs, changed
@@ -209,7 +209,7 @@ class AlignedModel(nn.Module):
     def _init_networks(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         scope = self.scope
         assert scope is not None
-        own = unfreeze(self.variables.get("params", {}))
+        own = unfreeze(dict(self.variables.get("params", {})))
         if _has_networks(own):
             self._refuse_own()
         traced, _ = self._traced(method, args, kwargs)
@@ -276,7 +276,7 @@ def _check_ownership(model: nn.Module) -> None:
 
 def _without_alignment(variables: Mapping[str, Any]) -> dict[str, Any]:
     """A model's own variables."""
-    own = {name: unfreeze(x) for name, x in variables.items() if name not in (NAME, CLOUDS)}
+    own = {name: unfreeze(dict(x)) for name, x in variables.items() if name not in (NAME, CLOUDS)}
     return own | {"params": strip_alignment(own.get("params", {}))}
 
 

@@ -116,24 +116,14 @@ class AlignedNNX(nnx.Module):
     ) -> tuple[Any, dict[str, Any]]:
         """Calls the model, and returns what was sown beside its outputs instead of keeping it.
 
-        Args:
-          *args: the model's.
-          collections: what to sow: "alignment", "alignment_clouds".
-          **kwargs: the model's.
-
-        Returns:
-          The outputs, and the collections, for `alignment_table`, `alignment_clouds` and so on.
+        `collections` says what to sow, of "alignment" and "alignment_clouds".
         """
         return self._measured("__call__", args, kwargs, collections)
 
     def _measured(
-        self,
-        method: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        collections: Sequence[str],
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]
     ) -> tuple[Any, dict[str, Any]]:
-        names = tapping.wanted(collections)
+        names = tapping.wanted(names)
         traced, arguments, (before, after) = traced_call(self.model, method, args, kwargs)
         self._check(traced)
         rng = self.rngs[NAME]() if self.rngs is not None else None
@@ -186,10 +176,8 @@ def _adopt(model: nnx.Module, changed: nnx.Module) -> None:
 
 def _not_yet(shape: Any) -> jax.Array:
     """Stands for what was not sown: not a number, of valid samples, so that no loss hides it."""
-    if shape.dtype == bool:
-        return jnp.ones(shape.shape, bool)
-    return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0,
-                    shape.dtype)  # fmt: skip
+    value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else shape.dtype == bool
+    return jnp.full(shape.shape, value, shape.dtype)
 
 
 def _get(variable: Any) -> Any:

@@ -213,7 +213,7 @@ class Products(AxisRules):
             value = operands[i]
             if program.is_literal(eqn.invars[i]) or ax.shape(value.axes) != ax.shape(axes):
                 return
-            sizes = collections.defaultdict(lambda: 1)
+            sizes: dict[int, int] = collections.defaultdict(lambda: 1)
             for factor in ax.factors(axes):
                 if factor.role:
                     sizes[factor.role.number] *= factor.size

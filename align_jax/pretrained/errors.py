@@ -11,11 +11,9 @@ class PretrainedError(ValueError):
 
     Example:
         >>> from align_jax import pretrained
-        >>> try:
-        ...     pretrained.load("./no-such-folder")
-        ... except pretrained.PretrainedError as error:
-        ...     print(error)
-        There is no folder './no-such-folder'. Give an existing folder, or a name on the hub ...
+        >>> pretrained.load("./no-such-folder")
+        Traceback (most recent call last):
+        align_jax.pretrained.errors.PretrainedError: There is no folder './no-such-folder'. ...
     """
 
 

@@ -83,7 +83,12 @@ def save(
     Example:
         See `load`.
     """
-    path = _local(folder)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)):  # would make a folder "gs:"
+        raise PretrainedError(
+            f"{os.fspath(folder)!r} is a URL; expected a folder of this machine. Save the model to "
+            "one, and copy it."
+        )
+    path = Path(folder)
     require("safetensors.numpy", "Writing a checkpoint")
     config = config_of(model, "save")
     plain = strip_alignment(params)
@@ -128,16 +133,6 @@ def save(
             stablehlo=stablehlo,
         )
         (path / CARD).write_text(text, encoding="utf-8")
-
-
-def _local(folder: str | os.PathLike[str]) -> Path:
-    """A folder of this machine: a URL would make one that is called "gs:"."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)):
-        raise PretrainedError(
-            f"{os.fspath(folder)!r} is a URL; expected a folder of this machine. Save the model to "
-            "one, and copy it."
-        )
-    return Path(folder)
 
 
 def _architecture(model: nn.Module, config: EncoderConfig) -> tuple[str, str, str | None]:
@@ -198,9 +193,8 @@ def _own_class(values: dict[str, Any], prefix: str, task: str, pooling: str) -> 
 
 def _remove_weights(folder: Path, *, own: bool) -> None:
     """Removes what an earlier `save` left and would be taken for this model's weights."""
-    others = [name for name in (f"{SAFETENSORS}.index.json", BIN, f"{BIN}.index.json") if own]
-    for name in others:
-        if (folder / name).exists():
+    for name in (f"{SAFETENSORS}.index.json", BIN, f"{BIN}.index.json"):
+        if own and (folder / name).exists():
             raise PretrainedError(
                 f"{folder} holds {name}, another model's weights, which classes of transformers "
                 "would take for this one's. Remove it, or name another folder."

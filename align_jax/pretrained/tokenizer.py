@@ -145,7 +145,8 @@ class Tokenizer:
         batch = {name: np.zeros((len(tokens), length), np.int32) for name in names}
         batch["input_ids"][:] = self.pad_token_id
         for row, (ids, types) in enumerate(tokens):
-            for array, values in zip(batch.values(), (ids, 1, types), strict=True):
+            columns: tuple[Any, ...] = (ids, 1, types)
+            for array, values in zip(batch.values(), columns, strict=True):
                 array[row, : len(ids)] = values
         return batch
 
@@ -307,9 +308,9 @@ def bucket_length(longest: int, buckets: Sequence[int], limit: int) -> int:
 
 def checked_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Any]:
     """The texts, or the pairs as tuples; a ValueError if one is none, or the numbers differ."""
-    if isinstance(texts, str) or isinstance(pairs, str):
-        raise ValueError("Expected a sequence of texts, got one string: put it into a list.")
     for given in (texts, pairs or ()):
+        if isinstance(given, str):
+            raise ValueError("Expected a sequence of texts, got one string: put it into a list.")
         if not hasattr(given, "__iter__"):
             raise ValueError(f"Expected a sequence of texts, got {given!r:.60}.")
     # A generator can be gone through once.
