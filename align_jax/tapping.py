@@ -37,13 +37,10 @@ class Traced:
 def trace(
     function: Callable[..., Any], arguments: Sequence[Any], parameters: Sequence[int | None]
 ) -> Traced:
-    """Traces a function and finds its attentions.
+    """Traces a function, for trees of arrays or of their shapes, and finds its attentions.
 
-    Args:
-      function: takes the arguments; may return anything.
-      arguments: trees of arrays, or of their shapes.
-      parameters: for each argument None if it is data; if it holds parameters, other state or
-        random keys, how many of the first names of their paths belong to no module.
+    Of each argument `parameters` has None if it is data; if it holds parameters, other state or
+    random keys, how many of the first names of their paths belong to no module.
     """
     structure: list[Callable[[Sequence[Array]], Any]] = []
 
@@ -173,16 +170,8 @@ def run(
 ) -> tuple[Any, dict[str, Any]]:
     """Runs the program, and what `Alignment` sows for each of its attentions.
 
-    Args:
-      traced: the program.
-      config: what to align, and how.
-      arguments: as `trace` got them.
-      networks: of `init_networks`; may be a larger tree.
-      collections: which of "alignment" and "alignment_clouds" to sow.
-      rng: for `AlignmentConfig.tokens`; None for all tokens.
-
-    Returns:
-      The function's outputs, and the collections.
+    The networks, of `init_networks`, may be part of a larger tree; without an `rng`, all tokens are
+    compared. Returns the function's outputs, and the collections that were asked for.
     """
     sites = traced.found.sites
     whole, plain = dataclasses.replace(config, layers=None), AlignmentConfig(PLAIN)

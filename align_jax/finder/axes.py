@@ -114,14 +114,11 @@ def shape(axes: Axes) -> tuple[int, ...]:
 
 def spread(axes: Axes, wanted: Sequence[int]) -> Axes | None:
     """The axes after those of length 1 were stretched; None for a shape that this cannot give."""
-    if len(axes) != len(wanted):
+    fits = [size(axis) in (1, n) for axis, n in zip(axes, wanted, strict=False)]
+    if len(axes) != len(wanted) or not all(fits):
         return None
-    result = []
-    for axis, n in zip(axes, wanted, strict=True):
-        if size(axis) not in (1, n):
-            return None
-        result.append(axis if size(axis) == n else whole(n))
-    return tuple(result)
+    pairs = zip(axes, wanted, strict=True)
+    return tuple(axis if size(axis) == n else whole(n) for axis, n in pairs)
 
 
 def merged(alternatives: Sequence[Axes]) -> Axes:
@@ -181,15 +178,12 @@ def joined(axis: Axis) -> Axis:
         last = result[-1] if result else None
         if (
             last is not None
-            and last.origin == factor.origin
-            and (last.kind, last.role) == (factor.kind, factor.role)
+            and (last.origin, last.kind, last.role) == (factor.origin, factor.kind, factor.role)
             and (last.origin is None or last.stride == factor.stride * factor.size)
         ):
-            result[-1] = dataclasses.replace(
-                factor, size=last.size * factor.size, stride=factor.stride
-            )
-        else:
-            result.append(factor)
+            factor = dataclasses.replace(factor, size=last.size * factor.size)  # noqa: PLW2901
+            result.pop()
+        result.append(factor)
     return tuple(result)
 
 

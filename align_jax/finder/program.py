@@ -89,13 +89,9 @@ def read_by(atoms: Sequence[Any]) -> set[Any]:
 
 
 def run(jaxpr: Any, eqns: Sequence[Any], values: dict[Any, Any], wanted: Collection[Any]) -> None:
-    """Runs some equations of a jaxpr, and puts the results that are wanted into `values`.
+    """Runs a stretch of a jaxpr's equations, and puts those results that are wanted into `values`.
 
-    Args:
-      jaxpr: the whole program.
-      eqns: a stretch of its equations.
-      values: of every variable that the stretch reads and does not make.
-      wanted: variables, some of which the stretch makes.
+    These hold every variable that the stretch reads and does not make.
     """
     made = dict.fromkeys(var for eqn in eqns for var in eqn.outvars)
     read = [var for eqn in eqns for var in read_by(eqn.invars) if var not in made]

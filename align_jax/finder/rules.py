@@ -53,23 +53,22 @@ class AxisRules:
     def unknown(self, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         """Results of what the search does not know: axes are those of an operand of that shape."""
         data = any(value.data for value in operands)
-        leaf = next((v.leaf for v in operands if v.leaf is not None), None)
+        result = Value(
+            (),
+            data,
+            any(v.computed for v in operands),
+            next((v.leaf for v in operands if v.leaf is not None), None),
+            any(v.mask for v in operands),
+            along_all(operands),
+            lost=lost_in(operands),
+        )
         results = []
         for var in eqn.outvars:
             shape = getattr(var.aval, "shape", ())
             alike = [v.axes for v in operands if ax.shape(v.axes) == shape]
             kind = Kind.UNKNOWN if data else Kind.CONSTANT
             axes = ax.merged(alike) if alike else tuple(self.fresh(n, kind) for n in shape)
-            value = Value(
-                without_roles(axes),
-                data,
-                any(v.computed for v in operands),
-                leaf,
-                any(v.mask for v in operands),
-                along_all(operands),
-                lost=lost_in(operands),
-            )
-            results.append(value)
+            results.append(dataclasses.replace(result, axes=without_roles(axes)))
         return results
 
     def axes_of(

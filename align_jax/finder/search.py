@@ -68,12 +68,7 @@ class Found(NamedTuple):
 
 
 def find(jaxpr: Any, inputs: Sequence[Input]) -> Found:
-    """Finds the attentions of a program.
-
-    Args:
-      jaxpr: of `jax.make_jaxpr`.
-      inputs: one for each of its input variables.
-    """
+    """Finds the attentions of a program of `jax.make_jaxpr`, with what is known of its inputs."""
     finder = _Search(inputs)
     opened, constants = program.opened(jaxpr)
     values = [finder.input_value(var.aval, number) for number, var in enumerate(opened.invars)]

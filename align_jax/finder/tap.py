@@ -24,18 +24,8 @@ def run(
     """Runs a program; visits every attention in the innermost scan or remat around it.
 
     So queries and keys stay there, and only what `visit` returns comes out: one for each step of a
-    scan, stacked.
-
-    Args:
-      jaxpr: of `jax.make_jaxpr`.
-      arguments: its inputs.
-      sites: the attentions, found in this jaxpr.
-      visit: see `Visit`.
-      given: for each site, a tree of arrays; where a site lies in scans, with a leading axis for
-        each of them.
-
-    Returns:
-      The program's results, and by the number of each site what `visit` returned.
+    scan, stacked. Likewise what is `given` for a site, a tree of arrays, has a leading axis for
+    each scan around it. Returns the program's results, and what the visits returned by number.
     """
     opened, constants = program.opened(jaxpr)
     homes: dict[tuple[int, ...], list[int]] = {}

@@ -6,10 +6,9 @@ needs beyond JAX (`pip install ".[pretrained]"` in a checkout) is imported when 
 
 from align_jax.pretrained.card import Card
 from align_jax.pretrained.errors import PretrainedError
-from align_jax.pretrained.hub import push_to_hub
 from align_jax.pretrained.load import HEADS, LoadReport, Pretrained, build, load
 from align_jax.pretrained.predict import Prediction
-from align_jax.pretrained.save import save
+from align_jax.pretrained.save import push_to_hub, save
 from align_jax.pretrained.stablehlo import export_stablehlo, load_stablehlo
 from align_jax.pretrained.tokenizer import BUCKETS, Tokenizer
 from align_jax.pretrained.tokenizer_files import load_tokenizer

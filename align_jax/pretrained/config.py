@@ -72,16 +72,10 @@ def model_type(config: EncoderConfig) -> str:
 
 
 def from_json(values: Mapping[str, Any], source: str, **options: Any) -> EncoderConfig:
-    """The configuration that a config.json describes.
+    """The configuration that a config.json describes, in the file `source`.
 
-    Args:
-        values: the file's content.
-        source: the file, for messages.
-        **options: fields of the configuration that override it; None leaves the file's value.
-
-    Raises:
-        PretrainedError: the file describes no model that is supported.
-        ValueError: one of the options is out of range.
+    Options are fields that override it, unless they are None; one that is out of range is a
+    ValueError, and a file that describes no supported model a `PretrainedError`.
     """
     named = values.get("model_type")
     kind = named.removeprefix(OWN_PREFIX) if isinstance(named, str) else None

@@ -74,14 +74,9 @@ def find_folder(
     cache_dir: str | os.PathLike[str] | None = None,
     weights: bool = True,
 ) -> Path:
-    """The folder with a checkpoint's files, downloaded first if it is a hub name.
+    """The folder with a checkpoint's files, downloaded first if it is a hub name; see `load`.
 
-    Args:
-        name: as of `load`, like the options that follow.
-        revision: likewise.
-        offline: likewise.
-        cache_dir: likewise.
-        weights: whether to refuse a name on the hub that has none which are read.
+    With `weights`, a name on the hub that has none which are read is refused.
 
     Raises:
         PretrainedError: there is no such folder, package or name, or it cannot be reached.
@@ -171,13 +166,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_tensors(folder: Path, *, own: bool = False) -> dict[str, tuple[np.ndarray, str]]:
     """Every tensor of a checkpoint, with the file it came from; safetensors where there is one.
 
-    Args:
-        folder: the checkpoint's.
-        own: whether config.json says that the weights are in `OWN_SAFETENSORS`.
-
-    Raises:
-        PretrainedError: no weights, or they cannot be read.
-        ImportError: the package that reads them is not installed.
+    If it is the model's `own` class that config.json names, the weights are in `OWN_SAFETENSORS`.
     """
     names = (OWN_SAFETENSORS,) if own else (SAFETENSORS, BIN)
     first = next((name for name in names if has_weights(folder, name)), None)
@@ -262,12 +251,7 @@ def has_weights(folder: Path, file: str) -> bool:
 
 
 def _what_there_is(files: list[str], folder: str = "") -> str:
-    """What a place has instead of weights that are read, and what to do about it.
-
-    Args:
-        files: their paths in it.
-        folder: its own path; "" for a repository on the hub.
-    """
+    """What a folder, or a repository on the hub, has instead of weights, and what to do."""
     if found := _other_form(file for file in files if "/" not in file):
         return found
     names = {f"{name}{end}" for name in (SAFETENSORS, BIN) for end in ("", ".index.json")}

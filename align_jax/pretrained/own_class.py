@@ -107,14 +107,9 @@ _POOLINGS = {
 def own_class(
     prefix: str, task: str, pooling: str, *, model_type: str, weights_key: str
 ) -> tuple[str, str]:
-    """A class's name, and its module's text.
+    """The name of the class for "Bert", "Roberta" or "Albert", and its module's text.
 
-    Args:
-        prefix: "Bert", "Roberta" or "Albert".
-        task: "SequenceClassification", "MultipleChoice", or "" for an encoder without a pooler.
-        pooling: the classifier's; "" for an encoder.
-        model_type: what config.json calls the model.
-        weights_key: the key in config.json that names the file with the weights.
+    Without a task ("SequenceClassification", "MultipleChoice") and a pooling it is an encoder.
     """
     choice = task == "MultipleChoice"
     output = "MultipleChoiceModelOutput" if choice else "SequenceClassifierOutput"

@@ -35,17 +35,7 @@ _ROLES = tuple(f"{x}_token" for x in ("bos", "eos", "unk", "sep", "pad", "cls", 
 
 
 class Settings:
-    """The settings of a folder's tokenizer.
-
-    Attributes:
-        family: the class whose settings count; "" for that of the kind of model.
-        named: whether a file names the class; then its defaults count too.
-        file: the first of the files that hold the vocabulary.
-        by_model: the class that `transformers` takes for the model where no file names one.
-
-    Raises:
-        PretrainedError: a file is no JSON, or names a class that is not supported.
-    """
+    """The settings of a folder's tokenizer; raises where a file names a class that is unknown."""
 
     def __init__(self, folder: Path, file: str) -> None:
         self.path = folder / CONFIG
@@ -57,8 +47,11 @@ class Settings:
         model = _read(folder / "config.json")
         names = [values.get("tokenizer_class") for values in (self._values, model)]
         name = next((x for x in names if x is not None), None)
+        # The class that transformers takes for the model where no file names one.
         self.by_model = _BY_MODEL.get(str(model.get("model_type"))) if name is None else None
         self.file, self._ends = file, _ENDS.get(_USUAL.get(file, ""), ())
+        # The class whose settings count, "" for that of the kind of model; whether a file names it,
+        # so that its defaults count too.
         self.family, self.named = self._class(name, folder, file)
 
     def _class(self, kind: Any, folder: Path, file: str) -> tuple[str, bool]:
@@ -232,7 +225,9 @@ def agreeing_json(text: str, settings: Settings) -> str:
         settings.family, settings.named = usual, True
     family = settings.family or usual
     change = {_BERT[0]: _as_bert, _ROBERTA[0]: _as_roberta, _ALBERT[0]: _as_albert}.get(family)
-    return json.dumps(content) if change and change(content, settings) else text
+    if change:
+        change(content, settings)
+    return text if content == json.loads(text) else json.dumps(content)
 
 
 def _steps(part: Any) -> list[dict[str, Any]]:
@@ -244,7 +239,7 @@ def _steps(part: Any) -> list[dict[str, Any]]:
     return [part] + [found for step in inner for found in _steps(step)]
 
 
-def _as_bert(content: dict[str, Any], settings: Settings) -> bool:
+def _as_bert(content: dict[str, Any], settings: Settings) -> None:
     said = {
         "do_lower_case": ("lowercase", True),
         "strip_accents": ("strip_accents", None),
@@ -254,41 +249,34 @@ def _as_bert(content: dict[str, Any], settings: Settings) -> bool:
     if not steps:
         _require(content, settings, "do_lower_case", "Lowercase")
         _require(content, settings, "strip_accents", "StripAccents")
-    changed = False
     for name, (own, default) in said.items():
         value = settings.flag(name, default)
-        for step in steps:
-            if (settings.named or settings.says(name)) and step.get(own) != value:
-                step[own], changed = value, True
-    return changed
+        for step in steps if settings.named or settings.says(name) else ():
+            step[own] = value
 
 
-def _as_roberta(content: dict[str, Any], settings: Settings) -> bool:
+def _as_roberta(content: dict[str, Any], settings: Settings) -> None:
     prefix = settings.flag("add_prefix_space", False)
     whole = content.get("pre_tokenizer")
     steps = [step for step in _steps(whole) if step.get("type") == "ByteLevel"]
     differing = [step for step in steps if step.get("add_prefix_space") != prefix]
     alone = steps == [whole]
     if not differing or not (settings.says("add_prefix_space") or (settings.named and alone)):
-        return False
+        return
     if not alone:
         raise _disagreement(settings, "add_prefix_space", prefix, "its pre_tokenizer differs")
     for step in (*steps, *_steps(content.get("post_processor"))):
         if "add_prefix_space" in step:
             step["add_prefix_space"] = prefix
-    return True
 
 
-def _as_albert(content: dict[str, Any], settings: Settings) -> bool:
+def _as_albert(content: dict[str, Any], settings: Settings) -> None:
     _require(content, settings, "do_lower_case", "Lowercase")
     _require(content, settings, "keep_accents", "StripAccents", negated=True)
     scheme = "always" if settings.flag("add_prefix_space", True) else "never"
-    changed = False
     for step in _steps(content.get("pre_tokenizer")):
         if step.get("type") == "Metaspace" and settings.says("add_prefix_space"):
-            changed |= step.get("prepend_scheme") != scheme
             step["prepend_scheme"] = scheme
-    return changed
 
 
 def _require(
