@@ -17,6 +17,9 @@ CALLS = (
 )  # fmt: skip
 
 
+Held = tuple[Any, Sequence[Any]]  # a jaxpr, and the values of its constants
+
+
 @dataclasses.dataclass(frozen=True)
 class Ref:
     """A value inside a program: the numbers of the equations that lead to it, and its variable."""
@@ -25,7 +28,7 @@ class Ref:
     var: Any
 
 
-def inner(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+def inner(eqn: Any) -> Held | None:
     """The program that an equation holds, and that program's constants; None if it holds none."""
     for name in _INNER:
         if hasattr(eqn.params.get(name), "eqns") or hasattr(eqn.params.get(name), "jaxpr"):
@@ -33,14 +36,14 @@ def inner(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     return None
 
 
-def held_by(eqn: Any) -> tuple[Any, Sequence[Any]]:
+def held_by(eqn: Any) -> Held:
     """`inner` of an equation that is known to hold a program."""
     held = inner(eqn)
     assert held is not None
     return held
 
 
-def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def opened(jaxpr: Any) -> Held:
     """A jaxpr, closed or not, as the jaxpr and the values of its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 

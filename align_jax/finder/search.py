@@ -70,9 +70,9 @@ class Found(NamedTuple):
 def find(jaxpr: Any, inputs: Sequence[Input]) -> Found:
     """Finds the attentions of a program of `jax.make_jaxpr`, with what is known of its inputs."""
     finder = _Search(inputs)
-    opened, constants = program.opened(jaxpr)
-    values = [finder.input_value(var.aval, number) for number, var in enumerate(opened.invars)]
-    finder.walk(opened, constants, values, (), "")
+    held = program.opened(jaxpr)
+    values = [finder.input_value(var.aval, number) for number, var in enumerate(held[0].invars)]
+    finder.walk(held, values, (), "")
     return finder.found()
 
 
@@ -94,14 +94,10 @@ class _Search(Products):
         return Value(axes, data, leaf=None if data else number, mask=is_boolean(aval))
 
     def walk(
-        self,
-        jaxpr: Any,
-        constants: Sequence[Any],
-        values: Sequence[Value],
-        path: tuple[int, ...],
-        names: str,
+        self, held: program.Held, values: Sequence[Value], path: tuple[int, ...], names: str
     ) -> list[Value]:
         """Follows a program; returns what is known of its results."""
+        jaxpr, constants = held
         known: dict[Any, Value] = {}
 
         def read(atom: Any) -> Value:
@@ -136,10 +132,9 @@ class _Search(Products):
             return self.unknown(eqn, operands)
         held = program.inner(eqn)
         if name in program.CALLS and held is not None:
-            inner, constants = held
             # A custom rule may have more operands than the program has inputs.
-            operands = operands[len(operands) - len(inner.invars) :]
-            return self.walk(inner, constants, operands, deeper, names)
+            operands = operands[len(operands) - len(held[0].invars) :]
+            return self.walk(held, operands, deeper, names)
         if name == "scan":
             return self.scan(eqn, operands, deeper, names)
         if name in ("while", "cond"):
@@ -150,7 +145,7 @@ class _Search(Products):
                 axes = self.resized(v.axes, var.aval.shape, lambda i: ("shard", i))
                 inputs.append(dataclasses.replace(v, axes=axes))
             with self.refused("inside shard_map, where each device sees its own tokens"):
-                self.walk(*held, inputs, deeper, names)
+                self.walk(held, inputs, deeper, names)
             return self.unknown(eqn, operands)
         if name not in program.CALLS and (name in OPAQUE or held is not None):
             attends = held is None or {"dot_general", "exp"} <= program.primitives(held[0])
@@ -230,7 +225,7 @@ class _Search(Products):
     def scan(
         self, eqn: Any, operands: list[Value], path: tuple[int, ...], names: str
     ) -> list[Value]:
-        jaxpr, constants = program.opened(eqn.params["jaxpr"])
+        held = program.opened(eqn.params["jaxpr"])
         shared, carried = program.scan_counts(eqn)
         length = eqn.params["length"]
         steps = []
@@ -256,7 +251,7 @@ class _Search(Products):
         self.scans = (*outer, Scan(length, own_parameters, shown))
         for _ in range(8):  # until what is carried is known: each pass can only add
             self.restore(before)
-            results = self.walk(jaxpr, constants, [*start, *steps], path, names)
+            results = self.walk(held, [*start, *steps], path, names)
             carry = [
                 either(old, new) for old, new in zip(start[shared:], results[:carried], strict=True)
             ]
@@ -304,9 +299,8 @@ class _Search(Products):
         ends = []
         with self.refused(reason):
             for number, jaxpr in enumerate(programs):
-                opened, constants = program.opened(jaxpr)
-                entering = [plain(value) for value in arguments]
-                ends.append(self.walk(opened, constants, entering, (*path, number), names))
+                held, entering = program.opened(jaxpr), list(map(plain, arguments))
+                ends.append(self.walk(held, entering, (*path, number), names))
         data = any(value.data for value in operands)
         results = [
             functools.reduce(either, alternatives[1:], plain(alternatives[0]))

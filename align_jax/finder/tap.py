@@ -27,13 +27,13 @@ def run(
     scan, stacked. Likewise what is `given` for a site, a tree of arrays, has a leading axis for
     each scan around it. Returns the program's results, and what the visits returned by number.
     """
-    opened, constants = program.opened(jaxpr)
+    held = program.opened(jaxpr)
     homes: dict[tuple[int, ...], list[int]] = {}
     for number, site in enumerate(sites):
-        homes.setdefault(_home(opened, [ref.path for ref in site.refs]), []).append(number)
+        homes.setdefault(_home(held[0], [ref.path for ref in site.refs]), []).append(number)
     wanted = {ref for site in sites for ref in site.refs}
     tap = _Tap(sites, wanted, homes, visit)
-    results, _, visited = tap.run(opened, constants, arguments, (), dict(enumerate(given)))
+    results, _, visited = tap.run(held, arguments, (), dict(enumerate(given)))
     return results, visited
 
 
@@ -60,8 +60,7 @@ class _Tap:
 
     def run(
         self,
-        jaxpr: Any,
-        constants: Sequence[Any],
+        held: program.Held,
         arguments: Sequence[Any],
         path: tuple[int, ...],
         given: Mapping[int, Any],
@@ -69,6 +68,7 @@ class _Tap:
         results: bool = True,
     ) -> tuple[list[Any], dict[Ref, Any], dict[int, Any]]:
         """Results (if they are wanted), tapped values, and what the visits returned."""
+        jaxpr, constants = held
         values = dict(zip(jaxpr.constvars, constants, strict=False))
         values |= zip(jaxpr.invars, arguments, strict=True)
         depth = len(path)
@@ -124,7 +124,7 @@ class _Tap:
     ) -> tuple[list[Any], dict[Ref, Any], dict[int, Any]]:
         """One equation of the program `around` that holds something to tap."""
         name = eqn.primitive.name
-        jaxpr, constants = program.held_by(eqn)
+        held = program.held_by(eqn)
         if name == "scan":
             return self._scan(eqn, operands, path, given)
         if name in program.REMAT:
@@ -134,38 +134,36 @@ class _Tap:
             leaving = [ref for ref in refs if ref.path[: len(path)] == path]
 
             def remat(given: Mapping[int, Any], *arguments: Any) -> Any:
-                outputs, found, visits = self.run(jaxpr, constants, arguments, path, given)
+                outputs, found, visits = self.run(held, arguments, path, given)
                 return outputs, [found[ref] for ref in leaving], visits
 
             outputs, left, visits = jax.checkpoint(
                 remat, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
             )(dict(given), *operands)
             return outputs, dict(zip(leaving, left, strict=True)), visits
-        arguments = operands[len(operands) - len(jaxpr.invars) :]
+        arguments = operands[len(operands) - len(held[0].invars) :]
         if name in program.CUSTOM:
             # The rule is kept for the results; what is tapped is computed beside them.
             made = dict(zip(eqn.invars, operands, strict=True))
             program.run(around, [eqn] if wanted else [], made, wanted)
             outputs = [made.get(var) for var in eqn.outvars]
-            _, found, visits = self.run(jaxpr, constants, arguments, path, given, results=False)
+            _, found, visits = self.run(held, arguments, path, given, results=False)
             return outputs, found, visits
         arguments = _constrained(arguments, eqn.params.get("in_shardings"))
-        outputs, found, visits = self.run(
-            jaxpr, constants, arguments, path, given, results=bool(wanted)
-        )
+        outputs, found, visits = self.run(held, arguments, path, given, results=bool(wanted))
         return _constrained(outputs, eqn.params.get("out_shardings")), found, visits
 
     def _scan(
         self, eqn: Any, operands: list[Any], path: tuple[int, ...], given: Mapping[int, Any]
     ) -> tuple[list[Any], dict[Ref, Any], dict[int, Any]]:
         params = eqn.params
-        jaxpr, constants = program.opened(params["jaxpr"])
+        held = program.opened(params["jaxpr"])
         shared, carried = program.scan_counts(eqn)
         fixed, start = operands[:shared], operands[shared : shared + carried]
 
         def step(carry: list[Any], slices: Any) -> Any:
             mine, rows = slices
-            outputs, _, visits = self.run(jaxpr, constants, [*fixed, *carry, *rows], path, mine)
+            outputs, _, visits = self.run(held, [*fixed, *carry, *rows], path, mine)
             return outputs[:carried], (outputs[carried:], visits)
 
         carry, (stacked, visits) = jax.lax.scan(

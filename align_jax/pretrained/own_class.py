@@ -8,6 +8,11 @@ and the weights are in a file where only the class that belongs to them looks.
 
 from __future__ import annotations
 
+from typing import Any
+
+from align_jax.pretrained.config import OWN_PREFIX, POOLING_KEY, WEIGHTS_KEY
+from align_jax.pretrained.files import OWN_SAFETENSORS
+
 MODULE = "modeling_align_jax"
 
 _CONFIG = '''"""{title} Written by align_jax."""
@@ -104,12 +109,11 @@ _POOLINGS = {
 }
 
 
-def own_class(
-    prefix: str, task: str, pooling: str, *, model_type: str, weights_key: str
-) -> tuple[str, str]:
-    """The name of the class for "Bert", "Roberta" or "Albert", and its module's text.
+def own_class(values: dict[str, Any], prefix: str, task: str, pooling: str) -> str:
+    """Makes config.json that of a class which the export brings along; returns its module's text.
 
-    Without a task ("SequenceClassification", "MultipleChoice") and a pooling it is an encoder.
+    The class is a "Bert", "Roberta" or "Albert"; without a task ("SequenceClassification",
+    "MultipleChoice") and a pooling it is an encoder.
     """
     choice = task == "MultipleChoice"
     output = "MultipleChoiceModelOutput" if choice else "SequenceClassifierOutput"
@@ -117,13 +121,24 @@ def own_class(
     name = f"{how}{prefix}{f'For{task}' if task else 'Model'}"
     imports = f", {prefix}PreTrainedModel\nfrom transformers.modeling_outputs import {output}"
     labels = "1" if choice else "config.num_labels"
+    values |= {
+        "model_type": OWN_PREFIX + values["model_type"],
+        "architectures": [name],
+        "auto_map": {
+            "AutoConfig": f"{MODULE}.AlignJax{prefix}Config",
+            f"AutoModel{f'For{task}' if task else ''}": f"{MODULE}.{name}",
+        },
+        WEIGHTS_KEY: OWN_SAFETENSORS,
+    }
+    if pooling:
+        values[POOLING_KEY] = pooling
     text = (_CONFIG + (_CLASSIFIER if task else _ENCODER)).format(
         title=title,
         name=name,
         prefix=prefix,
         imports=imports if task else "",
-        model_type=model_type,
-        weights_key=weights_key,
+        model_type=values["model_type"],
+        weights_key=WEIGHTS_KEY,
         base=prefix.lower(),
         pooler=pooling == "pooler",
         output=output,
@@ -133,4 +148,4 @@ def own_class(
         layers=layers.format(labels=labels),
         pooled=pooled,
     )
-    return name, text if task else text.replace("import torch\n", "")
+    return text if task else text.replace("import torch\n", "")

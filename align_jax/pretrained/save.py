@@ -22,15 +22,7 @@ from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtra
 from align_jax.models.stack import unstack_layers
 from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.card import CARD, Card, card_text, may_write
-from align_jax.pretrained.config import (
-    OWN_PREFIX,
-    POOLING_KEY,
-    WEIGHTS_KEY,
-    model_type,
-    numbered_labels,
-    to_json,
-    usual_problem,
-)
+from align_jax.pretrained.config import model_type, numbered_labels, to_json, usual_problem
 from align_jax.pretrained.convert import config_of, reconfigured, to_tensors
 from align_jax.pretrained.errors import PretrainedError, require
 from align_jax.pretrained.files import ALIGNMENT, BIN, OWN_SAFETENSORS, SAFETENSORS
@@ -108,7 +100,7 @@ def save(
     own = pooling is not None
     _remove_weights(path, own=own)
     if pooling is not None:
-        code = _own_class(values, prefix, task, pooling)
+        code = own_class(values, prefix, task, pooling)
         (path / f"{MODULE}.py").write_text(code, encoding="utf-8")
     text = json.dumps(values, indent=2, sort_keys=True)
     (path / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -225,20 +217,6 @@ def _alignment_networks(params: Any, plain: Any) -> dict[str, np.ndarray]:
         for tree in (params, plain)
     )
     return {name: np.asarray(flat[name], np.float32) for name in sorted(set(flat) - set(kept))}
-
-
-def _own_class(values: dict[str, Any], prefix: str, task: str, pooling: str) -> str:
-    """Makes config.json that of a class which the export brings along; returns its source."""
-    kind = OWN_PREFIX + values["model_type"]
-    name, text = own_class(prefix, task, pooling, model_type=kind, weights_key=WEIGHTS_KEY)
-    automatic = f"AutoModel{f'For{task}' if task else ''}"
-    values["auto_map"] = {
-        "AutoConfig": f"{MODULE}.AlignJax{prefix}Config", automatic: f"{MODULE}.{name}"
-    }  # fmt: skip
-    values |= {"model_type": kind, "architectures": [name], WEIGHTS_KEY: OWN_SAFETENSORS}
-    if pooling:
-        values[POOLING_KEY] = pooling
-    return text
 
 
 def _remove_weights(folder: Path, *, own: bool) -> None:
