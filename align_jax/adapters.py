@@ -6,9 +6,8 @@ are made and merged as parameters, whatever module the kernel belongs to: no mod
 what was trained is what is exported.
 """
 
-# Qwix (0.1.8) puts LoRA into a model by replacing `dot_general` where its right side is a parameter
-# itself. The encoders here reshape kernels first (`flat_dot_general`), so that it adds nothing and
-# does not say so; and it cannot merge.
+# Qwix (0.1.8) adds LoRA in `dot_general` where its right side is a parameter itself, and silently
+# not where kernels are reshaped first, as in `flat_dot_general`; and it cannot merge.
 
 import dataclasses
 import difflib
@@ -137,7 +136,7 @@ def merge_adapters(
     Differentiable. Each call takes `rank` multiplications for each number of an adapted kernel.
 
     Args:
-      params: as of `init_adapters`; not changed.
+      params: as of `init_adapters`.
       adapters: what `init_adapters` made of them, trained since.
       config: the same as there.
 

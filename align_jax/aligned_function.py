@@ -103,9 +103,8 @@ class AlignedFunction:
           The function's outputs, and what was sown, for `alignment_loss` and its like.
         """
         traced = self._checked(arguments)
-        names = tapping.wanted(collections)
         rng = rng if self.config.tokens else None
-        return tapping.run(traced, self.config, arguments, networks, names, rng)
+        return tapping.run(traced, self.config, arguments, networks, collections, rng)
 
     def _checked(self, arguments: Sequence[Any]) -> tapping.Traced:
         traced = self.traced(arguments)

@@ -116,10 +116,8 @@ class AlignedModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            original = self.__dict__.get("original")
-            if name.startswith("__") or not inspect.isfunction(
-                getattr(type(getattr(original, "model", None)), name, None)
-            ):
+            model = type(getattr(self.__dict__.get("original"), "model", None))
+            if name.startswith("__") or not inspect.isfunction(getattr(model, name, None)):
                 raise
 
         def method(module: "AlignedModel", *args: Any, **kwargs: Any) -> Any:

@@ -76,8 +76,7 @@ class AlignedNNX(nnx.Module):
         self.allow_missing = tapping.patterns_of_missing(allow_missing)
         self.deterministic = False
         self.rngs = nnx.Rngs(**{NAME: seed}) if config.tokens else None
-        traced, traced_arguments, _ = traced_call(model, "__call__", arguments, keywords)
-        self._check(traced)
+        traced, traced_arguments, _ = self._traced("__call__", arguments, keywords)
         networks = tapping.init_networks(traced, config, jax.random.key(seed))
         # From flax 0.12 on an attribute that holds variables has to say so.
         as_data = getattr(nnx, "data", lambda tree: tree)
@@ -120,12 +119,16 @@ class AlignedNNX(nnx.Module):
         """
         return self._measured("__call__", args, kwargs, collections)
 
+    def _traced(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        call = traced_call(self.model, method, args, kwargs)
+        what = f"The model {type(self.model).__name__}"
+        tapping.check(call[0], self.config, self.allow_missing, what)
+        return call
+
     def _measured(
         self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]
     ) -> tuple[Any, dict[str, Any]]:
-        names = tapping.wanted(names)
-        traced, arguments, (before, after) = traced_call(self.model, method, args, kwargs)
-        self._check(traced)
+        traced, arguments, (before, after) = self._traced(method, args, kwargs)
         rng = self.rngs[NAME]() if self.rngs is not None else None
         networks = jax.tree.map(
             _get, dict(self.networks), is_leaf=lambda x: isinstance(x, nnx.Variable)
@@ -136,10 +139,6 @@ class AlignedNNX(nnx.Module):
         else:
             _adopt(self.model, nnx.merge(after, state))
         return outputs, sown
-
-    def _check(self, traced: tapping.Traced) -> None:
-        what = f"The model {type(self.model).__name__}"
-        tapping.check(traced, self.config, self.allow_missing, what)
 
 
 def traced_call(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jaxtyping import Array
 
 from align_jax import finder
@@ -119,17 +120,17 @@ def check(traced: Traced, config: AlignmentConfig, allow_missing: Sequence[str],
     if not names and traced.found.missed:
         reasons = ", ".join(f"{one.name or ROOT}: {one.reason}" for one in traced.found.missed)
         raise ValueError(f"{what} has no attention that can be aligned ({reasons}).")
-    if names and not any(_selected(config, name) for name in names):
-        raise ValueError(
-            f"AlignmentConfig.layers {config.layers} matches no attention of "
-            f"{what.replace('The', 'the', 1)}. Their names, as the patterns see them: "
-            f"{', '.join(f'{n}/' for n in dict.fromkeys(names))}."
-        )
-    if not traced.found.sites:
+    if not names:
         raise ValueError(
             f"{what} has no attention: no softmax of a product of queries and keys that weighs "
             "values. For attention of another kind, call align_jax.Alignment on its queries and "
             "keys inside the attention module."
+        )
+    if not any(_selected(config, name) for name in names):
+        raise ValueError(
+            f"AlignmentConfig.layers {config.layers} matches no attention of "
+            f"{what.replace('The', 'the', 1)}. Their names, as the patterns see them: "
+            f"{', '.join(f'{n}/' for n in dict.fromkeys(names))}."
         )
 
 
@@ -138,12 +139,10 @@ def init_networks(traced: Traced, config: AlignmentConfig, rng: Array) -> dict[s
 
     The same key gives each attention the same parameters, whatever others there are.
     """
-    tree: dict[str, Any] = {}
-    made = set()
+    tree: dict[Path, Any] = {}
     for site, place in zip(traced.found.sites, traced.places, strict=True):
-        if place in made or not _selected(config, site.name):
+        if place in tree or not _selected(config, site.name):
             continue
-        made.add(place)
         module = Alignment(dataclasses.replace(config, layers=None))
         vectors = jnp.zeros((1, 1, site.sizes[Part.HEAD], site.sizes[Part.FEATURE]))
 
@@ -154,10 +153,8 @@ def init_networks(traced: Traced, config: AlignmentConfig, rng: Array) -> dict[s
         for length, steps in reversed(site.scans):
             if steps == Steps.LAYERS:
                 init = _stacked(init, length)  # type: ignore[assignment]
-        params = init(key)
-        if params:
-            _put(tree, place, params)
-    return tree
+        tree[place] = init(key)
+    return traverse_util.unflatten_dict({place: params for place, params in tree.items() if params})
 
 
 def run(
@@ -173,6 +170,9 @@ def run(
     The networks, of `init_networks`, may be part of a larger tree; without an `rng`, all tokens are
     compared. Returns the function's outputs, and the collections that were asked for.
     """
+    names = (collections,) if isinstance(collections, str) else tuple(collections)
+    for name in set(names) - {NAME, CLOUDS}:
+        raise ValueError(f"collections holds {name!r}; expected {NAME!r} or {CLOUDS!r}.")
     sites = traced.found.sites
     whole, plain = dataclasses.replace(config, layers=None), AlignmentConfig(PLAIN)
     modules = [Alignment(whole if _selected(config, x.name) else plain) for x in sites]
@@ -197,7 +197,7 @@ def run(
             key_vectors,
             query_mask=query_mask,
             key_mask=key_mask,
-            mutable=list(collections),
+            mutable=list(names),
             rngs=None if key is None else {NAME: key},
         )
         return sown
@@ -205,22 +205,14 @@ def run(
     results, visited = finder.run(
         traced.jaxpr, jax.tree.leaves(list(arguments)), sites, visit, given
     )
-    tree: dict[str, Any] = {}
+    tree: dict[Path, Any] = {}
     for number, (site, place) in enumerate(zip(sites, traced.places, strict=True)):
         for collection, leaves in visited[number].items():
             merged = jax.tree.map(functools.partial(_samples_merged, site.scans), dict(leaves))
-            target = tree.setdefault(collection, {})
-            before = _get(target, place)
-            _put(target, place, {n: (*before.get(n, ()), *x) for n, x in merged.items()})
-    return traced.unflatten(results), tree
-
-
-def wanted(names: Sequence[str] | str) -> tuple[str, ...]:
-    """Checks the names of collections to sow."""
-    names = (names,) if isinstance(names, str) else tuple(names)
-    for name in set(names) - {NAME, CLOUDS}:
-        raise ValueError(f"collections holds {name!r}; expected {NAME!r} or {CLOUDS!r}.")
-    return names
+            for leaf, sown in merged.items():
+                path = (collection, *place, leaf)
+                tree[path] = (*tree.get(path, ()), *sown)
+    return traced.unflatten(results), traverse_util.unflatten_dict(tree)
 
 
 def _places(sites: Sequence[finder.Site]) -> tuple[Path, ...]:
@@ -270,12 +262,6 @@ def _samples_merged(scans: Sequence[tuple[int, Steps]], x: Array) -> Array:
     depth = len(scans)
     x = x.transpose(*others, *mine, *range(depth, x.ndim))
     return x.reshape(*x.shape[: len(others)], -1, *x.shape[depth + 1 :]) if mine else x
-
-
-def _put(tree: dict[str, Any], place: Path, value: Any) -> None:
-    for name in place[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[place[-1]] = value
 
 
 def _get(tree: Any, place: Path) -> Any:

@@ -19,8 +19,7 @@ def equal_means_p_value(
 ) -> Float[Array, "B"]:
     """Two-sided p-value of Welch's t-test that two samples come from equal means.
 
-    Welch's rather than the pooled test, since nothing makes the two variances equal (Welch 1947;
-    `scipy.stats.ttest_ind(equal_var=False)`).
+    As `scipy.stats.ttest_ind(equal_var=False)`: nothing makes the two variances equal.
 
     Args:
       first: S draws for each of B cases.

@@ -44,9 +44,8 @@ class AxisRules:
     def constant(self, aval: Any, value: Any = None) -> Value:
         """What is known of a number or array that stands in the program."""
         shape = getattr(aval, "shape", ())
-        number = None
-        if value is not None and math.prod(shape) == 1 and not hasattr(value, "eqns"):
-            number = as_number(value)
+        single = value is not None and math.prod(shape) == 1 and not hasattr(value, "eqns")
+        number = as_number(value) if single else None
         axes = tuple(ax.whole(n) if number is not None else self.fresh(n) for n in shape)
         return Value(axes, number=number, mask=is_boolean(aval) or (number is None and bool(shape)))
 
@@ -153,12 +152,11 @@ class AxisRules:
         """The axes of an array into which another was written: it may change along all of them."""
         axes = []
         for i, axis in enumerate(target):
-            new = update.get(i, ())
+            new, size = update.get(i, ()), ax.size(axis)
             if ax.kind(new) > ax.kind(axis):
-                same = ax.size(new) == ax.size(axis)
-                axes.append(new if same else ax.resized(new, ax.size(axis), ("written",)))
+                axes.append(new if ax.size(new) == size else ax.resized(new, size, ("written",)))
             else:
-                axes.append(self.fresh(ax.size(axis)) if is_copy(axis) else axis)
+                axes.append(self.fresh(size) if is_copy(axis) else axis)
         return tuple(axes)
 
     def concatenated(self, alternatives: Sequence[Axes], dimension: int) -> Axes:

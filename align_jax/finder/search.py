@@ -471,7 +471,7 @@ class _Search(Products):
     def name(self, values: Sequence[Value], names: str) -> str:
         """The common path of the parameters that made these, or else the program's own names."""
         paths = [self.inputs[v.leaf].path for v in values if v.leaf is not None]
-        paths = [path for path in paths if path]
+        paths = list(filter(None, paths))
         if not paths:
             return _clean(names)
         same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False))

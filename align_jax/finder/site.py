@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -205,6 +205,6 @@ class Site:
         return self.parts[number], self.order[number], -factor.stride
 
 
-def _without_copies(x: Array, constant: "list[bool] | tuple[bool, ...]") -> Array:
+def _without_copies(x: Array, constant: Sequence[bool]) -> Array:
     """One entry of every axis along which nothing changes: whoever broadcast it, reads it once."""
     return x[tuple(slice(0, 1) if same else slice(None) for same in constant)]

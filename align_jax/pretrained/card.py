@@ -48,6 +48,11 @@ _HEADS = {
         "theirs": "outputs.last_hidden_state, outputs.pooler_output",
     },
 }  # fmt: skip
+_KINDS: dict[type[nn.Module], str] = {
+    SequenceClassifier: "classification",
+    MultipleChoice: "multiple_choice",
+    SpanExtractor: "span",
+}
 _PAIR = '["A sentence."], ["Another one."]'
 _FLAX = """\
 ## In Flax
@@ -152,7 +157,7 @@ def card_text(
     stablehlo: bool,
 ) -> str:
     """The card, Markdown after a head of YAML; its name is the folder's if it has none."""
-    kind = _kind(model)
+    kind = next((name for head, name in _KINDS.items() if isinstance(model, head)), "encoder")
     name = card.name or folder
     front = ["library_name: transformers", f"pipeline_tag: {_HEADS[kind]['tag']}", "tags:"]
     front += [f"- {tag}" for tag in ("align_jax", "jax", *["custom_code"] * own_code)]
@@ -198,14 +203,6 @@ def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) 
     rule = f"| {' | '.join(['---'] * len(header))} |"
     start = [f"## {title}\n"] if title else []
     return "\n".join([*start, f"| {' | '.join(header)} |", rule, *lines]) if lines else ""
-
-
-def _kind(model: nn.Module) -> str:
-    if isinstance(model, SequenceClassifier):
-        return "classification"
-    if isinstance(model, MultipleChoice):
-        return "multiple_choice"
-    return "span" if isinstance(model, SpanExtractor) else "encoder"
 
 
 def _on_hub(name: str) -> bool:

@@ -230,7 +230,17 @@ def to_parameters(
             advice = "Pass new_head=True for a new head."
             if isinstance(model, SequenceClassifier) and model.labels > 1:
                 advice = "Pass the num_labels that it was trained with, or new_head=True."
-        _check(tensor, entry.tensor_shape(shape), f"{folder}/{file}", name, advice)
+        what = f"{folder}/{file}: tensor {name!r}"
+        expected = entry.tensor_shape(shape)
+        if tensor.shape != expected:
+            raise PretrainedError(f"{what} has shape {tensor.shape}, expected {expected}. {advice}")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise PretrainedError(f"{what} is {tensor.dtype}, expected floats.")
+        if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+            raise PretrainedError(
+                f"{what} holds NaN or infinity. The file is damaged, or its training diverged: use "
+                "another one."
+            )
         parameters[entry.path] = entry.to_parameter(tensor.astype(np.float32, copy=False), shape)
         used.add(name)
     if missing:
@@ -251,22 +261,6 @@ def to_parameters(
             "in config.json belong to it?"
         )
     return parameters, tuple(sorted(set(tensors) - used))
-
-
-def _check(
-    tensor: np.ndarray, expected: tuple[int, ...], file: str, name: str, advice: str
-) -> None:
-    if tensor.shape != expected:
-        raise PretrainedError(
-            f"{file}: tensor {name!r} has shape {tensor.shape}, expected {expected}. {advice}"
-        )
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise PretrainedError(f"{file}: tensor {name!r} is {tensor.dtype}, expected floats.")
-    if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
-        raise PretrainedError(
-            f"{file}: tensor {name!r} holds NaN or infinity. The file is damaged, or its training "
-            "diverged: use another one."
-        )
 
 
 def to_tensors(

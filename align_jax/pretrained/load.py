@@ -17,7 +17,6 @@ from flax import traverse_util
 from align_jax.alignment import NAME
 from align_jax.collection import merge_parameters, strip_alignment
 from align_jax.config import AlignmentConfig
-from align_jax.models.bert import BertConfig
 from align_jax.models.heads import (
     POOLINGS,
     MultipleChoice,
@@ -34,6 +33,7 @@ from align_jax.pretrained.config import (
     from_json,
     label_names_in,
     labels_in,
+    model_type,
     problem_in,
 )
 from align_jax.pretrained.convert import (
@@ -54,7 +54,7 @@ from align_jax.pretrained.files import (
 )
 from align_jax.pretrained.predict import Prediction, predict
 from align_jax.pretrained.tokenizer import Tokenizer
-from align_jax.pretrained.tokenizer_files import has_tokenizer, load_tokenizer
+from align_jax.pretrained.tokenizer_files import load_tokenizer, tokenizer_files
 
 HEADS = ("encoder", "classification", "regression", "multiple_choice", "span")
 UNPOOLED = ("encoder", "span")
@@ -247,7 +247,7 @@ def load(
         model = model.clone(label_names=tuple(label_names))
     tensors = read_tensors(folder, own=values.get(WEIGHTS_KEY) is not None)
     params, report = _load_parameters(model, config, folder, tensors, new_head=new_head, seed=seed)
-    found = load_tokenizer(folder, config) if tokenizer and has_tokenizer(folder) else None
+    found = load_tokenizer(folder, config) if tokenizer and tokenizer_files(folder) else None
     return Pretrained(model, config, params, found, report)
 
 
@@ -294,9 +294,8 @@ def build(
         return SpanExtractor(config)
     if head == "multiple_choice":
         return MultipleChoice(config, pooling or "pooler")
-    roberta = isinstance(config, BertConfig) and config.family == "roberta"
-    labels = 1 if head == "regression" else labels
-    return SequenceClassifier(config, labels, pooling or ("dense" if roberta else "pooler"))
+    usual = "dense" if model_type(config) == "roberta" else "pooler"
+    return SequenceClassifier(config, 1 if head == "regression" else labels, pooling or usual)
 
 
 def _load_parameters(

@@ -29,7 +29,7 @@ from align_jax.pretrained.files import ALIGNMENT, BIN, OWN_SAFETENSORS, SAFETENS
 from align_jax.pretrained.own_class import MODULE, own_class
 from align_jax.pretrained.stablehlo import STABLEHLO, export_stablehlo
 from align_jax.pretrained.tokenizer import Tokenizer
-from align_jax.pretrained.tokenizer_files import has_tokenizer
+from align_jax.pretrained.tokenizer_files import tokenizer_files
 
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
 
@@ -105,10 +105,8 @@ def save(
     text = json.dumps(values, indent=2, sort_keys=True)
     (path / "config.json").write_text(text + "\n", encoding="utf-8")
     _write_tensors(path / (OWN_SAFETENSORS if own else SAFETENSORS), tensors, {"format": "pt"})
-    if alignment:
-        networks = _alignment_networks(params, plain)
-        if networks:
-            _write_tensors(path / ALIGNMENT, networks)
+    if alignment and (networks := _alignment_networks(params, plain)):
+        _write_tensors(path / ALIGNMENT, networks)
     if tokenizer is not None:
         tokenizer.save(path)
     if stablehlo:
@@ -121,7 +119,7 @@ def save(
             folder=path.resolve().name,
             label_names=tuple(values.get("id2label", {}).values()),
             own_code=own,
-            tokenizer=has_tokenizer(path),
+            tokenizer=tokenizer_files(path) is not None,
             stablehlo=stablehlo,
         )
         (path / CARD).write_text(text, encoding="utf-8")

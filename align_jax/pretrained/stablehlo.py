@@ -53,8 +53,7 @@ def export_stablehlo(
     """
     require("flatbuffers", "Writing StableHLO")
     config = config_of(model, "export")
-    unknown = sorted(set(platforms) - {*PLATFORMS, "rocm"})
-    if unknown or not platforms:
+    if not platforms or set(platforms) - {*PLATFORMS, "rocm"}:
         raise ValueError(f"platforms is {tuple(platforms)}; expected some of {PLATFORMS}.")
     plain = strip_alignment(params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(plain))
@@ -70,8 +69,7 @@ def export_stablehlo(
         return tuple(outputs) if isinstance(outputs, tuple) else outputs
 
     axes = "b, c, n" if isinstance(model, MultipleChoice) else "b, n"
-    longest = f"n <= {config.max_length}"
-    shape = export.symbolic_shape(axes, constraints=[longest])
+    shape = export.symbolic_shape(axes, constraints=[f"n <= {config.max_length}"])
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
     exported = export.export(jax.jit(program), platforms=tuple(platforms))(*[tokens] * 3)
     Path(path).write_bytes(exported.serialize())

@@ -30,8 +30,8 @@ class Tokens(NamedTuple):
 class Tokenizer:
     """A tokenizer with the padding, truncation and token types that a model expects.
 
-    Made by `load_tokenizer` or `load`. The truncation and padding that a tokenizer's file brings
-    along are switched off: what a call says is all there is.
+    Made by `load_tokenizer` or `load`. What a tokenizer's file says of truncation and padding is
+    switched off.
 
     Attributes:
         backend: a `tokenizers.Tokenizer`. Change its settings through a copy only.

@@ -20,12 +20,8 @@ from align_jax.pretrained.tokenizer_settings import (
 )
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether the folder holds the files of a tokenizer."""
-    return _files(folder) is not None
-
-
-def _files(folder: Path) -> tuple[str, ...] | None:
+def tokenizer_files(folder: Path) -> tuple[str, ...] | None:
+    """The files of a tokenizer that the folder holds, if it holds one."""
     return next((x for x in TOKENIZERS if all((folder / file).is_file() for file in x)), None)
 
 
@@ -62,7 +58,7 @@ def load_tokenizer(folder: str | os.PathLike[str], config: EncoderConfig) -> Tok
     """
     folder = Path(folder)
     tk = require("tokenizers", "Reading a tokenizer")
-    files = _files(folder)
+    files = tokenizer_files(folder)
     if files is None:
         sets = " or ".join(" with ".join(x) for x in TOKENIZERS)
         raise PretrainedError(f"{folder} holds no tokenizer: expected {sets}.")
