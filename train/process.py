@@ -78,8 +78,8 @@ def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Sta
         interrupted: what to say after Ctrl-C.
 
     Returns:
-        The status as `sys.exit` takes it: what `main` gave, 2 for what the user can correct, 130 for
-        Ctrl-C, 143 for SIGTERM that `run` noticed. What else `main` raises is a fault of ours.
+        The status as `sys.exit` takes it: what `main` gave, 2 for what the user can correct, 130
+        for Ctrl-C, 143 for SIGTERM that `run` noticed. What else `main` raises is a fault of ours.
 
     Example:
         >>> status_of(lambda: None)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+# The packages of the extra "pretrained" in pyproject.toml.
+EXTRA = ("flatbuffers", "huggingface_hub", "safetensors", "tokenizers")
+
 
 class PretrainedError(ValueError):
     """A checkpoint cannot be found, read, or turned into a model; the message says what to do.
@@ -23,6 +26,10 @@ def require(module: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ImportError(
-            f"{purpose} needs the package {package!r}: pip install {package}."
-        ) from error
+        install = (
+            '`pip install ".[pretrained]"` in a checkout of align_jax installs all that '
+            "align_jax.pretrained needs"
+            if package in EXTRA
+            else f"pip install {package}"
+        )
+        raise ImportError(f"{purpose} needs the package {package!r}: {install}.") from error
