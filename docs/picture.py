@@ -12,7 +12,7 @@ import sys
 
 import matplotlib.pyplot as plt
 
-from train.report.picture import draw_clouds, farthest_head, head_series, run_points
+from train.report.picture import DISTANCE, draw_clouds, farthest_head, head_series, run_points
 from train.report.style import method_name
 from train.run.log import read_records
 from train.run.loop import restore_run
@@ -21,7 +21,7 @@ from train.run.loop import restore_run
 def main(plain: str, aligned: str, picture: str) -> None:
     """Draws the clouds of two finished runs side by side."""
     folders = [pathlib.Path(plain), pathlib.Path(aligned)]
-    distances = [head_series(read_records(run), "scale_free_mmd_per_head") for run in folders]
+    distances = [head_series(read_records(run), DISTANCE) for run in folders]
     layer, head = farthest_head(distances[0])
     figure, panels = plt.subplots(1, 2, figsize=(7.6, 3.6), layout="constrained")
     for panel, folder, distance in zip(panels, folders, distances, strict=True):
@@ -30,7 +30,6 @@ def main(plain: str, aligned: str, picture: str) -> None:
         draw_clouds(panel, points.queries, points.keys)
         apart = max(distance[layer][1][-1, head], 0.0)
         panel.set_title(f"{method_name(experiment.config.alignment.method)}: distance {apart:.3f}")
-    panels[0].legend()
     figure.savefig(picture, dpi=100, metadata={"Software": None})
 
 

@@ -31,13 +31,12 @@ from train import cli, process
 from train.benchmarks.step_time import StepTime, measure_step_times, read_step_times
 from train.comparison import table
 from train.comparison.markdown import literal
-from train.comparison.statistics import findings
+from train.comparison.statistics import differences_to_plain, noise
 from train.experiment.experiment import build_alignment, settled_config
 from train.places import place_of
 from train.registry import ConfigError
-from train.report.attention import draw_attention
-from train.report.picture import draw_comparison
-from train.report.reliability import draw_reliability
+from train.report.gallery import write_pictures
+from train.report.runs import read_run
 from train.run import loop
 from train.run.folder import (
     COMMAND,
@@ -59,6 +58,10 @@ METHODS = flags.DEFINE_list(
     "Alignment methods to compare; ct:0.1 is one with another weight than the config's.",
 )
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; each method runs with each of them.")
+COLUMNS = (
+    "Scale-free MMD: how far apart keys and queries lie, 0 for one distribution. Classifier: how "
+    "often a new one separates keys from queries, 0.5 by chance. Over plain: step time."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder; by default runs/<name>-sweep.")
 
 
@@ -122,43 +125,20 @@ def _sweep(
     rows = table.comparison(results, times, split, metrics)
     hardware = dict.fromkeys(run["hardware"] for run in finished if "hardware" in run)
     title = f"{config.name}: seeds {list(seeds)}, {' and '.join(hardware)}"
-    said = left_out + findings(table.by_seed(results, split, metrics))
+    found = differences_to_plain(table.by_seed(results, split, metrics))
+    said = left_out + [one.sentence(*name) for name, one in found.items()]
     shown = "".join(f"- {literal(sentence)}\n" for sentence in said)
     write_text(workdir / "table.md", f"{literal(title)}\n\n{table.to_markdown(rows)}\n{shown}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
     write_json(workdir / TABLE, content)
-    console.print(table.to_rich(rows, title))
-    for sentence in said:
-        console.print(f"- {sentence}", markup=False, highlight=False)
-    console.print(f"Table: {workdir / 'table.md'}")
-    _draw(config, methods, seeds[0], workdir, console)
+    console.print(table.to_rich(table.brief(rows), title))
+    for sentence in [*left_out, *noise(found), COLUMNS]:
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"Table with all columns and differences: {workdir / 'table.md'}")
+    drawn = {method: read_run(run_folder(workdir, method, seeds[0])) for method in methods}
+    for line in write_pictures(drawn, workdir):
+        console.print(line, markup=False, highlight=False)
     return rows
-
-
-def _draw(
-    config: ConfigDict,
-    methods: Sequence[str],
-    seed: int,
-    workdir: pathlib.Path,
-    console: rich.console.Console,
-) -> None:
-    """Draws the runs of one seed side by side, and says where the pictures are."""
-    drawn = {
-        method: (variant(config, method, seed), run_folder(workdir, method, seed))
-        for method in methods
-    }
-    if config.eval.mmd_examples > 0:
-        with process.naming(workdir / "picture.png"):
-            draw_comparison(drawn, workdir / "picture.png")
-        console.print(f"Picture: {workdir / 'picture.png'}")
-    else:
-        console.print("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
-    for name, draw in (("Reliability", draw_reliability), ("Attention", draw_attention)):
-        file = workdir / f"{name.lower()}.png"
-        with process.naming(file):
-            found = draw(drawn, file)
-        if found:
-            console.print(f"{name}: {file}")
 
 
 def variant(config: ConfigDict, method: str, seed: int) -> ConfigDict:

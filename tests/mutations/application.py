@@ -911,6 +911,24 @@ _RESULTS: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "train/report/summary.py",
+        "tests/train/report/test_summary.py",
+        (
+            "clouds-that-are-hardly-nearer-are-called-aligned",
+            "half = cells[PLAIN].mean / 2",
+            "half = cells[PLAIN].mean * 1",
+        ),
+    ),
+    *faults(
+        "train/report/gallery.py",
+        "tests/train/report/test_gallery.py",
+        (
+            "the-example-drawn-is-one-that-models-get-wrong",
+            "best = max(right, key=lambda number: right[number])",
+            "best = min(right, key=lambda number: right[number])",
+        ),
+    ),
+    *faults(
         "train/report/reliability.py",
         "tests/train/report/test_reliability.py",
         (

@@ -45,17 +45,27 @@ class Difference:
             return True
         return self.low is None or self.high is None or self.low <= 0.0 <= self.high
 
+    @property
+    def gain(self) -> str:
+        """Mean and verdict in plain words."""
+        if self.pairs == 1:
+            return (
+                f"{self.mean:+.4f} over plain with one {self.unit}, which tells nothing about noise"
+            )
+        verdict = "within noise" if self.within_noise else "more than noise"
+        return f"{self.mean:+.4f} over plain: {verdict}"
+
     def sentence(self, method: str, metric: str) -> str:
         """The finding in plain words."""
-        start = f"{method}, {metric}: {self.mean:+.4f} over plain"
         if self.low is None or self.high is None:
-            return f"{start} with one {self.unit}, which tells nothing about noise."
-        verdict = "within noise" if self.within_noise else "more than noise"
+            return f"{method}, {metric}: {self.gain}."
+        start, verdict = self.gain.split(": ")
         by = "sign flips " if self.interval == "bootstrap" else ""
         test = "" if self.p_value is None else f", {by}p = {self.p_value:.2g}"
         return (
-            f"{start}, {CONFIDENCE:.0%} interval [{self.low:+.4f}, {self.high:+.4f}] "
-            f"({self.interval}{test}, {self.pairs} paired {self.unit}s): {verdict}."
+            f"{method}, {metric}: {start}, {CONFIDENCE:.0%} interval [{self.low:+.4f}, "
+            f"{self.high:+.4f}] ({self.interval}{test}, {self.pairs} paired {self.unit}s): "
+            f"{verdict}."
         )
 
 
@@ -141,20 +151,42 @@ def paired_difference(
     )  # fmt: skip
 
 
-def findings(values: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """A sentence per method and metric, against the plain model's.
+def differences_to_plain(
+    values: Mapping[str, Mapping[str, Sequence[float]]],
+) -> dict[tuple[str, str], Difference]:
+    """The gain of each method over the plain model, by method and metric; none without that model.
 
     Args:
-        values: method -> metric -> its value for each seed; without a plain model nothing can be
-            said.
+        values: method -> metric -> its value for each seed.
     """
-    base = values.get(PLAIN, {})
-    return [
-        paired_difference(of_seeds, base[metric]).sentence(method, metric)
+    base = values.get(PLAIN)
+    return {
+        (method, metric): paired_difference(of_seeds, base[metric])
         for method, metrics in values.items()
         if base and method != PLAIN
         for metric, of_seeds in metrics.items()
+    }
+
+
+def noise(found: Mapping[tuple[str, str], Difference]) -> list[str]:
+    """Which differences are more than noise, in one sentence; none where nothing was compared.
+
+    Example:
+        >>> print(*noise(differences_to_plain({"none": {"f1": [0.5]}, "ct": {"f1": [0.7]}})))
+        One seed says nothing about noise; train.sweep runs three with --seeds=0,1,2.
+    """
+    known = {name: one for name, one in found.items() if one.pairs > 1}
+    if not known:
+        ways = "One seed says nothing about noise; train.sweep runs three with --seeds=0,1,2."
+        return [ways] if found else []
+    beyond = [
+        f"{method}, {metric} {one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+        for (method, metric), one in known.items()
+        if not one.within_noise
     ]
+    start = f"More than noise: {'; '.join(beyond)}" if beyond else "No difference is beyond noise"
+    basis = f"{CONFIDENCE:.0%} intervals, paired by seed, not adjusted for being {len(known)}"
+    return [f"{start} ({basis})."]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import rich.box
 import rich.table
 from rich.markup import escape
 
@@ -37,6 +38,7 @@ class Cell:
 
 
 Row = dict[str, Cell | None]
+DETAILS = ("MMD", "divergence", "parameters", "ms per step")  # left to the table in the file
 
 
 def comparison(
@@ -121,12 +123,26 @@ def measured(
     return known, sentences
 
 
+def brief(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The columns to look at first, with three decimals: they fit into 80 characters."""
+    return {
+        method: {
+            column: cell and dataclasses.replace(cell, digits=min(cell.digits, 3))
+            for column, cell in row.items()
+            if column not in DETAILS
+        }
+        for method, row in rows.items()
+    }
+
+
 def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
     """The table for the terminal."""
-    table = rich.table.Table(title=escape(title), title_justify="left")
+    table = rich.table.Table(
+        title=escape(title), title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("method")
     for column in next(iter(rows.values())):
-        table.add_column(escape(column), justify="right")
+        table.add_column(escape(column).replace(" ", "\n"), justify="right")
     for method, row in rows.items():
         table.add_row(escape(method), *_texts(row))
     return table

@@ -45,7 +45,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
 
     def numbers(text: str) -> list[int]:
-        found = [int(number) for number in text.split(",") if number]
+        found = sorted({int(number) for number in text.split(",") if number})
         if any(number < 0 for number in found):
             raise ValueError
         return found
@@ -53,9 +53,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folders", nargs="+", type=pathlib.Path, metavar="RUN_DIR")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/report"),
                         help="the folder to write to (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--examples", type=numbers, default=[0],
+    parser.add_argument("--examples", type=numbers,
                         help="whose attention is drawn, by their place in the split, such as 0,5"
-                        " (default: 0)")  # fmt: skip
+                        " (default: the first that most models get right)")  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -1,45 +1,48 @@
-"""Attention maps of one example: which tokens attend to which, a column per method."""
+"""Attention maps of one example: which tokens attend to which, a picture per method."""
 
 from __future__ import annotations
 
-import pathlib
-import textwrap
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.special
-from ml_collections import ConfigDict
+from matplotlib.colors import Normalize, PowerNorm
 
 from align_jax import Clouds
-from train.data import DATA
 from train.data.base import Batch, DataSource, Illustration
 from train.experiment.experiment import Experiment
-from train.registry import ConfigError, look_up
+from train.registry import ConfigError
+from train.report.pictures import COLUMN
 from train.report.style import MAP, method_name
 from train.run.evaluation import collect_clouds
-from train.run.loop import restore_run
 from train.step.state import TrainState
 from train.step.step import eval_step
 
 LABELS = {"words": "attention weight", "patches": "attention received, 1 = an even share"}
 
+_eval_step = jax.jit(eval_step)
+
 
 class Maps(NamedTuple):
-    """Mean attention over the heads of a model's last layers, for one example.
+    """What a model makes of one example: mean attention over the heads of its last layers.
 
     Attributes:
+        shown: what the data say about the example.
         words: [N, N], rows are queries; None if no attention is between words.
         patches: what each patch of the image receives, [rows, columns], from all patches together
             and as a multiple of an even share; None without an image.
         prediction: the model's answer.
+        right: whether it is the right one; None where answers are no classes.
     """
 
+    shown: Illustration
     words: np.ndarray | None
     patches: np.ndarray | None
     prediction: str
+    right: bool | None
 
 
 def attention_weights(clouds: Clouds) -> np.ndarray:
@@ -62,15 +65,7 @@ def attention_weights(clouds: Clouds) -> np.ndarray:
     return scipy.special.softmax(scores, axis=-1)
 
 
-def illustrated(config: ConfigDict) -> bool:
-    """Whether a config's data source has anything to show of an example."""
-    source = look_up("data", config.data.name, DATA)
-    return source.illustration is not DataSource.illustration
-
-
-def example_maps(
-    experiment: Experiment, state: TrainState, number: int = 0
-) -> tuple[Illustration, Maps] | None:
+def example_maps(experiment: Experiment, state: TrainState, number: int = 0) -> Maps | None:
     """The attention maps of a finished run on one example of the split that the MMD is measured on.
 
     Args:
@@ -79,31 +74,34 @@ def example_maps(
         number: which example of the split, from 0.
 
     Returns:
-        What the data say about the example and what the model makes of it; None if the data source
-        has no illustrations.
+        None if the data source has no illustrations.
 
     Raises:
         ConfigError: the split has fewer examples.
     """
+    if type(experiment.data).illustration is DataSource.illustration:
+        return None  # such as a graph, of which no example can be cut out
     batch = _example(experiment, number)
     shown = experiment.data.illustration(batch)
     if shown is None:
         return None
     # The patches that the data are cut into, or else those that the model cuts an image into.
     grid = shown.grid or getattr(getattr(state.model, "config", None), "grid", None)
-    maps: dict[str, np.ndarray | None] = {"words": None, "patches": None}
+    words = patches = None
     for clouds in collect_clouds(state, batch).values():  # in the order of the layers
         queries, keys = clouds.query.shape[1], clouds.key.shape[1]
         weights = attention_weights(clouds)[0].mean(axis=0)
         weights = weights[clouds.query_mask[0]][:, clouds.key_mask[0]]
         if weights.shape == (len(shown.words), len(shown.words)):
-            maps["words"] = weights
+            words = weights
         elif grid is not None and queries == keys == np.prod(grid):
-            maps["patches"] = (weights.mean(axis=0) * keys).reshape(grid)
-    _, predictions = jax.jit(eval_step)(state, batch)
+            patches = (weights.mean(axis=0) * keys).reshape(grid)
+    _, predictions = _eval_step(state, batch)
     answer = predictions["prediction"][0]
-    text = shown.answers[int(answer)] if shown.answers else f"{float(answer):.2f}"
-    return shown, Maps(**maps, prediction=text)
+    if not shown.answers:
+        return Maps(shown, words, patches, f"{float(answer):.2f}", None)
+    right = bool(answer == predictions["label"][0])
+    return Maps(shown, words, patches, shown.answers[int(answer)], right)
 
 
 def _example(experiment: Experiment, number: int) -> Batch:
@@ -119,52 +117,49 @@ def _example(experiment: Experiment, number: int) -> Batch:
     )
 
 
-def draw_attention(runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pathlib.Path) -> bool:
-    """Draws the maps of finished runs side by side, for the same example.
+def kinds_of(found: Iterable[Maps]) -> dict[str, tuple[float, float]]:
+    """The kinds of maps that there are, each with the scale that all methods share."""
+    every = list(found)
+    values = {kind: [x for maps in every if (x := getattr(maps, kind)) is not None]
+              for kind in LABELS}  # fmt: skip
+    return {k: (min(map(np.min, x)), max(map(np.max, x))) for k, x in values.items() if x}
+
+
+def map_height(kinds: Mapping[str, Any], maps: Maps, width: float) -> tuple[float, float]:
+    """Height and width of a picture that has room for all kinds of maps, in inches."""
+    side = max(width, 1.5 + 0.14 * len(maps.shown.words)) if "words" in kinds else width
+    return 1.15 * side + 1.15 * width * (len(kinds) - 1), side
+
+
+def draw_maps(
+    figure: Any, method: str, maps: Maps, kinds: Mapping[str, tuple[float, float]]
+) -> str:
+    """Draws one model's maps into a figure or a part of one; returns where most attention goes.
 
     Args:
-        runs: per method, the config and the folder of a finished run.
-        path: of the PNG.
-
-    Returns:
-        Whether there was anything to draw.
+        figure: where.
+        method: whose they are.
+        maps: of `example_maps`.
+        kinds: of `kinds_of`.
     """
-    if not all(illustrated(config) for config, _ in runs.values()):
-        return False  # before a model is restored
-    found = {
-        method: example_maps(*restore_run(folder, config))
-        for method, (config, folder) in runs.items()
-    }
-    first = next(iter(found.values()))
-    if first is None:
-        return False
-    shown, maps = first
-    rows = [name for name in LABELS if getattr(maps, name) is not None]
-    if not rows:
-        return False
-    figure, axes = plt.subplots(
-        len(rows), len(runs), figsize=(3.8 * len(runs), 3.6 * len(rows)), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for name, line in zip(rows, axes, strict=True):
-        drawn = {method: getattr(pair[1], name) for method, pair in found.items() if pair}
-        low, high = min(x.min() for x in drawn.values()), max(x.max() for x in drawn.values())
-        for (method, values), ax in zip(drawn.items(), line, strict=True):
-            if name == "words":
-                mappable = draw_words(ax, values, shown.words)
-            else:
-                mappable = draw_patches(ax, values, shown.image)
-            mappable.set_clim(low, high)
-            pair = found[method]
-            if name == rows[0] and pair:
-                ax.set_title(f"{method_name(method)}: {pair[1].prediction}")
-        figure.colorbar(mappable, ax=line, label=LABELS[name], shrink=0.8)
-    config = next(iter(runs.values()))[0]
-    title = f"{config.name}, seed {config.seed}: {shown.title}. Last layers, mean of the heads."
-    figure.suptitle(textwrap.fill(title, width=42 * len(runs)))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return True
+    said = [f"{method_name(method)} answers {maps.prediction}."]
+    rows = figure.subplots(len(kinds), squeeze=False)[:, 0]
+    rows[0].set_title(f"{method_name(method)}: {maps.prediction}")
+    for axes, (kind, limits) in zip(rows, kinds.items(), strict=True):
+        values = getattr(maps, kind)
+        place = np.unravel_index(values.argmax(), values.shape)
+        if kind == "words":
+            mappable = draw_words(axes, values, maps.shown.words)
+            # A few words get most of the attention: a root keeps the rest apart.
+            mappable.set_norm(PowerNorm(0.5, *limits))
+            query, key = (maps.shown.words[index] for index in place)
+            said.append(f"The largest weight, {values.max():.2f}, is that of {key} for {query}.")
+        else:
+            mappable = draw_patches(axes, values, maps.shown.image, limits)
+            said.append(f"The patch in row {place[0] + 1}, column {place[1] + 1} gets most: "
+                        f"{values.max():.1f} shares.")  # fmt: skip
+        figure.colorbar(mappable, ax=axes, label=LABELS[kind], location="bottom", shrink=0.9)
+    return " ".join(said)
 
 
 def draw_words(axes: plt.Axes, weights: np.ndarray, words: Sequence[str]) -> plt.cm.ScalarMappable:
@@ -179,22 +174,27 @@ def draw_words(axes: plt.Axes, weights: np.ndarray, words: Sequence[str]) -> plt
 
 
 def draw_patches(
-    axes: plt.Axes, values: np.ndarray, image: np.ndarray | None = None
+    axes: plt.Axes, values: np.ndarray, image: np.ndarray | None, limits: tuple[float, float]
 ) -> plt.cm.ScalarMappable:
-    """Draws what patches receive [rows, columns]; returns what a colour bar belongs to.
+    """Draws what patches receive [rows, columns] as discs, whose areas say how much.
 
     Args:
         axes: where.
         values: of `Maps.patches`.
-        image: shines through, if there is one; without, the values can be read off the colours.
+        image: behind the discs, if there is one.
+        limits: of the scale; the upper one fills a patch.
+
+    Returns:
+        What a colour bar belongs to.
     """
-    if image is None:
-        mappable = axes.imshow(values, cmap=MAP)
-    else:
-        height, width = image.shape[:2]
-        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        axes.imshow(image, extent=extent)
-        mappable = axes.imshow(values, cmap=MAP, extent=extent, alpha=0.6)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    return mappable
+    rows, columns = values.shape
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    axes.imshow(np.full((1, 1), 0.5) if image is None else image, "gray", vmin=0, vmax=1,
+                extent=extent)  # fmt: skip
+    axes.set_axis_off()
+    y, x = np.indices(values.shape)
+    widest = 0.75 * 72 * COLUMN / max(rows, columns)  # points
+    return axes.scatter(
+        x, y, s=widest**2 * values / limits[1], c=values, cmap=MAP, norm=Normalize(*limits),
+        edgecolors="white", linewidths=0.8,
+    )  # fmt: skip

@@ -74,8 +74,10 @@ class Chapter:
         title: its heading; unique in the report.
         facts: (name, value) pairs, what made its numbers.
         sections: its parts.
+        summary: what came out, in a few sentences.
     """
 
     title: str
     facts: list[tuple[str, str]]
     sections: list[Section]
+    summary: str = ""

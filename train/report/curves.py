@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from align_jax.config import PLAIN
 from train.comparison.table import place
 from train.report.contents import Picture, Section
-from train.report.pictures import COLUMN, picture, seed_count
+from train.report.pictures import new_figure, picture, seed_count
 from train.report.runs import Run, Study
 from train.report.style import MARKERS, line_style, method_name
 
@@ -97,7 +96,8 @@ def training(study: Study) -> Section:
 
 def _draw(name: str, curves: Mapping[str, Curve], methods: Sequence[str]) -> Picture:
     """One panel; a method's place among `methods` decides how its line looks in all of them."""
-    figure, axes = plt.subplots(figsize=(COLUMN, 3.0), layout="constrained")
+    figure = new_figure(3.2)
+    axes = figure.subplots()
     said = []
     for method, curve in curves.items():
         index = methods.index(method)
@@ -116,7 +116,7 @@ def _draw(name: str, curves: Mapping[str, Curve], methods: Sequence[str]) -> Pic
     axes.set_xlabel("step")
     axes.set_ylabel(name)
     axes.grid(color="0.9", lw=0.6)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, columnspacing=1.0, handlelength=2.5)
     counts = {method_name(method): seed_count(curve.seeds) for method, curve in curves.items()}
     if len(set(counts.values())) == 1:
         seeds = next(iter(counts.values()))

@@ -2,90 +2,172 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.colors import PowerNorm
-
-from train.data.base import Illustration
-from train.report.attention import LABELS, Maps, draw_patches, draw_words, example_maps, illustrated
-from train.report.contents import Picture, Section
+from train.report.attention import Maps, draw_maps, example_maps, kinds_of, map_height
+from train.report.contents import Section
 from train.report.picture import (
+    DISTANCE,
+    YARDSTICK,
     Points,
-    draw_classes,
-    draw_clouds,
+    distance_limits,
+    draw_method,
     farthest_head,
     head_series,
     run_points,
 )
-from train.report.pictures import COLUMN, WRITTEN, picture, write_values
+from train.report.pictures import COLUMN, new_figure, picture, side_by_side
+from train.report.reliability import HEIGHT, confidence_records, draw_reliability
 from train.report.runs import Run, Study
 from train.report.style import method_name
 from train.run.folder import CheckpointError
 from train.run.loop import restore_run
 
-Examples = dict[int, dict[str, tuple[Illustration, Maps]]]  # number -> method -> what is drawn
+SEARCHED = 16  # examples at the start of a split, for one that all models get right
 
 
-def from_models(study: Study, numbers: Sequence[int]) -> list[Section]:
+@dataclasses.dataclass
+class Gallery:
+    """What is drawn of one run of each method.
+
+    Attributes:
+        place: layer and head of the clouds, the same for all: where keys and queries of the first
+            run that has measured them end farthest apart by the scale-free MMD; None if none has.
+        points: by method.
+        examples: number in the split -> method -> its maps.
+        problems: what could not be restored or drawn, in sentences.
+    """
+
+    place: tuple[str, int] | None
+    points: dict[str, Points] = dataclasses.field(default_factory=dict)
+    examples: dict[int, dict[str, Maps]] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def visit(runs: Mapping[str, Run], numbers: Iterable[int] | None = None) -> Gallery:
+    """Restores finished runs, one after the other, and keeps what is to be drawn.
+
+    Args:
+        runs: by method.
+        numbers: the examples whose attention is drawn; None draws the first of `SEARCHED` that most
+            models get right.
+    """
+    measured = (head_series(run.records, DISTANCE) for run in runs.values())
+    gallery = Gallery(next((farthest_head(series) for series in measured if series), None))
+    for method, run in runs.items():
+        try:
+            experiment, state = restore_run(run.folder, run.config)
+            if gallery.place is not None:
+                gallery.points[method] = run_points(experiment, state, *gallery.place)
+            known = experiment.data.examples[run.config.eval.mmd_split]
+            for number in range(min(SEARCHED, known)) if numbers is None else numbers:
+                found = example_maps(experiment, state, number)
+                if found is None:
+                    break
+                gallery.examples.setdefault(number, {})[method] = found
+        # Edited files, other layers, no data, no such example; ConfigError is a ValueError.
+        except (CheckpointError, ValueError, KeyError, OSError) as error:
+            gallery.problems.append(
+                f"{method_name(method)}, seed {run.seed}, is not drawn in full: {error}"
+            )
+    if numbers is None and gallery.examples:
+        right = {n: sum(bool(x.right) for x in of.values()) for n, of in gallery.examples.items()}
+        best = max(right, key=lambda number: right[number])
+        gallery.examples = {best: gallery.examples[best]}
+    return gallery
+
+
+def from_models(study: Study, numbers: Sequence[int] | None) -> list[Section]:
     """The sections on clouds and on attention, of one run of each method.
 
     Args:
-        study: whose runs are restored, one after the other.
-        numbers: the examples whose attention is drawn.
+        study: whose runs are restored.
+        numbers: as of `visit`.
     """
     clouds, attention = Section("Keys and queries"), Section("Attention maps")
     chosen = _one_of_each(study)
     if not chosen:
-        for section in (clouds, attention):
-            section.missing.append("No run is finished.")
+        clouds.missing = attention.missing = ["No run is finished."]
         return [clouds, attention]
-    place = _place(chosen)
-    if place is None:
+    gallery = visit(chosen, numbers)
+    clouds.missing += gallery.problems
+    split = study.eval["mmd_split"]
+    if gallery.points and gallery.place:
+        clouds.text = f"{_which_head(gallery.place, split, chosen)} {YARDSTICK}"
+        limits = distance_limits(run.records for run in chosen.values())
+        for method, points in gallery.points.items():
+            figure, run = new_figure(_height(points)), chosen[method]
+            alt = draw_method(figure, method, points, run.records, gallery.place, limits)
+            caption = f"{method_name(method)}, seed {run.seed}."
+            clouds.pictures.append(picture(figure, f"clouds {method}", alt, caption))
+    elif not gallery.place:
         clouds.missing.append("Not drawn: no run has measured keys and queries.")
-
-    points: dict[str, Points] = {}
-    examples: Examples = {number: {} for number in numbers}
-    for method, run in chosen.items():
-        who = f"{method_name(method)}, seed {run.seed}, is not drawn: "
-        try:
-            shown = illustrated(run.config)
-            if not shown and place is None:
-                continue
-            experiment, state = restore_run(run.folder, run.config)
-        except (CheckpointError, ValueError, OSError) as error:  # ConfigError is a ValueError
-            clouds.missing.append(f"{who}{error}")
-            attention.missing.append(f"{who}{error}")
-            continue
-        if place is not None:
-            try:
-                points[method] = run_points(experiment, state, *place)
-            except (ValueError, KeyError, OSError) as error:  # other layers, no data
-                clouds.missing.append(f"{who}{error}")
-        for number in numbers if shown else ():
-            try:
-                found = example_maps(experiment, state, number)
-            except (ValueError, OSError) as error:
-                attention.missing.append(f"{who}{error}")
-            else:
-                examples[number] |= {method: found} if found else {}
-    if points and place:
-        _add_clouds(clouds, study, chosen, points, place)
-    for number, drawn in examples.items():
-        attention.pictures += _draw_example(number, drawn)
+    for number, drawn in gallery.examples.items():
+        kinds = kinds_of(drawn.values())
+        for method, maps in drawn.items() if kinds else ():
+            figure = new_figure(*map_height(kinds, maps, COLUMN))
+            said = draw_maps(figure, method, maps, kinds)
+            caption = f"Example {number}: {maps.shown.title}."
+            alt = f"Attention map. {caption} {said}"
+            attention.pictures.append(picture(figure, f"attention {number} {method}", alt, caption))
     if attention.pictures:
-        seeds = {run.seed for run in chosen.values()}
-        attention.text = (
-            f"Mean over the heads of the last layer, seed {', '.join(map(str, sorted(seeds)))}, "
-            f"examples of {study.eval['mmd_split']}; one scale for all methods."
-        )
-    elif not attention.missing:
-        attention.missing.append(
+        seeds = ", ".join(sorted({str(run.seed) for run in chosen.values()}))
+        attention.text = f"{_which_example(numbers)}, seed {seeds}, examples of {split}."
+    else:
+        attention.missing += gallery.problems or [
             f"The data source {study.values['data']['name']} has no examples to show, or the model "
             f"no attention between their words or patches."
-        )
+        ]
     return [clouds, attention]
+
+
+def write_pictures(runs: Mapping[str, Run], workdir: pathlib.Path) -> list[str]:
+    """Writes what a sweep shows, a column per method; returns a line on each picture.
+
+    Args:
+        runs: finished ones, by method.
+        workdir: the folder that gets picture.png, reliability.png and attention.png.
+    """
+    config, gallery = next(iter(runs.values())).config, visit(runs)
+    name, split = f"{config.name}, seed {config.seed}", config.eval.mmd_split
+    lines = list(gallery.problems)
+    if gallery.place and gallery.points:
+        limits, place = distance_limits(run.records for run in runs.values()), gallery.place
+        path = workdir / "picture.png"
+        side_by_side(
+            lambda figure, m: draw_method(
+                figure, m, gallery.points[m], runs[m].records, place, limits
+            ),
+            gallery.points, path, height=max(map(_height, gallery.points.values())),
+            title=f"{name}. {_which_head(place, split, runs)}", text=YARDSTICK,
+        )  # fmt: skip
+        lines.append(f"Picture: {path}")
+    else:
+        lines.append("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
+    split = config.eval.final[-1]
+    found = {m: records for m, run in runs.items() if (records := confidence_records([run], split))}
+    if found:
+        path = workdir / "reliability.png"
+        side_by_side(
+            lambda figure, m: draw_reliability(figure, m, found[m]),
+            found, path, height=HEIGHT, title=f"{name}: reliability on {split}",
+        )  # fmt: skip
+        lines.append(f"Reliability: {path}")
+    for number, drawn in gallery.examples.items():
+        kinds = kinds_of(drawn.values())
+        if kinds:
+            path = workdir / "attention.png"
+            height, width = map_height(kinds, next(iter(drawn.values())), COLUMN)
+            title = f"{name}, example {number} of {config.eval.mmd_split}: "
+            side_by_side(
+                lambda figure, m: draw_maps(figure, m, drawn[m], kinds),  # noqa: B023
+                drawn, path, height=height, width=width,
+                title=f"{title}{next(iter(drawn.values())).shown.title}. {_which_example(None)}.",
+            )  # fmt: skip
+            lines.append(f"Attention: {path}")
+    return lines
 
 
 def _one_of_each(study: Study) -> dict[str, Run]:
@@ -97,108 +179,20 @@ def _one_of_each(study: Study) -> dict[str, Run]:
     }
 
 
-def _place(chosen: Mapping[str, Run]) -> tuple[str, int] | None:
-    """The layer and head that the first run's keys and queries are farthest apart in."""
-    for run in chosen.values():
-        series = head_series(run.records, "mmd_per_head")
-        if series:
-            return farthest_head(series)
-    return None
-
-
-def _add_clouds(
-    section: Section, study: Study, chosen: Mapping[str, Run], points: Mapping[str, Points],
-    place: tuple[str, int],
-) -> None:  # fmt: skip
-    layer, head = place
-    section.text = (
-        f"t-SNE of the queries and keys of {layer}, head {head}, on examples of "
-        f"{study.eval['mmd_split']}: the head where keys and queries of the first method end "
-        f"farthest apart. Each picture is an embedding of its own: what is near is near, but "
-        f"distances between groups mean little. The MMD is measured in the space of the head."
+def _which_head(place: tuple[str, int], split: str, runs: Iterable[str]) -> str:
+    return (
+        f"t-SNE of queries and keys of {place[0]}, head {place[1]}, on {split}: the head whose "
+        f"scale-free MMD is the largest at the end of {method_name(next(iter(runs)))}. Below, a "
+        f"line per head over the steps; the thick one is that of this head."
     )
-    for method, found in points.items():
-        name, seed = method_name(method), chosen[method].seed
-        series = head_series(chosen[method].records, "mmd_per_head")
-        mmd = f", MMD {series[layer][1][-1, head]:.3g}" if layer in series else ""
-        figure, axes = plt.subplots(figsize=(COLUMN, 3.9), layout="constrained")
-        draw_clouds(axes, found.queries, found.keys)
-        axes.set_title(f"{name}{mmd}")
-        figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-        alt = (
-            f"t-SNE of {len(found.queries)} queries, circles, and {len(found.keys)} keys, crosses, "
-            f"of {name}{mmd}."
-        )
-        section.pictures.append(picture(figure, f"clouds {method}", alt, f"{name}, seed {seed}."))
-    for method, found in points.items():
-        if found.embeddings is not None and found.labels is not None:
-            seed = chosen[method].seed
-            section.pictures.append(_draw_classes(method, seed, found.embeddings, found.labels))
 
 
-def _draw_classes(method: str, seed: int, points: np.ndarray, labels: np.ndarray) -> Picture:
-    figure, axes = plt.subplots(figsize=(COLUMN, 3.9), layout="constrained")
-    draw_classes(axes, points, labels)
-    axes.set_title(f"{method_name(method)}: nodes by class")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=5, markerscale=2.5)
-    alt = (
-        f"t-SNE of what {method_name(method)} makes of {len(points)} examples, a colour and a "
-        f"marker for each of {len(np.unique(labels))} classes."
-    )
-    caption = f"{method_name(method)}, seed {seed}: examples before the last layer, by class."
-    return picture(figure, f"classes {method}", alt, caption)
+def _which_example(numbers: Iterable[int] | None) -> str:
+    """What is drawn, and why this one."""
+    chosen = "" if numbers else " The first example that all models get right, or else the most"
+    return f"Last layers, mean over the heads, one scale for all methods.{chosen}"
 
 
-def _draw_example(number: int, found: Mapping[str, tuple[Illustration, Maps]]) -> list[Picture]:
-    """An example's maps, a picture per method and kind, and its image if there is one."""
-    pictures = []
-    for kind, label in LABELS.items():
-        drawn = {
-            method: values
-            for method, (_, maps) in found.items()
-            if (values := getattr(maps, kind)) is not None
-        }
-        if not drawn:
-            continue
-        shown = next(iter(found.values()))[0]
-        if kind == "patches" and shown.image is not None:
-            pictures.append(_draw_image(number, shown))
-        limits = min(x.min() for x in drawn.values()), max(x.max() for x in drawn.values())
-        for method, values in drawn.items():
-            side = max(COLUMN, 1.2 + 0.13 * len(shown.words)) if kind == "words" else COLUMN
-            figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
-            if kind == "words":
-                mappable = draw_words(axes, values, shown.words)
-            else:
-                mappable = draw_patches(axes, values)
-                if values.shape[1] <= WRITTEN:
-                    write_values(axes, values, limits)
-            # A few words get most of the attention: a root keeps the rest apart.
-            mappable.set_norm(PowerNorm(0.5 if kind == "words" else 1.0, *limits))
-            figure.colorbar(mappable, ax=axes, label=label, location="bottom", shrink=0.8)
-            axes.tick_params(labelsize=7.5)
-            axes.set_title(method_name(method))
-            said = f"{method_name(method)} answers {found[method][1].prediction}"
-            caption = f"Example {number}: {shown.title}. {said}."
-            alt = f"Attention map. {caption} {_most(kind, values, shown)}"
-            pictures.append(picture(figure, f"attention {number} {kind} {method}", alt, caption))
-    return pictures
-
-
-def _draw_image(number: int, shown: Illustration) -> Picture:
-    figure, axes = plt.subplots(figsize=(COLUMN, COLUMN), layout="constrained")
-    axes.imshow(np.asarray(shown.image))
-    axes.set_xticks([])
-    axes.set_yticks([])
-    caption = f"Example {number}: {shown.title}. The image."
-    return picture(figure, f"attention {number} image", caption, caption)
-
-
-def _most(kind: str, values: np.ndarray, shown: Illustration) -> str:
-    """Where most of the attention goes, in a sentence."""
-    place = np.unravel_index(values.argmax(), values.shape)
-    if kind == "words":
-        query, key = (shown.words[index] for index in place)
-        return f"The largest weight, {values.max():.2f}, is that of {key} for {query}."
-    row, column = place
-    return f"The patch in row {row + 1}, column {column + 1} gets most: {values.max():.1f} shares."
+def _height(points: Points) -> float:
+    """Of a method's column, in inches."""
+    return 7.6 if points.embeddings is None else 10.6

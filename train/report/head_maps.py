@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from align_jax.config import PLAIN
 from train.report.contents import Picture, Section
-from train.report.picture import Series, head_series
-from train.report.pictures import COLUMN, WRITTEN, picture, write_values
+from train.report.picture import YARDSTICK, Series, head_series, short_names
+from train.report.pictures import new_figure, picture
 from train.report.runs import Run, Study
 from train.report.style import MAP, UNITS, method_name
 
@@ -68,7 +67,7 @@ def head_maps(study: Study) -> list[Section]:
     )
     divergence = Section(
         "Divergence per layer and head, in training",
-        "Each method's own, in its own unit and on its own scale.",
+        f"Each method's own, in its own unit and on its own scale. {YARDSTICK}",
     )
     maps = {method: moments(runs, "mmd_per_head") for method, runs in study.runs.items()}
     known = {method: found for method, found in maps.items() if found is not None}
@@ -104,11 +103,9 @@ def _draw(
     columns = min(count, 2)
     lines = -(-count // columns)
     height = 0.7 + lines * min(2.2, 0.7 + 0.14 * max(rows, 4))
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(COLUMN, height), squeeze=False, sharex=True, sharey=True,
-        layout="constrained",
-    )  # fmt: skip
-    names = _short(found.layers)
+    figure = new_figure(height)
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    names = short_names(found.layers)
     for index, ax in enumerate(axes.flat):
         if index >= count:
             ax.set_axis_off()
@@ -117,12 +114,10 @@ def _draw(
         image = ax.imshow(
             found.values[index], cmap=MAP, vmin=limits[0], vmax=limits[1], aspect="auto"
         )
-        ax.set_title(found.titles[index], fontsize=9)
+        ax.set_title(found.titles[index])
         every = -(-heads // 8)
         ax.set_xticks(range(0, heads, every))
-        ax.set_yticks(range(0, rows, -(-rows // 12)), names[:: -(-rows // 12)], fontsize=8)
-        if heads <= WRITTEN:
-            write_values(ax, found.values[index], limits)
+        ax.set_yticks(range(0, rows, -(-rows // 12)), names[:: -(-rows // 12)])
     for ax in axes[-1]:
         ax.set_xlabel("head")
     figure.colorbar(image, ax=axes, label=label, shrink=0.9)
@@ -157,12 +152,3 @@ def _title(steps: np.ndarray) -> str:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts layer_2 before layer_10."""
     return [(int(x or 0), y) for x, y in re.findall(r"(\d*)(\D*)", name)]
-
-
-def _short(layers: Sequence[str]) -> list[str]:
-    """The names without the parts that all of them share."""
-    parts = [layer.split("/") for layer in layers]
-    if len(parts) < 2 or len({len(x) for x in parts}) > 1:
-        return list(layers)
-    kept = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
-    return ["/".join(x[i] for i in kept) for x in parts]

@@ -15,11 +15,12 @@ from train.report import summary
 from train.report.attacks import attacks
 from train.report.contents import Chapter, Picture, Section, Table
 from train.report.curves import training
-from train.report.diagrams import reliability, step_times
 from train.report.gallery import from_models
 from train.report.head_maps import head_maps
 from train.report.pictures import file_name
+from train.report.reliability import reliability
 from train.report.runs import Study, config_keys, read_studies
+from train.report.step_times import step_times
 from train.run.folder import CONFIG, METRICS, RESULT, STEP_TIMES, CheckpointError, write_text
 
 PAGE, TEXT = "report.html", "report.md"
@@ -32,7 +33,7 @@ def write_report(
     folders: Sequence[pathlib.Path],
     output: pathlib.Path,
     *,
-    examples: Sequence[int] = (0,),
+    examples: Sequence[int] | None = None,
     overview: Section | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Chapter]:
@@ -41,7 +42,7 @@ def write_report(
     Args:
         folders: of runs, or of sweeps.
         output: the folder to write to: report.html, report.md and a PNG per picture.
-        examples: whose attention is drawn, by their place in the split.
+        examples: whose attention is drawn, by their place in the split; None chooses one.
         overview: stands before the experiments.
         say: is told what is being worked on.
 
@@ -93,14 +94,15 @@ def _titled(studies: Sequence[Study]) -> list[tuple[str, Study]]:
 
 
 def _chapter(
-    title: str, study: Study, studies: Sequence[Study], examples: Sequence[int]
+    title: str, study: Study, studies: Sequence[Study], examples: Sequence[int] | None
 ) -> Chapter:
     first, *configuration = summary.configuration(study)
     namesake = next(other for other in studies if other.name == study.name)
     if namesake is not study:
         first.sentences.append(_difference(namesake, study))
+    said, results = summary.results(study)
     sections = [
-        summary.results(study),
+        results,
         summary.beside_the_paper(study),
         *attacks(study),
         training(study),
@@ -112,7 +114,7 @@ def _chapter(
         *configuration,
         summary.every_run(study),
     ]
-    return Chapter(title, summary.facts(study), sections)
+    return Chapter(title, summary.facts(study), sections, said)
 
 
 def _difference(one: Study, other: Study) -> str:
@@ -147,6 +149,7 @@ def to_markdown(chapters: Sequence[Chapter], overview: Section) -> str:
     lines = [f"# {TITLE}", "", *_section_lines(overview)]
     for chapter in chapters:
         lines += [f"## {literal(chapter.title)}", ""]
+        lines += [literal(chapter.summary), ""] if chapter.summary else []
         facts = [
             (literal(name), code(value) if name == "Command" else literal(value))
             for name, value in chapter.facts

@@ -1,15 +1,12 @@
-"""The picture that compares methods: clouds of keys and queries, and their distance over time."""
+"""A method's picture: keys and queries of one head, and how far apart those of every head lie."""
 
 from __future__ import annotations
 
-import pathlib
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from train.experiment.experiment import Experiment
@@ -23,131 +20,22 @@ from train.report.style import (
     method_name,
 )
 from train.run.evaluation import collect_clouds
-from train.run.log import read_records
-from train.run.loop import restore_run
 from train.step.state import TrainState
 
 EXAMPLES = 20  # whose tokens are drawn
 POINTS = 400  # of each cloud at most: t-SNE of 2 x 400 points takes about two seconds
 EMBEDDINGS = 1000
-
-Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # layer -> steps [T], values [T, H]
-
+DISTANCE = "scale_free_mmd_per_head"  # in a run's records: the yardstick, which no method minimises
 # The estimate of the distance has no bias, so that it may fall below 0: nothing is left there.
 LEAST_SHOWN = 1e-4
+YARDSTICK = (
+    "The scale-free MMD is the yardstick: 0 says that keys and queries have one distribution, and "
+    "no method minimises it. A method's own divergence is no yardstick: that of GAN and CT comes "
+    "from a critic, which is trained to raise it while the model lowers it, so that a rise need "
+    "not be bad."
+)
 
-
-def draw_comparison(
-    runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pathlib.Path
-) -> None:
-    """Draws a column per method: its clouds, their distance and its divergence over training.
-
-    The distance is the scale-free MMD of `align_jax.yardstick`, which no method minimises.
-
-    Where the task has embeddings of its examples (see `Task.embeddings`), a row on top shows them
-    by class. The clouds are those of one head, the same for every method: the one whose keys and
-    queries lie farthest apart at the end of the first run, the plain model's unless the user says
-    otherwise.
-
-    Args:
-        runs: per method, the config and the folder of a finished run.
-        path: of the PNG.
-    """
-    records = {method: read_records(folder) for method, (_, folder) in runs.items()}
-    distance = {
-        method: head_series(found, "scale_free_mmd_per_head") for method, found in records.items()
-    }
-    layer, head = farthest_head(next(iter(distance.values())))
-
-    drawn = {
-        method: run_points(*restore_run(folder, config), layer, head)
-        for method, (config, folder) in runs.items()
-    }
-    rows = 3 + any(points.embeddings is not None for points in drawn.values())
-    figure, axes = plt.subplots(
-        rows, len(runs), figsize=(3.6 * len(runs), 3.3 * rows), squeeze=False,
-        layout="constrained", height_ratios=[1.25] * (rows - 2) + [1.0, 1.0],
-    )  # fmt: skip
-    for column, (method, (config, _)) in enumerate(runs.items()):
-        *first, top, middle, bottom = axes[:, column]
-        points = drawn[method]
-        if first and points.embeddings is not None and points.labels is not None:
-            draw_classes(first[0], points.embeddings, points.labels)
-            first[0].set_title(f"{method_name(method)}: nodes by class")
-        draw_clouds(top, points.queries, points.keys)
-        last = distance[method][layer][1][-1, head]
-        top.set_title(f"{method_name(method)}: scale-free MMD {last:.2g}")
-        shown = {
-            name: (steps, np.maximum(values, LEAST_SHOWN))
-            for name, (steps, values) in distance[method].items()
-        }
-        draw_heads(middle, shown, "scale-free MMD per head")
-        draw_heads(bottom, head_series(records[method], "divergence"), "divergence per head")
-        unit = UNITS.get(config.alignment.method)
-        bottom.set_title(f"its own divergence ({unit})" if unit else "")
-    _share_log_axis(axes[-2])
-    for row in axes[:-1]:
-        row[0].legend(loc="best", fontsize=8)
-    config = next(iter(runs.values()))[0]
-    title = (
-        f"{config.name}, seed {config.seed}. t-SNE of the queries and keys of {layer}, head "
-        f"{head}, on examples of {config.eval.mmd_split}. Below: distance of keys and queries over "
-        f"training, a line per head."
-    )
-    figure.suptitle(textwrap.fill(title, width=40 * len(runs)))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def draw_clouds(axes: plt.Axes, queries: np.ndarray, keys: np.ndarray) -> None:
-    """Draws two clouds [P, D] in the plane of a common t-SNE."""
-    both = np.concatenate([queries, keys])
-    plane = _plane(both)
-    first, second = np.split(plane, [len(queries)])
-    axes.scatter(*first.T, s=14, linewidths=0.7, label="queries", **QUERY_STYLE)
-    axes.scatter(*second.T, s=14, linewidths=0.7, label="keys", **KEY_STYLE)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def draw_classes(axes: plt.Axes, points: np.ndarray, labels: np.ndarray) -> None:
-    """Draws points [P, E] in the plane of a t-SNE, a colour and a marker per class."""
-    plane = _plane(points)
-    for index, label in enumerate(np.unique(labels)):
-        axes.scatter(
-            *plane[labels == label].T, s=8, linewidths=0.4, edgecolors="white",
-            color=COLORS[index % len(COLORS)],
-            marker=MARKERS[index % len(MARKERS)], label=str(label),
-        )  # fmt: skip
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _plane(points: np.ndarray) -> np.ndarray:
-    """t-SNE of points [P, E] in two dimensions."""
-    perplexity = min(30, len(points) // 4)
-    # Its threads wait for each other by spinning: where the cores are busy, two take twice the time
-    # of one, and many times the work.
-    with threadpool_limits(1):
-        # Of less than two features or points there are no two principal components.
-        init = "pca" if min(points.shape) >= 2 else "random"
-        from sklearn.manifold import TSNE
-
-        return TSNE(init=init, perplexity=perplexity, random_state=0).fit_transform(points)
-
-
-def draw_heads(axes: plt.Axes, series: Series, label: str) -> None:
-    """Draws a line per head over the steps, a colour and a dash per layer."""
-    axes.set_xlabel("step")
-    axes.set_ylabel(label)
-    if not series:
-        axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    for index, (layer, (steps, values)) in enumerate(series.items()):
-        style = line_style(index)
-        for head in range(values.shape[1]):
-            axes.plot(steps, values[:, head], lw=1, label=layer if head == 0 else None, **style)
+Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # layer -> steps [T], values [T, H]
 
 
 class Points(NamedTuple):
@@ -156,7 +44,7 @@ class Points(NamedTuple):
     Attributes:
         queries: of one head, [P, D], the tokens of all examples together.
         keys: likewise.
-        embeddings: of examples, [P, E], if the task has any.
+        embeddings: of examples, [P, E], if the task has any (see `Task.embeddings`).
         labels: their classes, [P].
     """
 
@@ -207,13 +95,127 @@ def farthest_head(series: Series) -> tuple[str, int]:
     return layer, int(last[layer].argmax())
 
 
-def _share_log_axis(row: Sequence[plt.Axes]) -> None:
-    """One logarithmic scale for all methods, so that heights compare across the row."""
-    values = np.concatenate([line.get_ydata() for axes in row for line in axes.get_lines()])
-    low, high = values[values > 0].min(), values.max()
-    for axes in row:
-        axes.set_yscale("log")
-        axes.set_ylim(low / 1.3, high * 1.3)
-        axes.yaxis.set_major_formatter("{x:.2g}")
-        # Within a decade the ticks between powers of ten are all there is; beyond, they crowd.
-        axes.yaxis.set_minor_formatter("{x:.2g}" if high < 10 * low else "")
+def distance_limits(runs: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[float, float]:
+    """Of one scale for all methods, so that heights compare across their pictures."""
+    series = [head_series(records, DISTANCE) for records in runs]
+    values = np.concatenate([x.ravel() for of in series for _, x in of.values()])
+    return max(values.min(), LEAST_SHOWN) / 1.3, max(values.max(), LEAST_SHOWN) * 1.3
+
+
+def draw_method(
+    figure: Any,
+    method: str,
+    points: Points,
+    records: Sequence[Mapping[str, Any]],
+    place: tuple[str, int],
+    limits: tuple[float, float],
+) -> str:
+    """Draws a method's column: clouds, their distance, and its own divergence over training.
+
+    Where the task has embeddings of its examples, a row on top shows them by class.
+
+    Args:
+        figure: where, or a part of one.
+        method: whose it is.
+        points: of `run_points`.
+        records: what the run logged.
+        place: layer and head of the clouds.
+        limits: of `distance_limits`.
+
+    Returns:
+        What is drawn, in a sentence.
+    """
+    layer, head = place
+    ratios = [1.3, 1.0, 1.0] if points.embeddings is None else [1.3, 1.3, 1.0, 1.0]
+    *tops, middle, bottom = figure.subplots(len(ratios), height_ratios=ratios)
+    if points.embeddings is not None and points.labels is not None:
+        draw_classes(tops[0], points.embeddings, points.labels)
+        tops[0].set_title(f"{method_name(method)}: nodes by class")
+    draw_clouds(tops[-1], points.queries, points.keys)
+    distance = head_series(records, DISTANCE)
+    measured = f", scale-free MMD {distance[layer][1][-1, head]:.2g}" if layer in distance else ""
+    tops[-1].set_title(f"{method_name(method)}{measured}")
+    shown = {name: (steps, np.maximum(x, LEAST_SHOWN)) for name, (steps, x) in distance.items()}
+    draw_heads(middle, shown, "scale-free MMD", place)
+    middle.set_yscale("log")
+    middle.set_ylim(limits)
+    middle.yaxis.set_major_formatter("{x:.2g}")
+    # Within a decade the ticks between powers of ten are all there is; beyond, they crowd.
+    middle.yaxis.set_minor_formatter("{x:.2g}" if limits[1] < 10 * limits[0] else "")
+    draw_heads(bottom, head_series(records, "divergence"), "own divergence", place)
+    bottom.set_title(f"its own divergence ({UNITS.get(method.partition(':')[0], 'none')})")
+    # Below all: lines may be anywhere.
+    names = short_names(list(distance))
+    bottom.legend(
+        middle.get_legend_handles_labels()[0], names, loc="upper center",
+        bbox_to_anchor=(0.5, -0.3), ncols=3, frameon=False, handlelength=1.5, columnspacing=1.0,
+    )  # fmt: skip
+    return (
+        f"t-SNE of {len(points.queries)} queries, circles, and {len(points.keys)} keys, crosses, "
+        f"of {method_name(method)}{measured}; below, lines of that distance and of the method's "
+        f"own divergence over the steps."
+    )
+
+
+def short_names(layers: Sequence[str]) -> list[str]:
+    """The names without the parts that all of them share."""
+    parts = [layer.split("/") for layer in layers]
+    if len(parts) < 2 or len({len(x) for x in parts}) > 1:
+        return list(layers)
+    kept = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    return ["/".join(x[i] for i in kept) for x in parts]
+
+
+def draw_clouds(axes: plt.Axes, queries: np.ndarray, keys: np.ndarray) -> None:
+    """Draws two clouds [P, D] in the plane of a common t-SNE."""
+    first, second = np.split(_plane(np.concatenate([queries, keys])), [len(queries)])
+    axes.scatter(*first.T, s=14, linewidths=0.7, label="queries", **QUERY_STYLE)
+    axes.scatter(*second.T, s=14, linewidths=0.7, label="keys", **KEY_STYLE)
+    _finish_plane(axes, 2)
+
+
+def draw_classes(axes: plt.Axes, points: np.ndarray, labels: np.ndarray) -> None:
+    """Draws points [P, E] in the plane of a t-SNE, a colour and a marker per class."""
+    plane = _plane(points)
+    for index, label in enumerate(np.unique(labels)):
+        axes.scatter(
+            *plane[labels == label].T, s=8, linewidths=0.4, edgecolors="white",
+            color=COLORS[index % len(COLORS)],
+            marker=MARKERS[index % len(MARKERS)], label=str(label),
+        )  # fmt: skip
+    _finish_plane(axes, 4)
+
+
+def _finish_plane(axes: plt.Axes, columns: int) -> None:
+    """Without ticks, for its numbers mean nothing, and with the legend below the points."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, frameon=False)
+
+
+def _plane(points: np.ndarray) -> np.ndarray:
+    """t-SNE of points [P, E] in two dimensions."""
+    perplexity = min(30, len(points) // 4)
+    # Its threads wait for each other by spinning: where the cores are busy, two take twice the time
+    # of one, and many times the work.
+    with threadpool_limits(1):
+        # Of less than two features or points there are no two principal components.
+        init = "pca" if min(points.shape) >= 2 else "random"
+        from sklearn.manifold import TSNE
+
+        return TSNE(init=init, perplexity=perplexity, random_state=0).fit_transform(points)
+
+
+def draw_heads(axes: plt.Axes, series: Series, label: str, place: tuple[str, int]) -> None:
+    """Draws a line per head over the steps, a colour and a dash per layer, one head's thick."""
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    if not series:
+        axes.set(xticks=[0.0], xticklabels=[""], yticks=[])
+    for index, (layer, (steps, values)) in enumerate(series.items()):
+        style = line_style(index)
+        for head in range(values.shape[1]):
+            axes.plot(
+                steps, values[:, head], lw=2.5 if (layer, head) == place else 0.8,
+                label=layer if head == 0 else None, **style,
+            )  # fmt: skip

@@ -1,19 +1,27 @@
-"""From a figure to a picture of the report."""
+"""From drawings to pictures: one by one for the report, side by side for a sweep."""
 
 from __future__ import annotations
 
 import io
+import pathlib
 import re
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 
+from train.process import naming
 from train.report.contents import Picture
 
 DPI = 160  # sharp on screens of a finer grain than CSS pixels
 CSS_DPI = 96
-COLUMN = 3.75  # inches: three pictures side by side on a desktop, one on a phone
-WRITTEN = 4  # columns of a map at most whose values are written into it
+COLUMN = 2.9  # inches: four pictures side by side on a desktop, one on a phone
+
+
+def new_figure(height: float, width: float = COLUMN) -> plt.Figure:
+    """A figure of a size in inches."""
+    return plt.figure(figsize=(width, height), layout="constrained")
 
 
 def picture(figure: plt.Figure, name: str, alt: str, caption: str) -> Picture:
@@ -32,21 +40,33 @@ def picture(figure: plt.Figure, name: str, alt: str, caption: str) -> Picture:
     return Picture(file_name(name), buffer.getvalue(), width, alt, caption)
 
 
-def write_values(axes: plt.Axes, values: np.ndarray, limits: tuple[float, float]) -> None:
-    """Writes a map's values into its cells, black on light ones and white on dark ones.
+def side_by_side(
+    draw: Callable[[Any, str], object], methods: Iterable[str], path: pathlib.Path,
+    *, height: float, title: str, text: str = "", width: float = 3.4,
+) -> None:  # fmt: skip
+    """Saves a picture of one column per method.
 
     Args:
-        axes: that show the map.
-        values: [rows, columns]; where they are nan nothing is written.
-        limits: the least and the largest value of the scale.
+        draw: draws a method's column into a figure.
+        methods: by whose names it is called.
+        path: of the PNG.
+        height: of the columns, in inches.
+        title: above them.
+        text: below them.
+        width: of a column, in inches.
     """
-    middle = (limits[0] + limits[1]) / 2
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            axes.text(
-                column, row, f"{value:.2g}", ha="center", va="center", fontsize=6.5,
-                color="black" if value > middle else "white",
-            )  # fmt: skip
+    columns = list(methods)
+    letters = int(13 * width * len(columns))  # that fit into a line
+    figure = new_figure(height, width * len(columns))
+    for part, method in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns,
+                            strict=True):  # fmt: skip
+        draw(part, method)
+    figure.suptitle(textwrap.fill(title, letters), fontsize="medium")
+    if text:
+        figure.supxlabel(textwrap.fill(text, letters), fontsize="medium", ha="left", x=0.01)
+    with naming(path):
+        figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def seed_count(number: int) -> str:

@@ -1,64 +1,81 @@
-"""Reliability diagrams: how often a model is right, by how confident it is; a column per method."""
+"""Reliability diagrams: how often a model is right, by how confident it is (Guo et al. 2017)."""
 
 from __future__ import annotations
 
-import pathlib
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from ml_collections import ConfigDict
 
+from train.report.contents import Section
+from train.report.pictures import new_figure, picture, seed_count
+from train.report.runs import Run, Study
 from train.report.style import COLORS, method_name
-from train.run.log import read_records
+
+HEIGHT = 4.2  # inches
 
 
-def draw_reliability(
-    runs: Mapping[str, tuple[ConfigDict, pathlib.Path]], path: pathlib.Path
-) -> bool:
-    """Draws the calibration of finished runs on the last split that they evaluate.
+def reliability(study: Study) -> Section:
+    """The diagrams of a study, a picture per method, of all its seeds together."""
+    section = Section(
+        f"Reliability on {study.split}",
+        "Above, the share of right predictions by confidence, beside the diagonal of a perfectly "
+        "calibrated model; below, how many predictions there are. The predictions of all seeds "
+        "together; the ECE is the mean over the seeds.",
+    )
+    for method, runs in study.finished.items():
+        records = confidence_records(runs.values(), study.split)
+        if not records:
+            section.missing.append(
+                f"{method_name(method)} has no record of its confidence on {study.split}."
+            )
+            continue
+        figure = new_figure(HEIGHT)
+        alt = f"Reliability diagram on {study.split}, {draw_reliability(figure, method, records)}"
+        caption = f"{method_name(method)}, {seed_count(len(records))}."
+        section.pictures.append(picture(figure, f"reliability {method}", alt, caption))
+    if not study.finished:
+        section.missing.append("No run is finished.")
+    return section
 
-    On top, the share of right predictions in each bin of confidence, beside the diagonal of a
-    perfectly calibrated model; below, how many predictions each bin holds (Guo et al. 2017).
+
+def confidence_records(runs: Iterable[Run], split: str) -> list[Mapping[str, Any]]:
+    """The last record of each run that holds its bins of confidence on a split."""
+    found = [[x for x in r.records if x["split"] == split and "reliability" in x] for r in runs]
+    return [records[-1] for records in found if records]
+
+
+def draw_reliability(figure: Any, method: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Draws a method's diagram into a figure or a part of one; returns it in words.
 
     Args:
-        runs: per method, the config and the folder of a finished run.
-        path: of the PNG.
-
-    Returns:
-        Whether there was anything to draw.
+        figure: where.
+        method: whose it is.
+        records: of `confidence_records`.
     """
-    split = next(iter(runs.values()))[0].eval.final[-1]
-    found = {}
-    for method, (_, folder) in runs.items():
-        records = [x for x in read_records(folder) if x["split"] == split and "reliability" in x]
-        if records:
-            found[method] = records[-1]
-    if not found:
-        return False
-    figure, axes = plt.subplots(
-        2, len(found), figsize=(3.2 * len(found), 4.2), squeeze=False, sharex=True, sharey="row",
-        layout="constrained", height_ratios=[2.5, 1.0],
-    )  # fmt: skip
-    for column, (method, record) in enumerate(found.items()):
-        draw_bins(axes[0, column], axes[1, column], record["reliability"])
-        axes[0, column].set_title(f"{method_name(method)}: ECE {100 * record['ece']:.1f}%")
+    bins = {
+        name: np.sum([record["reliability"][name] for record in records], axis=0)
+        for name in ("count", "confidence", "correct")
+    }
+    errors = [100 * record["ece"] for record in records]
+    spread = f" ± {np.std(errors, ddof=1):.1f}" if len(errors) > 1 else ""
+    said = f"{method_name(method)}: ECE {np.mean(errors):.1f}{spread}%"
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=[2.5, 1.0])
+    draw_bins(top, bottom, bins)
+    top.set_title(said)
+    top.set_ylabel("accuracy")
+    bottom.set_ylabel("predictions")
     # Outside: the bars of a few examples may stand anywhere.
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    columns = 3 if len(found) > 1 else 1
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
-    axes[0, 0].set_ylabel("accuracy")
-    axes[1, 0].set_ylabel("examples")
-    config = next(iter(runs.values()))[0]
-    title = f"{config.name}, seed {config.seed}: reliability on {split}"
-    figure.suptitle(textwrap.fill(title, width=32 * len(found)))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return True
+    handles, labels = top.get_legend_handles_labels()
+    bottom.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.4, -0.55), ncols=2)
+    accuracy, confidence = (bins[x].sum() / bins["count"].sum() for x in ("correct", "confidence"))
+    return (
+        f"{said}, accuracy {100 * accuracy:.1f}% at a mean confidence of {100 * confidence:.1f}%."
+    )
 
 
-def draw_bins(top: plt.Axes, bottom: plt.Axes, bins: Mapping[str, list[float]]) -> None:
+def draw_bins(top: plt.Axes, bottom: plt.Axes, bins: Mapping[str, Any]) -> None:
     """Draws one model's bins.
 
     Args:

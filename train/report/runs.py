@@ -118,9 +118,9 @@ def read_studies(folders: Iterable[pathlib.Path]) -> list[Study]:
 def _runs_in(folder: pathlib.Path) -> list[Run]:
     """The run that a folder is, or those that a sweep's folder holds."""
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    runs = [_read_run(path) for path in inside if (path / CONFIG).is_file()]
+    runs = [read_run(path) for path in inside if (path / CONFIG).is_file()]
     if not runs and (folder / CONFIG).is_file():
-        runs = [_read_run(folder)]
+        runs = [read_run(folder)]
     if not runs:
         raise CheckpointError(
             f"{folder} is neither the folder of a run nor that of a sweep: there is no {CONFIG} in "
@@ -129,7 +129,12 @@ def _runs_in(folder: pathlib.Path) -> list[Run]:
     return runs
 
 
-def _read_run(folder: pathlib.Path) -> Run:
+def read_run(folder: pathlib.Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        CheckpointError: the folder is no run's, or a file in it is damaged.
+    """
     values, path, result = read_config(folder), folder / RESULT, None
     if path.is_file():
         result = read_json(path)

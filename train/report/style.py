@@ -11,6 +11,8 @@ import matplotlib
 
 matplotlib.use("Agg")  # files only: no display is needed
 matplotlib.rcParams["text.parse_math"] = False  # texts of data sets hold dollar signs
+matplotlib.rcParams["font.size"] = 9.0  # points: 12 pixels on a page
+matplotlib.rcParams["axes.titlesize"] = "medium"
 
 # Okabe and Ito's palette, told apart by the colour-blind; markers and dashes tell them apart in
 # black and white.

@@ -10,7 +10,7 @@ import numpy as np
 
 from align_jax.config import PLAIN
 from train.comparison import table
-from train.comparison.statistics import findings, paired_difference
+from train.comparison.statistics import Difference, differences_to_plain, noise, paired_difference
 from train.report.contents import Section, Table
 from train.report.paper import PaperResult, paper_results
 from train.report.pictures import seed_count
@@ -54,13 +54,13 @@ def unfinished(study: Study) -> list[str]:
     return sentences + study.notes
 
 
-def results(study: Study) -> Section:
-    """The metrics over seeds, and whether their differences are more than noise."""
+def results(study: Study) -> tuple[str, Section]:
+    """What came out in a few sentences; the metrics over seeds, and which differences count."""
     section = Section("Results", missing=unfinished(study), printed=True)
     finished = study.finished
     if not finished:
         section.missing.append("No run is finished, so there are no results yet.")
-        return section
+        return "", section
     every = [run.result for run in _finished(study) if run.result is not None]
     metrics, left_out = table.measured(every, study.split, study.eval["report"])
     section.missing += left_out
@@ -86,18 +86,61 @@ def results(study: Study) -> Section:
         for method, row in rows.items()
     ]
     section.tables.append(Table(caption, ["method", *columns], body))
-    section.sentences += _differences(study, metrics, section)
-    return section
+    found = _differences(study, metrics, section)
+    several = any(one.pairs > 1 for one in found.values())
+    section.sentences += (
+        [one.sentence(*name) for name, one in found.items()] if several else noise(found)
+    )
+    return " ".join([*_best(study, rows, metrics, found), *_aligned(rows)]), section
 
 
-def _differences(study: Study, metrics: Sequence[str], section: Section) -> list[str]:
-    """The findings, with names that people know; says in the section what they lack."""
-    finished, found = study.finished, []
+def _best(
+    study: Study,
+    rows: Mapping[str, table.Row],
+    metrics: Sequence[str],
+    found: Mapping[tuple[str, str], Difference],
+) -> list[str]:
+    """What was compared, and which method is best by the metric that is reported first."""
+    names = [method_name(method) for method in rows]
+    said = [f"Compared on {study.name}: {', '.join(names)}."]
+    if not metrics:
+        return said
+    column = " ".join(table.place(metrics[0], study.split))
+    cells = {name: cell for name, row in zip(names, rows.values(), strict=True)
+             if (cell := row[column]) is not None}  # fmt: skip
+    best, *others = sorted(cells, key=lambda name: -cells[name].mean)
+    shown, one = f"{best} is best by {column} ({cells[best]})", found.get((best, column))
+    if one is None and others:  # the plain model is, or there is none
+        one = found.get((others[0], column))
+        shown += f"; {others[0]} comes next"
+    return [*said, f"{shown}, {one.gain}." if one else f"{shown}."]
+
+
+def _aligned(rows: Mapping[str, table.Row]) -> list[str]:
+    """Whether the methods did what they are for; nothing where it was not measured."""
+    cells = {m: cell for m, row in rows.items() if (cell := row["scale-free MMD"]) is not None}
+    if PLAIN not in cells or len(cells) < 2:
+        return []
+    shown = ", ".join(f"{method_name(method)} {cell.mean:.3f}" for method, cell in cells.items())
+    half = cells[PLAIN].mean / 2
+    aligned = [method_name(m) for m, cell in cells.items() if m != PLAIN and cell.mean < half]
+    return [
+        f"Keys and queries were aligned (scale-free MMD less than half of the plain model's) by "
+        f"{', '.join(aligned) or 'none'}: {shown}; 0 is one distribution."
+    ]
+
+
+def _differences(
+    study: Study, metrics: Sequence[str], section: Section
+) -> dict[tuple[str, str], Difference]:
+    """By method and metric, as people call them; says in the section what cannot be compared."""
+    finished = study.finished
+    found: dict[tuple[str, str], Difference] = {}
     if PLAIN not in finished:
         section.missing.append(
             "There is no finished plain model to compare with, so nothing is said of differences."
         )
-        return []
+        return {}
     for method in finished:
         if method == PLAIN:
             continue
@@ -109,7 +152,7 @@ def _differences(study: Study, metrics: Sequence[str], section: Section) -> list
             continue
         pairs = {name: {s: finished[name][s] for s in common} for name in (PLAIN, method)}
         values = table.by_seed(_results(pairs), study.split, metrics)
-        found += findings({PLAIN: values[PLAIN], method_name(method): values[method]})
+        found |= differences_to_plain({PLAIN: values[PLAIN], method_name(method): values[method]})
     return found
 
 

@@ -9,8 +9,9 @@ import scipy.stats
 from train.comparison.statistics import (
     LEAST_FOR_BOOTSTRAP,
     detectable_difference,
-    findings,
+    differences_to_plain,
     holm,
+    noise,
     paired_difference,
     paired_t_test,
 )
@@ -87,11 +88,17 @@ def test_sentences_compare_every_method_with_the_plain_model() -> None:
         "ct": {"test accuracy": [0.9, 0.81, 0.99]},
         "gan": {"test accuracy": [0.7, 0.8, 0.9]},
     }
-    ct, gan = findings(values)
+    found = differences_to_plain(values)
+    ct, gan = (one.sentence(*name) for name, one in found.items())
     assert ct.startswith("ct, test accuracy: +0.1000 over plain, 95% interval [+0.0752, +0.1248]")
     assert ct.endswith("(Student's t, 3 paired seeds): more than noise.")
     assert gan.endswith("within noise.")
-    assert findings({"ct": values["ct"]}) == []
+    assert differences_to_plain({"ct": values["ct"]}) == {}
+    (said,) = noise(found)
+    assert said.startswith("More than noise: ct, test accuracy +0.1000 [+0.0752, +0.1248] (95% ")
+    (said,) = noise({name: one for name, one in found.items() if "gan" in name})
+    assert said.startswith("No difference is beyond noise (95% intervals")
+    assert noise({}) == []
 
 
 def test_seeds_that_do_not_pair_up_are_refused() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+import rich.console
 
 from train.benchmarks.step_time import StepTime
-from train.comparison.table import comparison, measured, to_json, to_markdown
+from train.comparison.table import Cell, brief, comparison, measured, to_json, to_markdown, to_rich
 
 
 def result(accuracy: float, mmd: float, alignment: float | None) -> dict:
@@ -60,3 +63,15 @@ def test_metrics_that_some_runs_lack_are_named_and_left_out() -> None:
             "dev/a is left out: 2 of the finished runs do not have it.",
         ],
     )
+
+
+def test_the_terminals_table_fits_into_eighty_columns() -> None:
+    """With the spread over seeds in every column."""
+    row = dict.fromkeys(["test accuracy", "test ece", *list(ROWS["ct"])[2:]], Cell(0.9667, 0.0034))
+    row |= {"told apart": Cell(0.972, 0.012, digits=3), "over plain": Cell(3.59, digits=2)}
+    console = rich.console.Console(file=io.StringIO(), width=80)
+    console.print(to_rich(brief({"none": row, "energy": row}), "digits"))
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    (line,) = (" ".join(line.split()) for line in lines if "energy" in line)
+    assert line == "energy" + 3 * " 0.967 ± 0.003" + " 0.972 ± 0.012 3.59"

@@ -46,7 +46,8 @@ def test_a_texts_map_is_between_its_tokens(tmp_path, monkeypatch) -> None:
     builder.examples["validation"][9] |= {"sentence1": b"$the$ dogs", "sentence2": b"a cat"}
     experiment = build_experiment(tiny_config(tiny_checkpoint(tmp_path / "bert")))
     state = experiment.initial_state()
-    shown, maps = example_maps(experiment, state, 9)  # of the second batch
+    maps = example_maps(experiment, state, 9)  # of the second batch
+    shown = maps.shown
     assert maps.words.shape == (len(shown.words),) * 2
     np.testing.assert_allclose(maps.words.sum(axis=-1), 1.0, rtol=1e-5)
     assert maps.patches is None

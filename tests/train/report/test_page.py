@@ -84,9 +84,7 @@ def test_every_part_of_a_run_is_shown(report) -> None:
     assert pictures["Divergence per layer and head, in training"] == ["divergence-ct"]
     assert pictures["Reliability on test"] == ["reliability-none", "reliability-ct"]
     assert pictures["Keys and queries"] == ["clouds-none", "clouds-ct"]
-    assert pictures["Attention maps"] == [
-        "attention-0-image", "attention-0-patches-none", "attention-0-patches-ct",
-    ]  # fmt: skip
+    assert pictures["Attention maps"] == ["attention-0-none", "attention-0-ct"]
     assert pictures["Step time"] == ["step-time"]
     assert "2.00x" in parts["Step time"].pictures[0].caption
 
@@ -206,7 +204,9 @@ def test_json_that_was_edited_is_an_error_in_one_line(
 
 
 def test_a_run_that_cannot_be_restored_is_left_out_with_its_reason(tmp_path, tiny_config) -> None:
-    records = [{"step": 6, "split": "validation", "mmd_per_head": {"layer_0": [1.0, 2.0]}}]
+    records = [
+        {"step": 6, "split": "validation", "scale_free_mmd_per_head": {"layer_0": [1.0, 2.0]}}
+    ]
     metrics = {"test": {"accuracy": 0.5, "ece": 0.1}}
     write_run(tmp_path / "runs", tiny_config("none"), "none", 0, metrics, records)
     (chapter,) = write_report([tmp_path / "runs"], tmp_path / "report")

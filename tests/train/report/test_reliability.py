@@ -6,7 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tests.train.commands import run_quietly
-from train.report.reliability import draw_bins, draw_reliability
+from tests.train.report.studies import write_run
+from train.report.reliability import confidence_records, draw_bins, draw_reliability
+from train.report.runs import read_run
 from train.run.log import read_records
 
 BINS = {"count": [0, 4, 10], "confidence": [0.0, 2.0, 9.0], "correct": [0.0, 1.0, 9.0]}
@@ -31,10 +33,15 @@ def test_a_run_records_the_bins_of_its_ece(tmp_path, tiny_config) -> None:
     assert bins["count"].sum() == 360
     error = np.abs(bins["correct"] - bins["confidence"]).sum() / 360
     np.testing.assert_allclose(error, result["metrics"]["test"]["ece"], rtol=1e-5)
-    drawn = tmp_path / "reliability.png"
-    assert draw_reliability({"none": (config, tmp_path / "run")}, drawn)
-    assert drawn.stat().st_size > 10_000
+    found = confidence_records([read_run(tmp_path / "run")], "test")
+    assert found == [record]
+    figure = plt.figure()
+    assert f"ECE {100 * error:.1f}%" in draw_reliability(figure, "none", found)
+    assert len(figure.axes) == 2
+    plt.close(figure)
 
 
 def test_without_a_calibration_there_is_nothing_to_draw(tmp_path, tiny_config) -> None:
-    assert not draw_reliability({"none": (tiny_config("none"), tmp_path)}, tmp_path / "x.png")
+    records = [{"step": 6, "split": "test", "loss": 0.5}]
+    folder = write_run(tmp_path, tiny_config("none"), "none", 0, {"test": {}}, records)
+    assert confidence_records([read_run(folder)], "test") == []

@@ -30,7 +30,7 @@ def rows(section, number=0):
 
 
 def test_results_are_means_deviations_and_what_is_noise(study) -> None:
-    section = summary.results(study)
+    _, section = summary.results(study)
     found = rows(section)
     assert found["plain"]["test accuracy"] == "0.8000 ± 0.1000"
     assert found["CT"]["test accuracy"] == "0.8100 ± 0.1000"
@@ -40,6 +40,23 @@ def test_results_are_means_deviations_and_what_is_noise(study) -> None:
     assert accuracy.endswith("more than noise.")
     assert ece.endswith("within noise.")
     assert section.missing == ["GAN, seed 0, is not finished (step 4 of 6): it is in no table."]
+
+
+def test_the_summary_says_what_is_best_and_whether_keys_and_queries_were_aligned(study) -> None:
+    said, _ = summary.results(study)
+    assert said == (
+        "Compared on planetoid-cora: plain, CT. CT is best by test accuracy (0.8100 ± 0.1000), "
+        "+0.0100 over plain: more than noise."
+    )
+    for method, distance in (("none", 0.2), ("ct", 0.09)):
+        for run in study.runs[method].values():
+            run.result["scale_free_mmd"] = distance
+            run.result["metrics"]["test"]["accuracy"] = 0.5
+    said, _ = summary.results(study)
+    assert "plain is best by test accuracy (0.5000 ± 0.0000); CT comes next, +0.0000 over" in said
+    assert said.endswith("by CT: plain 0.200, CT 0.090; 0 is one distribution.")
+    study.runs["ct"][0].result["scale_free_mmd"] = 0.2  # a mean of more than half
+    assert "by none: plain 0.200, CT 0.127" in summary.results(study)[0]
 
 
 def test_facts_are_command_seeds_and_hardware(study) -> None:
@@ -67,12 +84,12 @@ def test_the_paper_stands_beside_with_gains_paired_by_seed(study) -> None:
 def test_what_is_missing_is_said(study) -> None:
     study.values["eval"]["report"] = ["accuracy", "pavpu"]
     del study.runs["none"]
-    section = summary.results(study)
+    _, section = summary.results(study)
     assert "pavpu is left out: 3 of the finished runs do not have it." in section.missing
     assert any("no finished plain model" in sentence for sentence in section.missing)
     assert section.sentences == []
     study.runs.pop("ct")
-    assert summary.results(study).tables == []
+    assert summary.results(study)[1].tables == []
     assert summary.every_run(study).missing == ["No run is finished."]
     study.name = "digits"
     assert summary.beside_the_paper(study).missing == ["The paper has no numbers on digits."]
@@ -80,10 +97,10 @@ def test_what_is_missing_is_said(study) -> None:
 
 def test_seeds_that_do_not_pair_up_are_left_out_and_said(study) -> None:
     del study.runs["none"][0]
-    accuracy, *_ = summary.results(study).sentences
+    accuracy, *_ = summary.results(study)[1].sentences
     assert accuracy.startswith("CT, test accuracy: +0.0100 over plain")
     study.runs["none"] = {9: study.runs["none"][1]}
-    section = summary.results(study)
+    _, section = summary.results(study)
     assert any("no seed in common" in sentence for sentence in section.missing)
 
 

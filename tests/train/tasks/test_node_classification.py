@@ -21,7 +21,9 @@ from tests.train.commands import run_quietly
 from train.configs import planetoid
 from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
-from train.report.picture import draw_comparison, run_points
+from train.report.gallery import write_pictures
+from train.report.picture import run_points
+from train.report.runs import read_run
 from train.run import loop
 from train.step.step import train_step
 from train.tasks.metrics import compute
@@ -132,7 +134,8 @@ def test_the_picture_shows_nodes_by_class_and_clouds(run, tmp_path: Path) -> Non
     assert points.queries.shape == points.keys.shape == (20, 8)
     assert points.embeddings.shape == (20, 64)
     assert sorted(points.labels) == [0] * 10 + [1] * 10
-    draw_comparison(runs, tmp_path / "picture.png")
+    lines = write_pictures({m: read_run(folder) for m, (_, folder) in runs.items()}, tmp_path)
+    assert f"Picture: {tmp_path / 'picture.png'}" in lines
     assert plt.imread(tmp_path / "picture.png").std() > 0
 
 
