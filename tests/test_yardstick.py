@@ -142,3 +142,14 @@ def test_what_cannot_be_measured_is_explained(sown):
         yardstick.sample_tokens(sown, jax.random.key(0), tokens=0)
     with pytest.raises(ValueError, match="No 'alignment_clouds' collection"):
         yardstick.cloud_distances({}, jax.random.key(0))
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 11])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_median_is_numpys(rng, size, ties):
+    values = rng.normal(size=(2, size, size)).astype(np.float32) ** 2
+    values = np.floor(3 * values) if ties else values
+    valid = rng.random((size, size)) < 0.7
+    valid[0, :2] = True
+    expected = np.median(values[:, valid], axis=1)
+    np.testing.assert_array_equal(jax.jit(yardstick._median)(values, valid), expected)

@@ -620,8 +620,8 @@ _RUNS: tuple[Mutation, ...] = (
         ),
         (
             "an-equal-value-is-not-as-good",
-            "self._signed(value) >= self._signed(best)",
-            "self._signed(value) > self._signed(best)",
+            "one.rank(metrics) >= one.rank(self.best)",
+            "one.rank(metrics) > one.rank(self.best)",
         ),
     ),
     *faults(
@@ -746,7 +746,11 @@ _RUNS: tuple[Mutation, ...] = (
     *faults(
         "train/run/log.py",
         "tests/train/test_places.py",
-        ("a-buckets-log-stays-here", "if self._local == self._workdir:", "if self._local:"),
+        (
+            "a-buckets-log-stays-here",
+            "if self._workdir is None or self._local == self._workdir:",
+            "if self._local:",
+        ),
     ),
     *faults(
         "train/run/lock.py",

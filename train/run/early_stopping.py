@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from train.registry import ConfigError, nearest
 
@@ -54,15 +55,6 @@ class Criterion:
         value = metrics.get(self.metric, math.nan)
         if math.isnan(value):
             return -math.inf
-        return self._signed(value)
-
-    def as_good(self, value: float, best: float | None) -> bool:
-        """Whether `value` reaches the best one so far; nan never does."""
-        if math.isnan(value):
-            return False
-        return best is None or self._signed(value) >= self._signed(best)
-
-    def _signed(self, value: float) -> float:
         return -value if self.direction == "min" else value
 
 
@@ -87,11 +79,12 @@ class EarlyStopping:
 
     def update(self, metrics: Mapping[str, float]) -> bool:
         """Takes in an evaluation; returns whether it is the best so far by every metric."""
-        values = {criterion: criterion.value(metrics) for criterion in self.criteria}
-        reached = [c.as_good(value, self.best.get(c.metric)) for c, value in values.items()]
-        for (criterion, value), good in zip(values.items(), reached, strict=True):
-            if good:
-                self.best[criterion.metric] = value
+        reached = []
+        for one in self.criteria:
+            value = one.value(metrics)
+            reached.append(not math.isnan(value) and one.rank(metrics) >= one.rank(self.best))
+            if reached[-1]:
+                self.best[one.metric] = value
         self.waited = 0 if any(reached) else self.waited + 1
         return all(reached)
 
@@ -100,11 +93,10 @@ class EarlyStopping:
         """Whether the patience is used up."""
         return 0 < self.patience <= self.waited
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
         return {"best": dict(self.best), "waited": self.waited}
 
-    def restore(self, saved: Mapping[str, object]) -> None:
+    def restore(self, saved: Mapping[str, Any]) -> None:
         """Takes over what `to_json` returned."""
-        self.best = dict(saved["best"])  # type: ignore[call-overload]
-        self.waited = int(saved["waited"])  # type: ignore[call-overload]
+        self.best, self.waited = dict(saved["best"]), int(saved["waited"])

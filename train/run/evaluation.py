@@ -104,13 +104,9 @@ def evaluate(
 def held_out_temperature(
     parallel: Parallel, state: TrainState, data: DataSource, split: str
 ) -> float:
-    """The temperature that calibrates a split best, to be used on others.
+    """The temperature that calibrates a held-out split best, to be used on others.
 
-    Args:
-        parallel: runs the step.
-        state: placed on the devices, holds the parameters.
-        data: where the batches come from.
-        split: held out, not trained on; its own figures are reported unscaled.
+    Arguments as of `evaluate`.
     """
     _, joined = _pass(parallel, state, data, split)
     logits, labels = (jnp.asarray(joined[name]) for name in ("logits", "label"))
@@ -163,12 +159,8 @@ def measure_uncertainty(
 ) -> dict[str, Any]:
     """The task's stochastic metrics over a whole split, such as PAvPU.
 
-    Args:
-        parallel: runs the step.
-        state: placed on the devices; its step and key decide the random numbers.
-        data: where the batches come from.
-        split: its name.
-        passes: how often each batch is evaluated, with dropout.
+    Arguments as of `evaluate`; each batch is evaluated `passes` times with dropout, whose random
+    numbers the state's step and key decide.
     """
     sums = [
         parallel.first(parallel.stochastic_step(state, parallel.shard(batch), number, passes))
@@ -218,12 +210,7 @@ def classifier_accuracy(
     A small perceptron per head learns from half of the tokens and is asked about the others, as
     many queries as keys: 0.5 says that it cannot tell them apart.
 
-    Args:
-        state: whole, on one device.
-        data: where the examples come from.
-        split: which of them.
-        examples: how many, from the split's start; a batch that cannot be cut counts whole.
-        bandwidth: as in `measure_clouds`, whose compiled program serves again.
+    Arguments as of `measure_clouds`, whose compiled program serves again.
 
     Returns:
         Per layer the accuracy for each head, {"layer_0/attention": [H]}.
@@ -326,7 +313,8 @@ def _pass(
         shares = parallel.shard(batch)
         report, outputs = parallel.eval_step(state, shares)
         sums.append(parallel.first(report))
-        predictions.append(_valid_rows(parallel.join(outputs), parallel.join(shares["mask"])))
+        mask = parallel.join(shares["mask"])
+        predictions.append({name: values[mask] for name, values in parallel.join(outputs).items()})
     joined = {
         name: np.concatenate([batch[name] for batch in predictions]) for name in predictions[0]
     }
@@ -343,7 +331,3 @@ def _first_examples(data: DataSource, split: str, examples: int) -> Any:
         examples -= count
         if examples <= 0:
             return
-
-
-def _valid_rows(predictions: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: values[mask] for name, values in predictions.items()}

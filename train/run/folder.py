@@ -128,14 +128,6 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def _is_run(folder: pathlib.Path) -> bool:
-    try:
-        read_config(folder)
-    except CheckpointError:  # an export has a config.json, too
-        return False
-    return True
-
-
 def check_is_one_run(workdir: pathlib.Path) -> None:
     """Refuses the folder of a sweep, or another that holds the folders of runs.
 
@@ -144,7 +136,7 @@ def check_is_one_run(workdir: pathlib.Path) -> None:
     """
     if (workdir / CHECKPOINTS).exists() or is_remote(workdir) or not workdir.is_dir():
         return
-    inside = sorted(x.name for x in workdir.iterdir() if _is_run(x))
+    inside = sorted(path.parent.name for path in workdir.glob(f"*/{CHECKPOINTS}"))
     if inside:
         names = ", ".join(inside[:8]) + (", ..." if inside[8:] else "")
         raise CheckpointError(

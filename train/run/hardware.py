@@ -21,19 +21,13 @@ def hardware() -> str:
         '1 x NVIDIA H200; 16 cores of Intel(R) Xeon(R) Platinum 8481C; jax 0.10.2'
     """
     devices = jax.local_devices()
-    count = _cores()
+    usable = hasattr(os, "sched_getaffinity")  # those that this process may use
+    count = len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1
     cores = f"{count} core{'' if count == 1 else 's'} of {_processor()}"
     parts = [] if devices[0].platform == "cpu" else [f"{len(devices)} x {devices[0].device_kind}"]
     precision = matmul_precision()
     products = [f"matrix products {precision}"] if precision else []
     return "; ".join([*parts, cores, f"jax {jax.__version__}", *products])
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

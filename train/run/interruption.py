@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
 
 import jax
 from jax.experimental import multihost_utils
@@ -45,12 +44,7 @@ class Interruption:
             self._previous = signal.signal(signal.SIGTERM, self._ask)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
 
@@ -65,6 +59,5 @@ class Interruption:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.asked
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+    def _ask(self, *_: object) -> None:
         self._asked.set()

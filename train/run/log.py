@@ -35,7 +35,7 @@ class RunLog:
     after the resumed step are dropped, so that the file reads like that of one run.
 
     Args:
-        workdir: the run's folder.
+        workdir: the run's folder; None writes for nobody, as of all processes but the first.
         steps: length of the run, for the progress bar.
         start: the step at which this process starts.
         console: where to print.
@@ -48,19 +48,19 @@ class RunLog:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: pathlib.Path | None,
         steps: int,
         start: int,
         console: rich.console.Console,
         title: str,
         sinks: Sequence[Sink] = (),
     ) -> None:
-        self._workdir = self._local = workdir
-        kept = _drop_after(workdir / METRICS, start)
-        if is_remote(workdir):  # whose files cannot be written piece by piece
-            self._local = pathlib.Path(tempfile.mkdtemp(prefix="align_jax-"))
-            (self._local / METRICS).write_text((workdir / METRICS).read_text())
-        self._path = self._local / METRICS
+        kept = _drop_after(workdir / METRICS, start) if workdir else []
+        local = workdir
+        if workdir is None or is_remote(workdir):  # whose files cannot be written piece by piece
+            local = pathlib.Path(tempfile.mkdtemp(prefix="align_jax-"))
+            (local / METRICS).write_text((workdir / METRICS).read_text() if workdir else "")
+        self._workdir, self._local, self._path = workdir, local, local / METRICS
         self._kept = {(r["step"], r["split"]): r for r in kept}
         self.last_train: dict[str, Any] = next(
             (r for r in reversed(kept) if r["split"] == "train"), {}
@@ -105,7 +105,7 @@ class RunLog:
         Raises:
             ConfigError: the bucket cannot be reached.
         """
-        if self._local == self._workdir:
+        if self._workdir is None or self._local == self._workdir:
             return
         for file in self._local.rglob("*"):
             if file.is_file():
@@ -176,7 +176,7 @@ class RunLog:
 
     def _say(self, step: int, text: str) -> None:
         """A line, where nobody sees the progress bar: in a file, or the log of a cluster's job."""
-        if not self._console.is_terminal:
+        if not (self._console.is_terminal or self._console.quiet):
             line = f"{self._title}: step {step} of {self._steps}, {text}"
             # Who does not read it does not end the run; `train.process` says it at the end.
             with contextlib.suppress(OSError):  # at once, whatever buffers a file has
@@ -199,36 +199,6 @@ class RunLog:
             cells = [f"{record[n]:.4f}" if n in record else "" for n in names]
             table.add_row(str(record["step"]), record["split"], *cells)
         self._console.print(table)
-
-
-class SilentLog(RunLog):
-    """Writes nothing: the log of all processes but the first."""
-
-    def __init__(self, *_: Any) -> None:
-        self.last_train: dict[str, Any] = {}
-
-    def __enter__(self) -> SilentLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def keep(self) -> None:
-        """Nothing."""
-
-    def advance(self, step: int) -> None:
-        """Nothing."""
-
-    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Nothing but to remember the newest record of the training split."""
-        if split == "train":
-            self.last_train = {"step": step, "split": split} | _plain(values)
-
-    def notice(self, step: int, text: str) -> None:
-        """Nothing."""
-
-    def print_evaluations(self, title: str) -> None:
-        """Nothing."""
 
 
 def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ from train.run.folder import (
 )
 from train.run.interruption import Interrupted, Interruption
 from train.run.lock import check_not_locked
-from train.run.log import RunLog, SilentLog
+from train.run.log import RunLog
 from train.run.sinks import opened
 from train.run.trainer import Trainer
 from train.step.state import TrainState
@@ -85,12 +85,13 @@ def run(
     workdir = place_of(workdir, "--workdir", bucket=True)
     if not is_remote(workdir):
         check_not_locked(workdir)  # at once; the data and the model may take minutes
-    console = console or rich.console.Console()
+    first = hosts.is_first()
+    console = (console or rich.console.Console()) if first else rich.console.Console(quiet=True)
     experiment = build_experiment(config)
     config = experiment.config
     initial = experiment.initial_state()
     experiment = dataclasses.replace(experiment, pretrained={})  # these are in the state now
-    with claimed(workdir, config) if hosts.is_first() else contextlib.nullcontext():
+    with claimed(workdir, config) if first else contextlib.nullcontext():
         hosts.wait_for_all("folder")
         check_same_experiment(workdir, config)
         monitor = Criterion.parse(config.train.monitor)
@@ -98,30 +99,26 @@ def run(
             if config.train.init_from and checkpoints.latest_step is None:
                 other = place_of(config.train.init_from, "config.train.init_from", bucket=True)
                 initial = start_from(initial, other, console)
-            if hosts.is_first():
-                for line in experiment.data.description():
-                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+            said = list(experiment.data.description())
             trainer = Trainer.start(experiment, initial, checkpoints, devices)
-            if trainer.trained_parameters < trainer.parameters and hosts.is_first():
-                console.print(
+            if trainer.trained_parameters < trainer.parameters:
+                said.append(
                     f"{trainer.trained_parameters:,} of {trainer.parameters:,} parameters are "
                     f"trained; the others are frozen."
                 )
-            if hosts.is_first():
-                console.print(_beginning(config, workdir, trainer.step), soft_wrap=True,
-                              markup=False, highlight=False)  # fmt: skip
+            for line in [*said, _beginning(config, workdir, trainer.step)]:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
             del initial  # a second copy of everything, if the run goes on from a checkpoint
-            make_log = RunLog if hosts.is_first() else SilentLog
+            title, folder = _title(config), workdir if first else None
+            sink = config.train.get("log_to", "") if first else ""
             with (
-                opened(_sink(config), workdir, _title(config), config) as sinks,
-                make_log(
-                    workdir, config.train.steps, trainer.step, console, _title(config), sinks
-                ) as log,
+                opened(sink, workdir, title, config) as sinks,
+                RunLog(folder, config.train.steps, trainer.step, console, title, sinks) as log,
                 Interruption() as interruption,
             ):
                 trainer.train(log, interruption, deadline)
                 result = trainer.finish(log)
-        if hosts.is_first():
+        if first:
             write_json(workdir / RESULT, result | {"config": to_json(config)})
         hosts.wait_for_all("result")
     if summary:
@@ -210,10 +207,6 @@ def _beginning(config: ConfigDict, workdir: pathlib.Path, step: int) -> str:
     if step >= steps:
         return said + f"complete after step {step}; it is evaluated again."
     return said + (f"{steps} steps." if not step else f"step {step} of {steps} is done.")
-
-
-def _sink(config: ConfigDict) -> str:
-    return config.train.get("log_to", "") if hosts.is_first() else ""
 
 
 def _title(config: ConfigDict) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from train.devices import hosts
 from train.devices.parallel import Parallel, parallel_of
@@ -49,12 +48,8 @@ class Trainer:
     """The moving parts of a run.
 
     Attributes:
-        experiment: data, task and model.
-        parallel: runs the steps on devices.
-        checkpoints: where the state is saved.
         state: replicated over the devices.
         step: the number of steps taken, kept on the host so that nothing waits for a device.
-        stopping: watches the evaluations.
         best_params: one copy, of the best evaluation; kept only if the config restores it.
         latest: the newest evaluation's metrics, {"validation/accuracy": 0.9, ...}; of parameters
             that may have changed since.
@@ -63,7 +58,7 @@ class Trainer:
         examples: the ids of these steps' examples, None where the data have no ids.
         input_seconds: how long batches were prepared and handed over since the last record.
         parameters: their number.
-        trained_parameters: of those that are not frozen.
+        trained_parameters: those that are not frozen.
         skipped: steps in a row whose update was left out, since their gradient was not finite.
         first_clouds: how far apart queries and keys lay when this process first measured it.
     """
@@ -118,9 +113,13 @@ class Trainer:
         progress = Progress()
         if checkpoints.latest_step is not None:
             state, progress = checkpoints.restore(state, repair=True)
-            _check_length(state, config)
+            if int(state.step) > config.train.steps:
+                raise CheckpointError(
+                    f"The last checkpoint is that of step {int(state.step)}, but train.steps is "
+                    f"{config.train.steps}. Raise train.steps, or start anew in another --workdir."
+                )
             stopping.restore(progress.early_stopping)
-        # The optimiser counts them too, and its count is in the checkpoint.
+        # The optimiser's own count is in the checkpoint.
         skipped = int(state.opt_state.notfinite_count) if config.optimizer.skip_nonfinite else 0
         splittable = experiment.data.metadata.splittable
         if not splittable and jax.process_count() > 1:
@@ -166,28 +165,23 @@ class Trainer:
                 self._record(log)
             if self._due(config.eval.every):
                 self._evaluate(log)
-            interrupted = interruption.reached(self.step)
-            late = deadline is not None and time.monotonic() >= deadline and self.step < last
-            stop = interrupted or late
+            stop: type[Interrupted] | None = None
+            if interruption.reached(self.step):
+                why, stop = "Told to stop (SIGTERM)", Interrupted
+            elif deadline is not None and time.monotonic() >= deadline and self.step < last:
+                why, stop = "Out of time", OutOfTime
             if stop:
                 self._record(log)
             if stop or self._due(config.train.checkpoint_every):
-                log.keep()  # what a checkpoint has behind it is not lost
-                self._save()
+                self._save(log)
             if stop:
                 self.checkpoints.wait()
-                why, error = (
-                    ("Told to stop (SIGTERM)", Interrupted)
-                    if interrupted
-                    else ("Out of time", OutOfTime)
-                )
-                raise error(
+                raise stop(
                     f"{why}, the run saved its state after step {self.step} of {last}. The same "
                     f"command goes on from there."
                 )
         self._record(log)
-        log.keep()
-        self._save()
+        self._save(log)
 
     def finish(self, log: RunLog) -> dict[str, Any]:
         """Evaluates the final parameters (the best ones, if the config says so)."""
@@ -196,23 +190,21 @@ class Trainer:
             best = self.parallel.place(self.best_params)
             self.state = self.state.replace(params=best)
             self.evaluated = {}
-        results = dict(self.evaluated)
-        splits = dict.fromkeys(config.eval.final, config.eval.stochastic_passes)
-        if config.eval.mmd_examples:
-            splits.setdefault(config.eval.mmd_split, 0)
-        held_out, temperature = config.eval.temperature_split, None
+        results, settings = dict(self.evaluated), config.eval
+        splits = dict.fromkeys(settings.final, settings.stochastic_passes)
+        if settings.mmd_examples:
+            splits.setdefault(settings.mmd_split, 0)
+        held_out, temperature = settings.temperature_split, None
         if held_out:
             data = self.experiment.data
             temperature = held_out_temperature(self.parallel, self.state, data, held_out)
         for split, passes in splits.items():
-            mmd = split == config.eval.mmd_split and config.eval.mmd_examples > 0
+            mmd = split == settings.mmd_split and settings.mmd_examples > 0
             scaled = None if split == held_out else temperature
             missing = split not in results or (mmd and "mmd" not in results[split])
             if missing or passes or scaled is not None:
-                results[split] = self._evaluate_split(
-                    log, split, mmd=True, passes=passes, temperature=scaled
-                )
-        measured = results.get(config.eval.mmd_split, {}) if config.eval.mmd_examples else {}
+                results[split] = self._evaluate_split(log, split, True, passes, scaled)
+        measured = results.get(settings.mmd_split, {}) if settings.mmd_examples else {}
         return {
             "metrics": results,
             **self._yardsticks(measured),
@@ -294,7 +286,7 @@ class Trainer:
             config.mmd_every > 0 and self.step % (config.every * config.mmd_every) == 0
         )
         for split in config.during:
-            values = self.evaluated[split] = self._evaluate_split(log, split, mmd=mmd)
+            values = self.evaluated[split] = self._evaluate_split(log, split, mmd)
             self.latest |= {f"{split}/{name}": value for name, value in values.items()}
         if self.latest:  # misspelt, it should be known now and not when a checkpoint is chosen
             Criterion.parse(self.experiment.config.train.monitor).value(self.latest)
@@ -304,13 +296,7 @@ class Trainer:
         self.window_started = time.perf_counter()
 
     def _evaluate_split(
-        self,
-        log: RunLog,
-        split: str,
-        *,
-        mmd: bool,
-        passes: int = 0,
-        temperature: float | None = None,
+        self, log: RunLog, split: str, mmd: bool, passes: int = 0, temperature: float | None = None
     ) -> dict[str, float]:
         """Evaluates and logs, the distance of keys and queries too if told; returns scalars."""
         config, data = self.experiment.config.eval, self.experiment.data
@@ -332,8 +318,9 @@ class Trainer:
         log.write(self.step, split, values)
         return {name: value for name, value in values.items() if isinstance(value, float)}
 
-    def _save(self) -> None:
+    def _save(self, log: RunLog) -> None:
         """Saves one copy of the state, after making sure that it is worth keeping."""
+        log.keep()  # what a checkpoint has behind it is not lost
         if self.window:
             before = self.skipped
             self._finite(self.parallel.first(self.window))
@@ -353,11 +340,3 @@ def _not_finite_heads(report: Mapping[str, Any]) -> str:
         if heads.size:
             return f"The divergence of {layer} is not finite in the heads {heads.tolist()}. "
     return ""
-
-
-def _check_length(state: TrainState, config: ConfigDict) -> None:
-    if int(state.step) > config.train.steps:
-        raise CheckpointError(
-            f"The last checkpoint is that of step {int(state.step)}, but train.steps is "
-            f"{config.train.steps}. Raise train.steps, or start anew in another --workdir."
-        )
