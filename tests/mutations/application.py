@@ -600,8 +600,8 @@ _RUNS: tuple[Mutation, ...] = (
         ("bit-sums-miss-the-first-word", "dtype=jnp.uint32) * 2 + 1)", "dtype=jnp.uint32) * 2)"),
         (
             "another-shape-is-restored",
-            "if shapes[0][name] != shapes[1][name]",
-            "if len(shapes[0][name]) != len(shapes[1][name])",
+            "if found[name] != expected[name]",
+            "if len(found[name]) != len(expected[name])",
         ),
     ),
     *faults(

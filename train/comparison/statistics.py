@@ -18,24 +18,16 @@ RESAMPLES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much a method gains over another, in pairs.
+    """How much a method gains over another, in pairs."""
 
-    Attributes:
-        mean: of the differences.
-        low, high: confidence interval of that mean; None for a single pair.
-        pairs: their number.
-        interval: how the interval was found.
-        unit: what a pair shares, "seed" or "example".
-        p_value: of the sign-flip permutation test (Fisher 1935), beside a bootstrap interval, which
-            is too narrow where few pairs differ at all; or that of `paired_t_test`.
-    """
-
-    mean: float
-    low: float | None
+    mean: float  # of the differences
+    low: float | None  # confidence interval of that mean; None for a single pair
     high: float | None
     pairs: int
-    interval: str
-    unit: str
+    interval: str  # how it was found
+    unit: str  # what a pair shares, "seed" or "example"
+    # Of `paired_t_test`; or of the sign-flip permutation test (Fisher 1935), beside a bootstrap
+    # interval, which is too narrow where few pairs differ at all.
     p_value: float | None = None
 
     @property
@@ -113,15 +105,7 @@ def paired_difference(
     """The mean difference of two methods that ran with the same seeds, or on the same examples.
 
     The interval is BCa bootstrap's (Efron 1987) where there are pairs enough to resample, with a
-    sign-flip test beside it; Student's t before that.
-
-    Args:
-        values: one method's, by what the pairs share.
-        base: the other's, in the same order.
-        unit: what a pair shares.
-
-    Raises:
-        ValueError: they are not of one length, or empty.
+    sign-flip test beside it; Student's t before that. Arguments and errors as of `paired_t_test`.
 
     Example:
         >>> round(paired_difference([0.9, 0.8], [0.8, 0.75]).mean, 3)
@@ -135,20 +119,16 @@ def paired_difference(
     differences = np.asarray(values, np.float64) - np.asarray(base, np.float64)
     rng = np.random.default_rng(0)
     interval = scipy.stats.bootstrap(
-        (differences,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="BCa",
-        rng=rng,
-    ).confidence_interval  # fmt: skip
+        (differences,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, rng=rng
+    ).confidence_interval  # BCa
     # Flipping a zero changes nothing; without zeros, few differences are flipped in every way. One
     # is put back, because scipy refuses a single difference.
     flipped = np.append(differences[differences != 0], 0.0)
     test = scipy.stats.permutation_test(
-        (flipped,), np.sum, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
-        rng=rng,
-    )  # fmt: skip
-    return dataclasses.replace(
-        found, low=float(interval.low), high=float(interval.high), interval="bootstrap",
-        p_value=float(test.pvalue),
-    )  # fmt: skip
+        (flipped,), np.sum, permutation_type="samples", n_resamples=RESAMPLES, rng=rng
+    )
+    low, high, p_value = float(interval.low), float(interval.high), float(test.pvalue)
+    return Difference(found.mean, low, high, found.pairs, "bootstrap", unit, p_value)
 
 
 def differences_to_plain(

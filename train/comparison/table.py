@@ -18,19 +18,12 @@ from train.comparison.markdown import literal
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A number over seeds.
-
-    Attributes:
-        mean: over the seeds.
-        std: sample standard deviation over the seeds; None for a single seed.
-        digits: decimals shown.
-        unit: shown after the number.
-    """
+    """A number over seeds."""
 
     mean: float
-    std: float | None = None
-    digits: int = 4
-    unit: str = ""
+    std: float | None = None  # sample standard deviation; None for a single seed
+    digits: int = 4  # decimals shown
+    unit: str = ""  # shown after the number
 
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:.{self.digits}f}"
@@ -68,9 +61,8 @@ def comparison(
         row["scale-free MMD"] = over_seeds([run.get("scale_free_mmd") for run in runs])
         row["classifier"] = over_seeds([run.get("classifier_accuracy") for run in runs], digits=3)
         row["divergence"] = over_seeds([run["alignment"] for run in runs])
-        parameters = runs[0].get("parameters")  # runs of old have none
+        parameters, time = runs[0].get("parameters"), times.get(method)  # runs of old have none
         row["parameters"] = Cell(parameters / 1e6, digits=3, unit="M") if parameters else None
-        time = times.get(method)
         row["ms per step"] = Cell(time.milliseconds, digits=2) if time else None
         row["over plain"] = Cell(time.ratio, digits=2, unit="x") if time else None
         rows[method] = row
@@ -102,15 +94,9 @@ def by_seed(
 def measured(
     runs: Sequence[Mapping[str, Any]], split: str, metrics: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Which metrics all runs have.
+    """Which metrics all runs have, and a sentence on each of the others.
 
-    Args:
-        runs: what `train.run.loop.run` returned for each.
-        split: as of `comparison`.
-        metrics: likewise.
-
-    Returns:
-        Those, and a sentence on each of the others.
+    Arguments as of `comparison`, of which `runs` are the results.
     """
     known, sentences = [], []
     for name in metrics:

@@ -7,7 +7,7 @@ from typing import Any
 from train.attack.summary import NUMBERS, differences
 from train.report.contents import Section, Table
 from train.report.paper import FAILED_ATTACKS
-from train.report.runs import Run, Study
+from train.report.runs import Study
 from train.report.style import method_name
 from train.report.summary import NOTHING, mean_and_spread
 from train.run.folder import CheckpointError, read_json
@@ -22,7 +22,15 @@ def attacks(study: Study) -> list[Section]:
     tables: dict[tuple[str, str], dict[str, dict[int, dict[str, Any]]]] = {}
     for method, runs in study.finished.items():
         for seed, run in runs.items():
-            for content in _attacks_on(run):
+            for path in sorted(run.folder.glob("attack-*.json")):
+                content = read_json(path)
+                lacking = {"recipe", "split", "attacks", "examples", *NUMBERS} - content.keys()
+                if lacking:
+                    raise CheckpointError(
+                        f"{path} is damaged, or no file of train.attack: {min(lacking)!r}."
+                    )
+                if not content["attacks"]:
+                    continue
                 group = content["recipe"], content["split"]
                 of_method = tables.setdefault(group, {}).setdefault(method, {})
                 if seed in of_method:
@@ -41,24 +49,8 @@ def attacks(study: Study) -> list[Section]:
     )
     for (recipe, split), found in tables.items():
         section.tables.append(_table(recipe, split, found))
-        section.sentences += [
-            f"{recipe}: {sentence}" for sentence in differences(found, method_name)
-        ]
+        section.sentences += [f"{recipe}: {said}" for said in differences(found, method_name)]
     return [section]
-
-
-def _attacks_on(run: Run) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted(run.folder.glob("attack-*.json")):
-        content = read_json(path)
-        try:
-            names = ("recipe", "split", "attacks", "examples", *NUMBERS)
-            found.append({name: content[name] for name in names})
-        except KeyError as error:
-            raise CheckpointError(
-                f"{path} is damaged, or no file of train.attack: {error}."
-            ) from error
-    return [content for content in found if content["attacks"]]
 
 
 def _table(recipe: str, split: str, found: dict[str, dict[int, dict[str, Any]]]) -> Table:
@@ -66,12 +58,10 @@ def _table(recipe: str, split: str, found: dict[str, dict[int, dict[str, Any]]])
     columns = ["method", "seeds", "attacks", *NUMBERS.values()]
     rows = []
     for method, of_seeds in found.items():
-        counts = [str(content["attacks"]) for content in of_seeds.values()]
-        numbers = [
-            mean_and_spread([content[name] for content in of_seeds.values()], digits=1)
-            for name in NUMBERS
-        ]
-        row = [method_name(method), ", ".join(map(str, of_seeds)), " + ".join(counts), *numbers]
+        contents = of_seeds.values()
+        counts = " + ".join(str(content["attacks"]) for content in contents)
+        row = [method_name(method), ", ".join(map(str, of_seeds)), counts]
+        row += [mean_and_spread([x[name] for x in contents], digits=1) for name in NUMBERS]
         if paper:
             row.append(f"{paper[method]:.1f}" if method in paper else NOTHING)
         rows.append(row)

@@ -27,22 +27,15 @@ _eval_step = jax.jit(eval_step)
 
 
 class Maps(NamedTuple):
-    """What a model makes of one example: mean attention over the heads of its last layers.
+    """What a model makes of one example: mean attention over the heads of its last layers."""
 
-    Attributes:
-        shown: what the data say about the example.
-        words: [N, N], rows are queries; None if no attention is between words.
-        patches: what each patch of the image receives, [rows, columns], from all patches together
-            and as a multiple of an even share; None without an image.
-        prediction: the model's answer.
-        right: whether it is the right one; None where answers are no classes.
-    """
-
-    shown: Illustration
-    words: np.ndarray | None
+    shown: Illustration  # what the data say about it
+    words: np.ndarray | None  # [N, N], rows are queries; None if no attention is between words
+    # What each patch of the image receives, [rows, columns], from all patches together and as a
+    # multiple of an even share; None without an image.
     patches: np.ndarray | None
     prediction: str
-    right: bool | None
+    right: bool | None  # whether the prediction is; None where answers are no classes
 
 
 def attention_weights(clouds: Clouds) -> np.ndarray:
@@ -119,10 +112,12 @@ def _example(experiment: Experiment, number: int) -> Batch:
 
 def kinds_of(found: Iterable[Maps]) -> dict[str, tuple[float, float]]:
     """The kinds of maps that there are, each with the scale that all methods share."""
-    every = list(found)
-    values = {kind: [x for maps in every if (x := getattr(maps, kind)) is not None]
-              for kind in LABELS}  # fmt: skip
-    return {k: (min(map(np.min, x)), max(map(np.max, x))) for k, x in values.items() if x}
+    every, kinds = list(found), {}
+    for kind in LABELS:
+        values = [x for maps in every if (x := getattr(maps, kind)) is not None]
+        if values:
+            kinds[kind] = min(map(np.min, values)), max(map(np.max, values))
+    return kinds
 
 
 def map_height(kinds: Mapping[str, Any], maps: Maps, width: float) -> tuple[float, float]:
@@ -134,14 +129,7 @@ def map_height(kinds: Mapping[str, Any], maps: Maps, width: float) -> tuple[floa
 def draw_maps(
     figure: Any, method: str, maps: Maps, kinds: Mapping[str, tuple[float, float]]
 ) -> str:
-    """Draws one model's maps into a figure or a part of one; returns where most attention goes.
-
-    Args:
-        figure: where.
-        method: whose they are.
-        maps: of `example_maps`.
-        kinds: of `kinds_of`.
-    """
+    """Draws one model's maps into a figure or a part of one; returns where most attention goes."""
     said = [f"{method_name(method)} answers {maps.prediction}."]
     rows = figure.subplots(len(kinds), squeeze=False)[:, 0]
     rows[0].set_title(f"{method_name(method)}: {maps.prediction}")
@@ -156,8 +144,9 @@ def draw_maps(
             said.append(f"The largest weight, {values.max():.2f}, is that of {key} for {query}.")
         else:
             mappable = draw_patches(axes, values, maps.shown.image, limits)
-            said.append(f"The patch in row {place[0] + 1}, column {place[1] + 1} gets most: "
-                        f"{values.max():.1f} shares.")  # fmt: skip
+            row, column = (index + 1 for index in place)
+            most = f"{values.max():.1f} shares"
+            said.append(f"The patch in row {row}, column {column} gets most: {most}.")
         figure.colorbar(mappable, ax=axes, label=LABELS[kind], location="bottom", shrink=0.9)
     return " ".join(said)
 
@@ -176,21 +165,14 @@ def draw_words(axes: plt.Axes, weights: np.ndarray, words: Sequence[str]) -> plt
 def draw_patches(
     axes: plt.Axes, values: np.ndarray, image: np.ndarray | None, limits: tuple[float, float]
 ) -> plt.cm.ScalarMappable:
-    """Draws what patches receive [rows, columns] as discs, whose areas say how much.
+    """Draws what patches receive [rows, columns] as discs over their image.
 
-    Args:
-        axes: where.
-        values: of `Maps.patches`.
-        image: behind the discs, if there is one.
-        limits: of the scale; the upper one fills a patch.
-
-    Returns:
-        What a colour bar belongs to.
+    The area says how much; the upper limit fills a patch. Returns what a colour bar belongs to.
     """
     rows, columns = values.shape
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
-    axes.imshow(np.full((1, 1), 0.5) if image is None else image, "gray", vmin=0, vmax=1,
-                extent=extent)  # fmt: skip
+    behind = np.full((1, 1), 0.5) if image is None else image
+    axes.imshow(behind, "gray", vmin=0, vmax=1, extent=extent)
     axes.set_axis_off()
     y, x = np.indices(values.shape)
     widest = 0.75 * 72 * COLUMN / max(rows, columns)  # points

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from typing import Any
 
 from align_jax import AlignmentConfig
 from align_jax.config import PLAIN
@@ -14,14 +13,12 @@ from train.run.folder import CONFIG, RESULT, making_sense_of, read_config, read_
 
 
 def run_card(folder: pathlib.Path, *, final: bool = True) -> Card:
-    """The card of a run's model.
+    """The card of a run's model: base model, data and alignment.
 
     Args:
         folder: of the run.
-        final: whether it is the model that the run ended with; the metrics are that one's.
-
-    Returns:
-        Base model, data and alignment; of a run that is complete also metrics and temperature.
+        final: whether it is the model that the run ended with; of a run that is complete, its card
+            has metrics and temperature too.
 
     Raises:
         CheckpointError: the folder is no run's, or a file in it was edited.
@@ -37,26 +34,17 @@ def run_card(folder: pathlib.Path, *, final: bool = True) -> Card:
         train = data.get("train")  # a file of the user's, whose folder is nobody's business
         file = pathlib.Path(train).name if isinstance(train, str) else ""
         sources = [data["name"], data.get("dataset", ""), file]
-        base = values["model"].get("pretrained", "")
-    card = Card(
-        base_model=base,
-        data=" ".join(x for x in sources if x),
-        alignment=alignment,
-        weight=None if method == PLAIN else weight,
-    )
+        base, weight = values["model"].get("pretrained", ""), None if method == PLAIN else weight
+    known = " ".join(filter(None, sources))
+    card = Card(base_model=base, data=known, alignment=alignment, weight=weight)
     if not final or not (folder / RESULT).exists():
         return card
     result = read_json(folder / RESULT)
     with making_sense_of(folder / RESULT):
-        metrics = {split: _numbers(found) for split, found in result["metrics"].items()}
+        metrics = {
+            split: {n: x for n, x in of.items() if isinstance(x, int | float) and math.isfinite(x)}
+            for split, of in result["metrics"].items()
+        }
         found = [values.pop("temperature", None) for values in metrics.values()]
         temperature = next((x for x in found if x is not None), None)
         return dataclasses.replace(card, metrics=metrics, temperature=temperature)
-
-
-def _numbers(found: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }

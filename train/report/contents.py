@@ -7,54 +7,27 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts.
-
-    Attributes:
-        caption: what it shows.
-        columns: their headings.
-        rows: of as many cells; the first one heads its row.
-        note: what to know about it.
-    """
+    """A table of texts; the first cell of a row heads it."""
 
     caption: str
     columns: list[str]
     rows: list[list[str]]
-    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture.
+    """A picture with the sentence below it, and what it shows for those who do not see it."""
 
-    Attributes:
-        name: of its file, without the ending.
-        png: its bytes.
-        width: at which it is shown, in CSS pixels.
-        alt: what it shows, for those who do not see it.
-        caption: below it.
-    """
-
-    name: str
+    name: str  # of its file, without the ending
     png: bytes
-    width: int
+    width: int  # at which it is shown, in CSS pixels
     alt: str
     caption: str
 
 
 @dataclasses.dataclass
 class Section:
-    """A part of a chapter.
-
-    Attributes:
-        title: its heading.
-        text: what it is about.
-        tables: first.
-        sentences: then, as a list.
-        pictures: then.
-        missing: what could not be shown, and why.
-        folded: whether it is closed until someone opens it.
-        printed: whether its tables and sentences are for a README too.
-    """
+    """A part of a chapter, in this order; `missing` says what could not be shown, and why."""
 
     title: str
     text: str = ""
@@ -62,22 +35,15 @@ class Section:
     sentences: list[str] = dataclasses.field(default_factory=list)
     pictures: list[Picture] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
-    folded: bool = False
-    printed: bool = False
+    folded: bool = False  # closed until someone opens it
+    printed: bool = False  # its tables and sentences are for a README too
 
 
 @dataclasses.dataclass
 class Chapter:
-    """One study.
-
-    Attributes:
-        title: its heading; unique in the report.
-        facts: (name, value) pairs, what made its numbers.
-        sections: its parts.
-        summary: what came out, in a few sentences.
-    """
+    """One study, under a title that no other in the report has."""
 
     title: str
-    facts: list[tuple[str, str]]
+    facts: list[tuple[str, str]]  # names and values of what made its numbers
     sections: list[Section]
-    summary: str = ""
+    summary: str = ""  # what came out, in a few sentences

@@ -21,41 +21,31 @@ Value = Callable[[Mapping[str, Any]], float | None]
 
 
 class Curve(NamedTuple):
-    """A number over training.
+    """A number over T steps of training."""
 
-    Attributes:
-        steps: at which every seed recorded it, or the means of windows of them, [T].
-        mean: over the seeds, [T].
-        std: sample standard deviation over the seeds, [T]; 0 for a single seed.
-        seeds: their number.
-    """
-
-    steps: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
+    steps: np.ndarray  # at which every seed recorded it, or the means of windows of them
+    mean: np.ndarray  # over the seeds
+    std: np.ndarray  # sample standard deviation over the seeds; 0 for a single one
     seeds: int
 
 
 def mean_curve(runs: Mapping[int, Run], split: str, value: Value) -> Curve | None:
-    """The mean over seeds of what runs recorded.
+    """The mean over seeds of what runs recorded of a split, or of "train".
 
     Args:
         runs: by seed; those that recorded nothing of the kind are left out.
-        split: "train", or the split evaluated.
+        split: whose records.
         value: of a record; None where it has no such number.
 
     Returns:
         The curve over the steps that all seeds have in common; None if there are fewer than two.
     """
-    found = []
-    for run in runs.values():
-        pairs = ((r["step"], value(r)) for r in run.records if r["split"] == split)
-        points = {step: number for step, number in pairs if number is not None}
-        if points:
-            found.append(points)
-    if not found:
-        return None
-    common = sorted(set.intersection(*(set(points) for points in found)))
+    every = [
+        {r["step"]: x for r in run.records if r["split"] == split and (x := value(r)) is not None}
+        for run in runs.values()
+    ]
+    found = [points for points in every if points]
+    common = sorted(set.intersection(*map(set, found))) if found else []
     if len(common) < 2:
         return None
     steps = np.array(common, float)
@@ -118,10 +108,9 @@ def _draw(name: str, curves: Mapping[str, Curve], methods: Sequence[str]) -> Pic
     axes.grid(color="0.9", lw=0.6)
     figure.legend(loc="outside lower center", ncols=3, columnspacing=1.0, handlelength=2.5)
     counts = {method_name(method): seed_count(curve.seeds) for method, curve in curves.items()}
+    seeds = ", ".join(f"{method} {count}" for method, count in counts.items())
     if len(set(counts.values())) == 1:
-        seeds = next(iter(counts.values()))
-    else:
-        seeds = ", ".join(f"{method} {count}" for method, count in counts.items())
+        (seeds,) = set(counts.values())
     alt = f"Line chart of {name} over the steps: {'; '.join(said)}."
     return picture(figure, name, alt, f"{name}, {seeds}.")
 

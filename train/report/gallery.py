@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from train.report.attention import Maps, draw_maps, example_maps, kinds_of, map_height
 from train.report.contents import Section
@@ -18,7 +19,7 @@ from train.report.picture import (
     head_series,
     run_points,
 )
-from train.report.pictures import COLUMN, new_figure, picture, side_by_side
+from train.report.pictures import COLUMN, Draw, new_figure, picture, side_by_side
 from train.report.reliability import HEIGHT, confidence_records, draw_reliability
 from train.report.runs import Run, Study
 from train.report.style import method_name
@@ -30,20 +31,15 @@ SEARCHED = 16  # examples at the start of a split, for one that all models get r
 
 @dataclasses.dataclass
 class Gallery:
-    """What is drawn of one run of each method.
+    """What is drawn of one run of each method."""
 
-    Attributes:
-        place: layer and head of the clouds, the same for all: where keys and queries of the first
-            run that has measured them end farthest apart by the scale-free MMD; None if none has.
-        points: by method.
-        examples: number in the split -> method -> its maps.
-        problems: what could not be restored or drawn, in sentences.
-    """
-
+    # Layer and head of the clouds, the same for all: where keys and queries of the first run that
+    # has measured them end farthest apart by the scale-free MMD; None if none has.
     place: tuple[str, int] | None
     points: dict[str, Points] = dataclasses.field(default_factory=dict)
+    # Number in the split -> method -> its maps.
     examples: dict[int, dict[str, Maps]] = dataclasses.field(default_factory=dict)
-    problems: list[str] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)  # what could not be drawn
 
 
 def visit(runs: Mapping[str, Run], numbers: Iterable[int] | None = None) -> Gallery:
@@ -80,12 +76,7 @@ def visit(runs: Mapping[str, Run], numbers: Iterable[int] | None = None) -> Gall
 
 
 def from_models(study: Study, numbers: Sequence[int] | None) -> list[Section]:
-    """The sections on clouds and on attention, of one run of each method.
-
-    Args:
-        study: whose runs are restored.
-        numbers: as of `visit`.
-    """
+    """The sections on clouds and on attention of a study; `numbers` as of `visit`."""
     clouds, attention = Section("Keys and queries"), Section("Attention maps")
     chosen = _one_of_each(study)
     if not chosen:
@@ -124,49 +115,43 @@ def from_models(study: Study, numbers: Sequence[int] | None) -> list[Section]:
 
 
 def write_pictures(runs: Mapping[str, Run], workdir: pathlib.Path) -> list[str]:
-    """Writes what a sweep shows, a column per method; returns a line on each picture.
+    """Writes picture.png, reliability.png and attention.png, of which it returns a line each.
 
     Args:
-        runs: finished ones, by method.
-        workdir: the folder that gets picture.png, reliability.png and attention.png.
+        runs: finished ones, by method; each is a column.
+        workdir: the folder that gets them.
     """
     config, gallery = next(iter(runs.values())).config, visit(runs)
-    name, split = f"{config.name}, seed {config.seed}", config.eval.mmd_split
-    lines = list(gallery.problems)
-    if gallery.place and gallery.points:
-        limits, place = distance_limits(run.records for run in runs.values()), gallery.place
-        path = workdir / "picture.png"
-        side_by_side(
-            lambda figure, m: draw_method(
-                figure, m, gallery.points[m], runs[m].records, place, limits
-            ),
-            gallery.points, path, height=max(map(_height, gallery.points.values())),
-            title=f"{name}. {_which_head(place, split, runs)}", text=YARDSTICK,
+    lines, split = list(gallery.problems), config.eval.mmd_split
+
+    def write(file: str, draw: Draw, methods: Iterable[str], title: str, **look: Any) -> None:
+        path, title = workdir / f"{file}.png", f"{config.name}, seed {config.seed}: {title}"
+        side_by_side(draw, methods, path, title=title, **look)
+        lines.append(f"{file.capitalize()}: {path}")
+
+    points, place = gallery.points, gallery.place
+    if place and points:
+        limits = distance_limits(run.records for run in runs.values())
+        write(
+            "picture",
+            lambda part, m: draw_method(part, m, points[m], runs[m].records, place, limits),
+            points, _which_head(place, split, runs), text=YARDSTICK,
+            height=max(map(_height, points.values())),
         )  # fmt: skip
-        lines.append(f"Picture: {path}")
     else:
         lines.append("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
-    split = config.eval.final[-1]
-    found = {m: records for m, run in runs.items() if (records := confidence_records([run], split))}
-    if found:
-        path = workdir / "reliability.png"
-        side_by_side(
-            lambda figure, m: draw_reliability(figure, m, found[m]),
-            found, path, height=HEIGHT, title=f"{name}: reliability on {split}",
-        )  # fmt: skip
-        lines.append(f"Reliability: {path}")
-    for number, drawn in gallery.examples.items():
-        kinds = kinds_of(drawn.values())
+    final = config.eval.final[-1]
+    bins = {m: records for m, run in runs.items() if (records := confidence_records([run], final))}
+    if bins:
+        write("reliability", lambda part, m: draw_reliability(part, m, bins[m]), bins,
+              f"reliability on {final}", height=HEIGHT)  # fmt: skip
+    for number, drawn in gallery.examples.items():  # one at most
+        kinds, first = kinds_of(drawn.values()), next(iter(drawn.values()))
+        height, width = map_height(kinds, first, COLUMN)
         if kinds:
-            path = workdir / "attention.png"
-            height, width = map_height(kinds, next(iter(drawn.values())), COLUMN)
-            title = f"{name}, example {number} of {config.eval.mmd_split}: "
-            side_by_side(
-                lambda figure, m: draw_maps(figure, m, drawn[m], kinds),  # noqa: B023
-                drawn, path, height=height, width=width,
-                title=f"{title}{next(iter(drawn.values())).shown.title}. {_which_example(None)}.",
-            )  # fmt: skip
-            lines.append(f"Attention: {path}")
+            title = f"example {number} of {split}, {first.shown.title}. {_which_example(None)}."
+            write("attention", lambda part, m: draw_maps(part, m, drawn[m], kinds), drawn,  # noqa: B023
+                  title, height=height, width=width)  # fmt: skip
     return lines
 
 

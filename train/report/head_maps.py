@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.colors import Normalize
 
 from align_jax.config import PLAIN
 from train.report.contents import Picture, Section
@@ -19,44 +20,29 @@ MOMENTS = 4
 
 
 class Moments(NamedTuple):
-    """Layers x heads at several moments, means over the seeds.
-
-    Attributes:
-        layers: their names in order.
-        titles: of the moments.
-        values: [T, L, H]; nan where a layer has fewer heads than another.
-    """
+    """Layers x heads at several moments, means over the seeds."""
 
     layers: list[str]
-    titles: list[str]
-    values: np.ndarray
+    titles: list[str]  # of the moments
+    values: np.ndarray  # [T, L, H]; nan where a layer has fewer heads than another
 
 
 def moments(runs: Mapping[int, Run], record: str) -> Moments | None:
     """What runs recorded per layer and head, from their first record to their last.
 
     Each seed counts at the same fraction of its own records, for early stopping ends them at
-    different steps.
-
-    Args:
-        runs: by seed.
-        record: "mmd_per_head" or "divergence".
-
-    Returns:
-        None if no run recorded any.
+    different steps. None if no run recorded any of `record`, "mmd_per_head" or "divergence".
     """
     found = [series for run in runs.values() if (series := head_series(run.records, record))]
     if not found:
         return None
     layers = sorted(found[0], key=_natural)
-    count = min(MOMENTS, *(len(_steps(series)) for series in found))
-    places = np.linspace(0.0, 1.0, count)
-    picked = [np.rint(places * (len(_steps(series)) - 1)).astype(int) for series in found]
-    values = np.mean(
-        [_grid(s, layers)[rows] for s, rows in zip(found, picked, strict=True)], axis=0
-    )
-    steps = np.array([_steps(s)[rows] for s, rows in zip(found, picked, strict=True)])
-    return Moments(layers, [_title(column) for column in steps.T], values)
+    steps = [next(iter(series.values()))[0] for series in found]
+    places = np.linspace(0.0, 1.0, min(MOMENTS, *map(len, steps)))
+    picked = [np.rint(places * (len(x) - 1)).astype(int) for x in steps]
+    grids = [_grid(series, layers)[rows] for series, rows in zip(found, picked, strict=True)]
+    chosen = np.array([x[rows] for x, rows in zip(steps, picked, strict=True)])
+    return Moments(layers, [_title(column) for column in chosen.T], np.mean(grids, axis=0))
 
 
 def head_maps(study: Study) -> list[Section]:
@@ -75,12 +61,9 @@ def head_maps(study: Study) -> list[Section]:
     if missing:
         mmd.missing.append(f"Not measured, or not yet: {', '.join(missing)}.")
     if known:
-        limits = (
-            min(np.nanmin(x.values) for x in known.values()),
-            max(np.nanmax(x.values) for x in known.values()),
-        )
+        every = np.concatenate([x.values.ravel() for x in known.values()])
+        limits = np.nanmin(every), np.nanmax(every)
         mmd.pictures += [_draw("MMD", m, x, limits, "MMD") for m, x in known.items()]
-
     for method, runs in study.runs.items():
         if method == PLAIN:
             continue
@@ -111,12 +94,9 @@ def _draw(
             ax.set_axis_off()
             continue
         ax.set_facecolor("0.85")  # where there is no such head
-        image = ax.imshow(
-            found.values[index], cmap=MAP, vmin=limits[0], vmax=limits[1], aspect="auto"
-        )
+        image = ax.imshow(found.values[index], MAP, norm=Normalize(*limits), aspect="auto")
         ax.set_title(found.titles[index])
-        every = -(-heads // 8)
-        ax.set_xticks(range(0, heads, every))
+        ax.set_xticks(range(0, heads, -(-heads // 8)))
         ax.set_yticks(range(0, rows, -(-rows // 12)), names[:: -(-rows // 12)])
     for ax in axes[-1]:
         ax.set_xlabel("head")
@@ -132,16 +112,11 @@ def _draw(
 
 def _grid(series: Series, layers: Sequence[str]) -> np.ndarray:
     """[T, L, H], filled up with nan."""
-    heads = max(series[layer][1].shape[1] for layer in layers)
-    grid = np.full((len(_steps(series)), len(layers), heads), np.nan)
-    for row, layer in enumerate(layers):
-        values = series[layer][1]
-        grid[:, row, : values.shape[1]] = values
-    return grid
-
-
-def _steps(series: Series) -> np.ndarray:
-    return next(iter(series.values()))[0]
+    values = [series[layer][1].astype(float) for layer in layers]
+    heads = max(x.shape[1] for x in values)
+    holes = [((0, 0), (0, heads - x.shape[1])) for x in values]
+    padded = [np.pad(x, n, constant_values=np.nan) for x, n in zip(values, holes, strict=True)]
+    return np.stack(padded, axis=1)
 
 
 def _title(steps: np.ndarray) -> str:

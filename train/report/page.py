@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -13,14 +14,13 @@ from train.comparison import markdown
 from train.comparison.markdown import code, literal
 from train.report import summary
 from train.report.attacks import attacks
-from train.report.contents import Chapter, Picture, Section, Table
+from train.report.contents import Chapter, Section
 from train.report.curves import training
 from train.report.gallery import from_models
 from train.report.head_maps import head_maps
 from train.report.pictures import file_name
 from train.report.reliability import reliability
 from train.report.runs import Study, config_keys, read_studies
-from train.report.step_times import step_times
 from train.run.folder import CONFIG, METRICS, RESULT, STEP_TIMES, CheckpointError, write_text
 
 PAGE, TEXT = "report.html", "report.md"
@@ -76,20 +76,18 @@ def write_report(
     write_text(output / PAGE, to_html(chapters, overview))
     write_text(output / TEXT, to_markdown(chapters, overview))
     for chapter in chapters:
-        for part in chapter.sections:
-            for picture in part.pictures:
-                (output / picture_file(chapter, picture)).write_bytes(picture.png)
+        for picture in (picture for part in chapter.sections for picture in part.pictures):
+            (output / f"{file_name(chapter.title)}-{picture.name}.png").write_bytes(picture.png)
     return chapters
 
 
 def _titled(studies: Sequence[Study]) -> list[tuple[str, Study]]:
     """Each study with a title of its own: several of one name are numbered."""
-    seen: dict[str, int] = {}
-    titled = []
+    seen, titled = collections.Counter[str](), []
     for study in studies:
-        seen[study.name] = seen.get(study.name, 0) + 1
-        number = seen[study.name]
-        titled.append((f"{study.name} ({number})" if number > 1 else study.name, study))
+        seen[study.name] += 1
+        number = f" ({seen[study.name]})" if seen[study.name] > 1 else ""
+        titled.append((f"{study.name}{number}", study))
     return titled
 
 
@@ -109,7 +107,7 @@ def _chapter(
         *head_maps(study),
         reliability(study),
         *from_models(study, examples),
-        step_times(study),
+        summary.step_times(study),
         first,
         *configuration,
         summary.every_run(study),
@@ -118,17 +116,10 @@ def _chapter(
 
 
 def _difference(one: Study, other: Study) -> str:
-    flat = [config_keys(study.values) for study in (one, other)]
-    keys = sorted(
-        key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)
-    )
-    said = "; ".join(f"{key} {flat[0].get(key)!r} there, {flat[1].get(key)!r} here" for key in keys)
+    there, here = (config_keys(study.values) for study in (one, other))
+    keys = [x for x in sorted(there.keys() | here.keys()) if there.get(x) != here.get(x)]
+    said = "; ".join(f"{x} {there.get(x)!r} there, {here.get(x)!r} here" for x in keys)
     return f"Differs from the first {one.name} in {said}."
-
-
-def picture_file(chapter: Chapter, picture: Picture) -> str:
-    """The name of a picture's file beside the page."""
-    return f"{file_name(chapter.title)}-{picture.name}.png"
 
 
 def to_html(chapters: Sequence[Chapter], overview: Section) -> str:
@@ -150,11 +141,9 @@ def to_markdown(chapters: Sequence[Chapter], overview: Section) -> str:
     for chapter in chapters:
         lines += [f"## {literal(chapter.title)}", ""]
         lines += [literal(chapter.summary), ""] if chapter.summary else []
-        facts = [
-            (literal(name), code(value) if name == "Command" else literal(value))
-            for name, value in chapter.facts
-        ]
-        lines += [f"- {name}: {value}" for name, value in facts]
+        for name, value in chapter.facts:
+            shown = code(value) if name == "Command" else literal(value)
+            lines.append(f"- {literal(name)}: {shown}")
         lines.append("")
         for part in chapter.sections:
             if part.printed:
@@ -165,12 +154,8 @@ def to_markdown(chapters: Sequence[Chapter], overview: Section) -> str:
 def _section_lines(part: Section) -> list[str]:
     lines = [literal(part.text), ""] if part.text else []
     for table in part.tables:
-        lines += [*_table_lines(table), ""]
+        head, *rows = (list(map(literal, row)) for row in (table.columns, *table.rows))
+        lines += [literal(table.caption), "", *markdown.table(head, rows), ""]
     said = [*part.sentences, *part.missing]
     lines += [f"- {literal(sentence)}" for sentence in said]
     return [*lines, ""] if said else lines
-
-
-def _table_lines(table: Table) -> list[str]:
-    head, *rows = (list(map(literal, row)) for row in (table.columns, *table.rows))
-    return [literal(f"{table.caption} {table.note}".strip()), "", *markdown.table(head, rows)]

@@ -18,23 +18,14 @@ SMALL = "-minilm"  # ends the name of an experiment with another model than the 
 
 @dataclasses.dataclass(frozen=True)
 class PaperResult:
-    """One metric of one data set in the paper.
+    """One metric of one data set in the paper, by method in percent."""
 
-    Attributes:
-        table: where it stands.
-        setting: data set and model.
-        metric: as a run reports it: "METRIC" of the last of `eval.final`, or "SPLIT/METRIC".
-        values: method -> mean, in percent.
-        spreads: method -> standard deviation, where the paper gives one.
-        note: what to know about it.
-    """
-
-    table: str
-    setting: str
-    metric: str
+    table: str  # where it stands
+    setting: str  # data set and model
+    metric: str  # as a run reports it: "METRIC" of the last of `eval.final`, or "SPLIT/METRIC"
     values: Mapping[str, float]
-    spreads: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    note: str = ""
+    spreads: Mapping[str, float]  # standard deviations, where it gives them
+    note: str  # what to know about it
 
 
 # Experiment -> (data set, metric, and what METHODS reach).
@@ -118,41 +109,37 @@ def paper_results(experiment: str, pretrained: str = "") -> list[PaperResult]:
         >>> paper_results("planetoid-cora")[0].values["ct"]
         83.8
     """
-    name = experiment.removesuffix(SMALL)
+    name, table, note = experiment.removesuffix(SMALL), "Tables 1, 8", ""
+    found: dict[str, tuple[Sequence[float], Sequence[float]]]  # metric -> means, spreads
     if name in _GLUE:
         data, metric, reached = _GLUE[name]
-        note = _NOTES.get(data, "")
-        return [PaperResult("Tables 1, 8", f"{data}, {ALBERT}", metric, _named(reached), note=note)]
-    if name in _SQUAD:
-        data, *pairs = _SQUAD[name]
-        return [
-            PaperResult("Tables 1, 8", f"{data}, {ALBERT}", metric, _named(reached))
-            for metric, reached in zip(("exact", "f1"), pairs, strict=True)
-        ]
-    if name in _GAT:
-        data, *numbers = _GAT[name]
-        values, spreads = _named(numbers[0], WITHOUT_OT), _named(numbers[1], WITHOUT_OT[1:])
-        return [PaperResult("Table 4", f"{data}, GAT", "accuracy", values, spreads)]
-    if name in _DOMAINS:
+        setting, found, note = f"{data}, {ALBERT}", {metric: (reached, ())}, _NOTES.get(data, "")
+    elif name in _SQUAD:
+        data, exact, f1 = _SQUAD[name]
+        setting, found = f"{data}, {ALBERT}", {"exact": (exact, ()), "f1": (f1, ())}
+    elif name in _GAT:
+        data, means, spreads = _GAT[name]
+        table, setting, found = "Table 4", f"{data}, GAT", {"accuracy": (means, spreads)}
+    elif name in _DOMAINS:
         data, other = _DOMAINS[name]
         model = "RoBERTa" if "roberta" in pretrained.lower() else "BERT"
         metrics = ("test/accuracy", f"{other}/accuracy", "test/ece", f"{other}/ece")
-        return [
-            PaperResult("Table 2", f"{data}, {model}-base", metric, _named(values, WITHOUT_OT))
-            for metric, values in zip(metrics, _TRANSFER[name, model], strict=True)
-        ]
-    if name in ("vqa-v2", "vqa-easy"):
-        easy = name == "vqa-easy"
+        table, setting = "Table 2", f"{data}, {model}-base"
+        found = {m: (x, ()) for m, x in zip(metrics, _TRANSFER[name, model], strict=True)}
+    elif name in ("vqa-v2", "vqa-easy"):
+        table, setting, easy = "Tables 5, 6, 9", "VQA-v2, MCAN small", name == "vqa-easy"
+        found = {_EASY[m] if easy else m: (x, (spread,)) for m, (x, spread) in _VQA.items()}
         note = "of another data set than this experiment's" if easy else ""
-        return [
-            PaperResult(
-                "Tables 5, 6, 9", "VQA-v2, MCAN small", _EASY[metric] if easy else metric,
-                _named(values, WITHOUT_OT), {"ct": spread}, note,
-            )
-            for metric, (values, spread) in _VQA.items()
-        ]  # fmt: skip
-    return []
+    else:
+        return []
+    return [
+        PaperResult(table, setting, metric, _by_method(means), _by_method(means, spreads), note)
+        for metric, (means, spreads) in found.items()
+    ]
 
 
-def _named(values: Sequence[float], methods: Sequence[str] = METHODS) -> dict[str, float]:
-    return dict(zip(methods, values, strict=True))
+def _by_method(means: Sequence[float], spreads: Sequence[float] | None = None) -> dict[str, float]:
+    """Means by method, or the spreads, which the first methods may lack."""
+    methods = METHODS if len(means) == len(METHODS) else WITHOUT_OT
+    values = means if spreads is None else spreads
+    return dict(zip(methods[len(methods) - len(values) :], values, strict=True))

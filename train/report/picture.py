@@ -39,19 +39,12 @@ Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # layer -> steps [T], valu
 
 
 class Points(NamedTuple):
-    """What a finished run makes of some examples.
+    """What a finished run makes of some examples."""
 
-    Attributes:
-        queries: of one head, [P, D], the tokens of all examples together.
-        keys: likewise.
-        embeddings: of examples, [P, E], if the task has any (see `Task.embeddings`).
-        labels: their classes, [P].
-    """
-
-    queries: np.ndarray
+    queries: np.ndarray  # of one head, [P, D], the tokens of all examples together
     keys: np.ndarray
-    embeddings: np.ndarray | None
-    labels: np.ndarray | None
+    embeddings: np.ndarray | None  # of examples, [P, E], if the task has any
+    labels: np.ndarray | None  # their classes, [P]
 
 
 def run_points(experiment: Experiment, state: TrainState, layer: str, head: int) -> Points:
@@ -110,20 +103,10 @@ def draw_method(
     place: tuple[str, int],
     limits: tuple[float, float],
 ) -> str:
-    """Draws a method's column: clouds, their distance, and its own divergence over training.
+    """Draws a method's column into a figure or a part of one; returns it in a sentence.
 
+    That is clouds of the head at `place`, their distance, and its own divergence over training.
     Where the task has embeddings of its examples, a row on top shows them by class.
-
-    Args:
-        figure: where, or a part of one.
-        method: whose it is.
-        points: of `run_points`.
-        records: what the run logged.
-        place: layer and head of the clouds.
-        limits: of `distance_limits`.
-
-    Returns:
-        What is drawn, in a sentence.
     """
     layer, head = place
     ratios = [1.3, 1.0, 1.0] if points.embeddings is None else [1.3, 1.3, 1.0, 1.0]

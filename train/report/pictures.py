@@ -16,6 +16,7 @@ from train.report.contents import Picture
 
 DPI = 160  # sharp on screens of a finer grain than CSS pixels
 CSS_DPI = 96
+Draw = Callable[[Any, str], object]  # a method's column into a part of a figure
 COLUMN = 2.9  # inches: four pictures side by side on a desktop, one on a phone
 
 
@@ -25,14 +26,7 @@ def new_figure(height: float, width: float = COLUMN) -> plt.Figure:
 
 
 def picture(figure: plt.Figure, name: str, alt: str, caption: str) -> Picture:
-    """Saves a figure and closes it.
-
-    Args:
-        figure: from pyplot.
-        name: of the file; what file names do not bear is replaced.
-        alt: see `Picture`.
-        caption: see `Picture`.
-    """
+    """Saves a figure of pyplot and closes it; `alt` and `caption` as of `Picture`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, format="png")
     width = round(figure.get_size_inches()[0] * CSS_DPI)
@@ -41,25 +35,23 @@ def picture(figure: plt.Figure, name: str, alt: str, caption: str) -> Picture:
 
 
 def side_by_side(
-    draw: Callable[[Any, str], object], methods: Iterable[str], path: pathlib.Path,
+    draw: Draw, methods: Iterable[str], path: pathlib.Path,
     *, height: float, title: str, text: str = "", width: float = 3.4,
 ) -> None:  # fmt: skip
-    """Saves a picture of one column per method.
+    """Saves a PNG of one column per method, each drawn by `draw` into its part of the figure.
 
     Args:
-        draw: draws a method's column into a figure.
-        methods: by whose names it is called.
+        draw: is given that part and a method.
+        methods: from left to right.
         path: of the PNG.
-        height: of the columns, in inches.
-        title: above them.
-        text: below them.
-        width: of a column, in inches.
+        height, width: of a column, in inches.
+        title, text: above and below the columns.
     """
     columns = list(methods)
     letters = int(13 * width * len(columns))  # that fit into a line
     figure = new_figure(height, width * len(columns))
-    for part, method in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns,
-                            strict=True):  # fmt: skip
+    parts = figure.subfigures(1, len(columns), squeeze=False)[0]
+    for part, method in zip(parts, columns, strict=True):
         draw(part, method)
     figure.suptitle(textwrap.fill(title, letters), fontsize="medium")
     if text:

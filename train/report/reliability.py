@@ -47,13 +47,7 @@ def confidence_records(runs: Iterable[Run], split: str) -> list[Mapping[str, Any
 
 
 def draw_reliability(figure: Any, method: str, records: Sequence[Mapping[str, Any]]) -> str:
-    """Draws a method's diagram into a figure or a part of one; returns it in words.
-
-    Args:
-        figure: where.
-        method: whose it is.
-        records: of `confidence_records`.
-    """
+    """Draws a method's diagram into a figure or a part of one; returns it in words."""
     bins = {
         name: np.sum([record["reliability"][name] for record in records], axis=0)
         for name in ("count", "confidence", "correct")
@@ -76,13 +70,7 @@ def draw_reliability(figure: Any, method: str, records: Sequence[Mapping[str, An
 
 
 def draw_bins(top: plt.Axes, bottom: plt.Axes, bins: Mapping[str, Any]) -> None:
-    """Draws one model's bins.
-
-    Args:
-        top: where its accuracy goes.
-        bottom: where its counts go.
-        bins: "count", "confidence" and "correct", sums per bin.
-    """
+    """Draws accuracy on top and counts below of bins: sums of count, confidence and correct."""
     count, confidence, correct = (
         np.asarray(bins[name], float) for name in ("count", "confidence", "correct")
     )

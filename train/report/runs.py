@@ -29,17 +29,11 @@ SECTIONS = ("alignment", "data", "eval", "model", "name", "optimizer", "seed", "
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run's folder.
-
-    Attributes:
-        folder: where it lies.
-        values: its config as plain values.
-        result: what it wrote at its end; None if it is not finished.
-    """
+    """One run's folder."""
 
     folder: pathlib.Path
-    values: dict[str, Any]
-    result: dict[str, Any] | None
+    values: dict[str, Any]  # its config
+    result: dict[str, Any] | None  # what it wrote at its end; None if it is not finished
 
     @property
     def seed(self) -> int:
@@ -59,33 +53,27 @@ class Run:
 
 @dataclasses.dataclass
 class Study:
-    """Runs of one experiment, by method and seed.
+    """Runs of one experiment, by method and seed, the plain model first.
 
-    Attributes:
-        name: of the experiment.
-        values: the config that all share; nested, without `alignment` and `seed`.
-        runs: method -> seed -> run, the plain model first. What a method's name does not say stands
-            behind a colon ("ct:0.1").
-        times: of a step, by method, where a sweep has measured them.
-        commands: that made them, where it is known.
-        notes: what was left aside, in sentences.
+    What a method's name does not say stands behind a colon ("ct:0.1").
     """
 
     name: str
-    values: dict[str, Any]
+    values: dict[str, Any]  # the config that all share, without `alignment` and `seed`
     runs: dict[str, dict[int, Run]]
-    times: dict[str, StepTime]
-    commands: list[str]
-    notes: list[str]
+    times: dict[str, StepTime]  # of a step, by method, where a sweep has measured them
+    commands: list[str]  # that made them, where it is known
+    notes: list[str]  # what was left aside, in sentences
 
     @property
     def finished(self) -> dict[str, dict[int, Run]]:
         """The runs that are finished; methods without any are left out."""
-        found = {
-            method: {seed: run for seed, run in seeds.items() if run.result is not None}
-            for method, seeds in self.runs.items()
-        }
-        return {method: seeds for method, seeds in found.items() if seeds}
+        found: dict[str, dict[int, Run]] = {}
+        for method, seeds in self.runs.items():
+            for seed, run in seeds.items():
+                if run.result is not None:
+                    found.setdefault(method, {})[seed] = run
+        return found
 
     @property
     def eval(self) -> dict[str, Any]:
@@ -176,12 +164,8 @@ def _study(found: Sequence[tuple[pathlib.Path, Run]]) -> Study:
             times.setdefault(label, measured)
     for label, seeds in runs.items():
         runs[label] = dict(sorted(seeds.items()))
-    folders = dict.fromkeys(folder for folder, _ in found)
-    commands = [
-        (x / COMMAND).read_text("utf-8", "replace").strip()
-        for x in folders
-        if (x / COMMAND).is_file()
-    ]
+    files = dict.fromkeys(folder / COMMAND for folder, _ in found)
+    commands = [path.read_text("utf-8", "replace").strip() for path in files if path.is_file()]
     return Study(first["name"], shared, runs, times, commands, notes)
 
 
@@ -196,12 +180,11 @@ def _labels(sections: Sequence[Mapping[str, Any]]) -> list[str]:
         same = [x for x in sections if x["method"] == method != PLAIN]
         keys = dict.fromkeys(key for x in same for key in x)
         differing = [key for key in keys if len({json.dumps(x.get(key)) for x in same}) > 1]
-        # As `train.sweep` writes it if the weight is all there is.
-        weight = section.get("weight")  # None is the method's own, which needs no name
-        named = ["" if weight is None else f"{weight:g}"] if "weight" in differing else []
+        # As `train.sweep` writes it if the weight is all there is; a method's own needs no name.
+        weight = section.get("weight")
+        named = [f"{weight:g}"] if "weight" in differing and weight is not None else []
         named += [f"{x} {section.get(x)}" for x in differing if x != "weight"]
-        named = [x for x in named if x]
-        labels.append(":".join([method, " ".join(named)]) if named else method)
+        labels.append(f"{method}:{' '.join(named)}" if named else method)
     return labels
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from align_jax.config import PLAIN
 from train.comparison import table
-from train.comparison.statistics import Difference, differences_to_plain, noise, paired_difference
+from train.comparison.statistics import Difference, differences_to_plain, noise
 from train.report.contents import Section, Table
-from train.report.paper import PaperResult, paper_results
+from train.report.paper import STEP_RATIOS, PaperResult, paper_results
 from train.report.pictures import seed_count
 from train.report.runs import Run, Study, config_keys
 from train.report.style import method_name
@@ -25,13 +26,10 @@ def facts(study: Study) -> list[tuple[str, str]]:
     seeds: dict[str, list[str]] = {}
     for method, runs in study.finished.items():
         seeds.setdefault(", ".join(map(str, runs)), []).append(method_name(method))
+    shown = "; ".join(f"{', '.join(names)}: {some}" for some, names in seeds.items())
     if len(seeds) == 1:
-        shown = next(iter(seeds))
-    else:
-        shown = "; ".join(f"{', '.join(names)}: {some}" for some, names in seeds.items())
-    machines = dict.fromkeys(
-        run.result.get("hardware", "not recorded") for run in _finished(study) if run.result
-    )
+        (shown,) = seeds
+    machines = dict.fromkeys(x.get("hardware", "not recorded") for x in _all_results(study))
     return [
         ("Command", "; ".join(study.commands) or "not recorded"),
         ("Methods", ", ".join(map(method_name, study.runs))),
@@ -61,13 +59,11 @@ def results(study: Study) -> tuple[str, Section]:
     if not finished:
         section.missing.append("No run is finished, so there are no results yet.")
         return "", section
-    every = [run.result for run in _finished(study) if run.result is not None]
-    metrics, left_out = table.measured(every, study.split, study.eval["report"])
+    every, report = _all_results(study), study.eval["report"]
+    metrics, left_out = table.measured(every, study.split, report)
     section.missing += left_out
     rows = table.comparison(_results(finished), study.times, study.split, metrics)
-    columns = [
-        name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())
-    ]
+    columns = [x for x in next(iter(rows.values())) if any(row[x] for row in rows.values())]
     caption = "Mean and sample standard deviation over the seeds."
     if "MMD" in columns:
         caption += (
@@ -106,8 +102,7 @@ def _best(
     if not metrics:
         return said
     column = " ".join(table.place(metrics[0], study.split))
-    cells = {name: cell for name, row in zip(names, rows.values(), strict=True)
-             if (cell := row[column]) is not None}  # fmt: skip
+    cells = {method_name(m): cell for m, row in rows.items() if (cell := row[column]) is not None}
     best, *others = sorted(cells, key=lambda name: -cells[name].mean)
     shown, one = f"{best} is best by {column} ({cells[best]})", found.get((best, column))
     if one is None and others:  # the plain model is, or there is none
@@ -170,13 +165,12 @@ def beside_the_paper(study: Study) -> Section:
     )
     columns = ["method", "here", "gain here", "the paper", "gain in the paper"]
     for result in known:
+        split, metric = table.place(result.metric, study.split)
         values = {
-            method: {seed: _metric(run, study, result.metric) for seed, run in runs.items()}
-            for method, runs in study.finished.items()
+            method: {seed: 100 * of[metric] for seed, of in found.items() if metric in of}
+            for method, found in _metrics(study, split).items()
         }
-        body = [
-            row for method in result.values for row in _paper_rows(result, method, values)
-        ]  # fmt: skip
+        body = [row for method in result.values for row in _paper_rows(result, method, values)]
         caption = f"{result.metric}. The paper: {result.table}, {result.setting}"
         caption += f" ({result.note})." if result.note else "."
         section.tables.append(Table(caption, columns, body))
@@ -184,47 +178,59 @@ def beside_the_paper(study: Study) -> Section:
 
 
 def _paper_rows(
-    result: PaperResult, method: str, values: Mapping[str, Mapping[int, float | None]]
+    result: PaperResult, method: str, values: Mapping[str, Mapping[int, float]]
 ) -> list[list[str]]:
     """The rows of one of the paper's methods: one per variant of it that was run, or one empty."""
     mean, base = result.values[method], result.values[PLAIN]
     paper = f"{mean:.2f}" + (f" ± {result.spreads[method]:g}" if method in result.spreads else "")
     gain = NOTHING if method == PLAIN else f"{mean - base:+.2f}"
     rows = []
-    for label, found in values.items():
-        here = {seed: 100 * value for seed, value in found.items() if value is not None}
+    for label, here in values.items():
         if label.partition(":")[0] != method or not here:
             continue
-        plain = values.get(PLAIN, {})
-        common = [s for s in here if plain.get(s) is not None]
-        own = NOTHING
-        if label != PLAIN and common:
-            other = [100 * float(plain[seed] or 0.0) for seed in common]
-            own = f"{paired_difference([here[seed] for seed in common], other).mean:+.2f}"
+        plain, own = values.get(PLAIN, {}), NOTHING
+        gains = [x - plain[seed] for seed, x in here.items() if seed in plain]
+        if label != PLAIN and gains:
+            own = f"{np.mean(gains):+.2f}"
         rows.append([method_name(label), mean_and_spread(list(here.values())), own, paper, gain])
     return rows or [[method_name(method), "no finished run", NOTHING, paper, gain]]
 
 
+def step_times(study: Study) -> Section:
+    """What alignment costs per training step."""
+    section = Section("Step time", printed=True)
+    caption = (
+        "Time of a training step over the plain model's, median of steps taken in turn in one "
+        "process. The paper: MCAN small on VQA-v2, Tables 5, 6, 9."
+    )
+    paper = {method: STEP_RATIOS.get(method.partition(":")[0]) for method in study.times}
+    rows = [
+        [method_name(m), f"{time.ratio:.2f}x", f"{paper[m]:.2f}x" if paper[m] else NOTHING]
+        for m, time in study.times.items()
+    ]
+    if rows:
+        section.tables.append(Table(caption, ["method", "here", "the paper"], rows))
+    else:
+        section.missing.append(
+            "Not measured: train.sweep times the steps when all its runs are finished."
+        )
+    return section
+
+
 def every_run(study: Study) -> Section:
     """All metrics of all finished runs, one by one."""
-    rows = []
-    names = dict.fromkeys(
-        f"{split} {metric}"
-        for run in _finished(study)
-        for split, metrics in (run.result or {})["metrics"].items()
-        for metric in metrics
-    )
-    for method, runs in study.finished.items():
-        for seed, run in runs.items():
-            result = run.result or {}
-            values = {
-                f"{split} {metric}": value
-                for split, metrics in result["metrics"].items()
-                for metric, value in metrics.items()
-            }
-            cells = [f"{values[name]:.4f}" if name in values else NOTHING for name in names]
-            minutes = f"{result['seconds'] / 60:.1f}"
-            rows.append([method_name(method), str(seed), str(result["steps"]), minutes, *cells])
+    values = [traverse_util.flatten_dict(x["metrics"], sep=" ") for x in _all_results(study)]
+    names = dict.fromkeys(name for found in values for name in found)
+    heads = [
+        [method_name(method), str(seed), str(x["steps"]), f"{x['seconds'] / 60:.1f}"]
+        for method, runs in study.finished.items()
+        for seed, run in runs.items()
+        if (x := run.result)
+    ]
+    rows = [
+        [*head, *(f"{found[name]:.4f}" if name in found else NOTHING for name in names)]
+        for head, found in zip(heads, values, strict=True)
+    ]
     section = Section("Every run", folded=True)
     if rows:
         columns = ["method", "seed", "steps", "minutes", *names]
@@ -237,25 +243,20 @@ def every_run(study: Study) -> Section:
 
 def configuration(study: Study) -> list[Section]:
     """What differs between the methods, and all the rest."""
-    sections = {
-        method: next(iter(runs.values())).values["alignment"] for method, runs in study.runs.items()
-    }
+    sections = {m: next(iter(runs.values())).values["alignment"] for m, runs in study.runs.items()}
     active = {method: values for method, values in sections.items() if method != PLAIN}
     keys = dict.fromkeys(key for values in active.values() for key in values)
     differing = [k for k in keys if len({_text(values.get(k)) for values in active.values()}) > 1]
     rows = [
-        [
-            f"alignment.{key}",
-            *(_differing(method, key, values) for method, values in sections.items()),
-        ]
+        [f"alignment.{key}", *(_differing(m, key, values) for m, values in sections.items())]
         for key in dict.fromkeys(["method", *differing])
     ]
     columns = ["key", *map(method_name, sections)]
     caption = "What differs between the runs, besides the seed."
     first = Section("Configuration", tables=[Table(caption, columns, rows)], printed=True)
 
-    same = {f"alignment.{key}": next(iter(active.values()))[key] for key in keys if key not in
-            {"method", *differing} and key in next(iter(active.values()))}  # fmt: skip
+    every = {f"alignment.{k}": x for values in active.values() for k, x in values.items()}
+    same = {k: x for k, x in every.items() if k.partition(".")[2] not in ("method", *differing)}
     everything = sorted((same | config_keys(study.values)).items())
     caption = "What all runs have in common; the section alignment without effect on a plain model."
     whole = Table(caption, ["key", "value"], [[key, _text(value)] for key, value in everything])
@@ -266,10 +267,6 @@ def _differing(method: str, key: str, values: Mapping[str, Any]) -> str:
     return NOTHING if method == PLAIN and key != "method" else _text(values.get(key))
 
 
-def _finished(study: Study) -> list[Run]:
-    return [run for runs in study.finished.values() for run in runs.values()]
-
-
 def _results(runs: Mapping[str, Mapping[int, Run]]) -> dict[str, list[dict[str, Any]]]:
     return {
         method: [run.result for run in seeds.values() if run.result is not None]
@@ -277,10 +274,16 @@ def _results(runs: Mapping[str, Mapping[int, Run]]) -> dict[str, list[dict[str, 
     }
 
 
-def _metric(run: Run, study: Study, name: str) -> float | None:
-    """A metric of a finished run, "METRIC" or "SPLIT/METRIC"; None if it was not measured."""
-    split, metric = table.place(name, study.split)
-    return (run.result or {})["metrics"].get(split, {}).get(metric)
+def _all_results(study: Study) -> list[dict[str, Any]]:
+    return [result for results in _results(study.finished).values() for result in results]
+
+
+def _metrics(study: Study, split: str) -> dict[str, dict[int, dict[str, float]]]:
+    """Of all finished runs on a split: method -> seed -> metric -> its value."""
+    return {
+        method: {seed: (run.result or {})["metrics"].get(split, {}) for seed, run in runs.items()}
+        for method, runs in study.finished.items()
+    }
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:

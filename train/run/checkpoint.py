@@ -41,15 +41,10 @@ class DamagedCheckpoint(CheckpointError):
 
 @dataclasses.dataclass
 class Progress:
-    """What besides the state a run must remember.
+    """What besides the state a run must remember."""
 
-    Attributes:
-        early_stopping: `EarlyStopping.to_json()`.
-        best_params: parameters of the best evaluation so far; None unless they are asked for.
-    """
-
-    early_stopping: dict[str, Any] = dataclasses.field(default_factory=dict)
-    best_params: Any = None
+    early_stopping: dict[str, Any] = dataclasses.field(default_factory=dict)  # its `to_json()`
+    best_params: Any = None  # those of the best evaluation so far, if they are asked for
 
 
 class Checkpoints:
@@ -80,16 +75,11 @@ class Checkpoints:
         if read_only and not self.folder.exists():
             raise CheckpointError(f"{self.folder} holds no checkpoint; it does not exist.")
         best = preservation_policy.BestN(
-            get_metric_fn=monitor.rank,
-            n=1,
-            keep_checkpoints_without_metrics=False,
+            get_metric_fn=monitor.rank, n=1, keep_checkpoints_without_metrics=False
         )
         newest = preservation_policy.LatestN(max(keep, 1))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
-            enable_async_checkpointing=True,
-            read_only=read_only,
-        )
+        kept = preservation_policy.AnyPreservationPolicy([newest, best])
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, read_only=read_only)
         handlers = {
             "arrays": ocp.StandardCheckpointHandler(),
             "progress": ocp.JsonCheckpointHandler(),
@@ -100,15 +90,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        problems = []
-        for end in (self._manager.wait_until_finished, self._manager.close):
-            try:
-                with self._explained():
-                    end()
-            except Exception as error:  # the second may tell once more of what the first one told
-                problems.append(error)
-        if problems and kind is None:  # else what ended the run is the news
-            raise problems[0]
+        try:
+            with self._explained(), contextlib.closing(self._manager):
+                self._manager.wait_until_finished()
+        except Exception:
+            if kind is None:  # else what ended the run is the news
+                raise
 
     def wait(self) -> None:
         """Returns when everything saved so far is on the disk.
@@ -142,9 +129,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        if (
-            not is_remote(self.folder) and not self.folder.exists()
-        ):  # Orbax would make it anew, without what else a run holds
+        # Orbax would make it anew, without what else a run holds.
+        if not is_remote(self.folder) and not self.folder.exists():
             raise NotWritten(
                 f"{self.folder} was deleted or moved while the run wrote to it. Leave the folder "
                 f"of a run where it is, and start the same command again."
@@ -153,15 +139,11 @@ class Checkpoints:
         if progress.best_params is not None:
             arrays["best_params"] = serialization.to_state_dict(progress.best_params)
         kept = {"early_stopping": progress.early_stopping, "bit_sums": bit_sums(arrays)}
+        items = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(kept)
+        )
         with self._explained():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(kept)
-                ),
-                metrics=dict(metrics) if metrics else None,
-                force=True,
-            )
+            self._manager.save(step, args=items, metrics=dict(metrics or {}) or None, force=True)
 
     def restore(
         self, state: TrainState, step: int | None = None, *, repair: bool = False
@@ -217,13 +199,11 @@ class Checkpoints:
 
         # As NumPy arrays, wherever they lay when they were saved: the run places them anew.
         as_numpy = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+        wanted = ocp.args.Composite(
+            arrays=ocp.args.StandardRestore(as_numpy), progress=ocp.args.JsonRestore()
+        )
         try:
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardRestore(as_numpy), progress=ocp.args.JsonRestore()
-                ),
-            )
+            items = self._manager.restore(step, args=wanted)
             expected = items.progress["bit_sums"]
         except Exception as error:
             raise _unread(folder, error) from error
@@ -259,14 +239,13 @@ class Checkpoints:
         except Exception as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise  # another process has ended, which is no fault of the disk
-            kept = [
-                step for step in self._manager.all_steps() if (self.folder / str(step)).exists()
-            ]
-            intact = f"Those of the steps {sorted(kept)} are intact" if kept else "It was the first"
+            steps = self._manager.all_steps()
+            kept = sorted(step for step in steps if (self.folder / str(step)).exists())
+            intact = f"Those of the steps {kept} are intact" if kept else "It was the first"
             raise NotWritten(
                 f"A checkpoint could not be written to {self.folder}: {_reason(error)}. {intact}. "
-                f"Make room on the disk, or check that it can be "
-                f"written to, and start the same command again."
+                f"Make room on the disk, or check that it can be written to, and start the same "
+                f"command again."
             ) from error
 
 
@@ -291,8 +270,9 @@ def bit_sums(tree: Any) -> dict[str, int]:
 def _unread(folder: pathlib.Path, error: Exception) -> CheckpointError:
     """Whether a checkpoint is damaged, or whole but out of reach for now."""
     passing = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
-    if isinstance(error, MemoryError) or _number(error) in passing:
-        reason = "not enough memory" if isinstance(error, MemoryError) else _reason(error)
+    memory = isinstance(error, MemoryError)
+    if memory or _number(error) in passing:
+        reason = "not enough memory" if memory else _reason(error)
         return CheckpointError(
             f"The checkpoint {folder} cannot be read: {reason}. It was left as it is; fix that, "
             f"and start the same command again."
@@ -331,30 +311,24 @@ def _arrays(state: TrainState) -> dict[str, Any]:
 
 
 def _with_arrays(state: TrainState, arrays: dict[str, Any]) -> TrainState:
-    restored = serialization.from_state_dict(
-        state.replace(rng=jax.random.key_data(state.rng)), arrays
-    )
-    restored = jax.tree.map(jnp.asarray, restored)
+    words = state.replace(rng=jax.random.key_data(state.rng))
+    restored = jax.tree.map(jnp.asarray, serialization.from_state_dict(words, arrays))
     return restored.replace(rng=jax.random.wrap_key_data(restored.rng))
 
 
 def _check_same_arrays(saved: Any, target: Any, folder: pathlib.Path) -> None:
-    shapes = [
-        {
-            "/".join(path): tuple(np.shape(leaf) if not hasattr(leaf, "shape") else leaf.shape)
-            for path, leaf in traverse_util.flatten_dict(dict(tree)).items()
-        }
-        for tree in (saved, target)
-    ]
-    problems = [f"{name} is missing" for name in sorted(shapes[1].keys() - shapes[0].keys())]
-    problems += [f"{name} is unknown" for name in sorted(shapes[0].keys() - shapes[1].keys())]
+    found, expected = (
+        {name: tuple(getattr(leaf, "shape", ())) for name, leaf in flat.items()}
+        for flat in (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (saved, target))
+    )
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name} is unknown" for name in sorted(found.keys() - expected.keys())]
     problems += [
-        f"{name} has shape {shapes[0][name]}, expected {shapes[1][name]}"
-        for name in sorted(shapes[0].keys() & shapes[1].keys())
-        if shapes[0][name] != shapes[1][name]
+        f"{name} has shape {found[name]}, expected {expected[name]}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name] != expected[name]
     ]
     if problems:
-        shown = "; ".join(problems[:6]) + (
-            f"; and {len(problems) - 6} more" if problems[6:] else ""
-        )
+        more = f"; and {len(problems) - 6} more" if problems[6:] else ""
+        shown = "; ".join(problems[:6]) + more
         raise CheckpointError(f"{folder} does not fit the model of this config: {shown}.")

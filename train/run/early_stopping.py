@@ -64,18 +64,12 @@ class EarlyStopping:
 
     An evaluation at which any of the metrics reaches its best value so far resets the patience; the
     best parameters are those of the last evaluation at which all of them did.
-
-    Attributes:
-        criteria: the metrics watched.
-        patience: evaluations without improvement before stopping; 0 never stops.
-        best: each metric's best value so far.
-        waited: evaluations since the last improvement.
     """
 
     criteria: Sequence[Criterion]
-    patience: int = 0
-    best: dict[str, float] = dataclasses.field(default_factory=dict)
-    waited: int = 0
+    patience: int = 0  # evaluations without improvement before stopping; 0 never stops
+    best: dict[str, float] = dataclasses.field(default_factory=dict)  # each metric's so far
+    waited: int = 0  # evaluations since the last improvement
 
     def update(self, metrics: Mapping[str, float]) -> bool:
         """Takes in an evaluation; returns whether it is the best so far by every metric."""

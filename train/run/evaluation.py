@@ -50,22 +50,19 @@ def check_eval(config: ConfigDict, data: DataSource, task: Task) -> None:
     for split in dict.fromkeys(split for _, split in named):
         if next(iter(data.eval_batches(split)), None) is None:  # refuses what has no labels
             raise ConfigError(f"config.eval names the split {split!r}, which has no examples.")
+    kind, passes = type(task), config.stochastic_passes
     if config.temperature_split and task.logit_bins is None:
         raise ConfigError(
-            f"config.eval.temperature_split is {config.temperature_split!r}, but "
-            f"{type(task).__name__} is no classification, whose logits a temperature could scale. "
-            f"Set it to ''."
+            f"config.eval.temperature_split is {config.temperature_split!r}, but {kind.__name__} "
+            f"is no classification, whose logits a temperature could scale. Set it to ''."
         )
-    if config.stochastic_passes < 0 or config.stochastic_passes == 1:
-        raise ConfigError(
-            f"config.eval.stochastic_passes is {config.stochastic_passes}; expected 2 or more, or "
-            f"0 for none."
-        )
-    if config.stochastic_passes and type(task).stochastic_metrics is Task.stochastic_metrics:
-        raise ConfigError(
-            f"config.eval.stochastic_passes is {config.stochastic_passes}; {type(task).__name__} "
-            f"has no metric of uncertainty. Set it to 0."
-        )
+    wrong = ""
+    if passes < 0 or passes == 1:
+        wrong = "expected 2 or more, or 0 for none"
+    elif passes and kind.stochastic_metrics is Task.stochastic_metrics:
+        wrong = f"{kind.__name__} has no metric of uncertainty. Set it to 0"
+    if wrong:
+        raise ConfigError(f"config.eval.stochastic_passes is {passes}; {wrong}.")
 
 
 def evaluate(
@@ -136,22 +133,21 @@ def calibration_metrics(
     true = jnp.asarray(labels)
 
     def measured(logits: jax.Array) -> dict[str, float]:
-        probabilities = jax.nn.softmax(logits)
+        shares = jax.nn.softmax(logits)
         found = {
-            "ece": calibration.expected_calibration_error(probabilities, true, bins=bins),
-            "adaptive_ece": calibration.adaptive_calibration_error(probabilities, true, bins=bins),
+            "ece": calibration.expected_calibration_error(shares, true, bins=bins),
+            "adaptive_ece": calibration.adaptive_calibration_error(shares, true, bins=bins),
             "nll": calibration.negative_log_likelihood(logits, true),
-            "brier": calibration.brier_score(probabilities, true),
+            "brier": calibration.brier_score(shares, true),
         }
         return {name: float(value) for name, value in found.items()}
 
     values = measured(jnp.asarray(logits))
     del values["ece"]
-    if temperature is None:
-        return values
-    scaled = measured(jnp.asarray(logits) / temperature)
-    values["temperature"] = temperature
-    return values | {f"{name}_scaled": value for name, value in scaled.items()}
+    if temperature is not None:
+        scaled = measured(jnp.asarray(logits) / temperature)
+        values |= {"temperature": temperature} | {f"{n}_scaled": x for n, x in scaled.items()}
+    return values
 
 
 def measure_uncertainty(

@@ -51,14 +51,11 @@ def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
     """
     with reaching(workdir):
         _check_ours(workdir)  # before anything is written
-    if is_remote(workdir):  # a bucket has neither folders nor locks
+    if not is_remote(workdir):  # a bucket has neither folders nor locks
+        workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.nullcontext() if is_remote(workdir) else locked(workdir):
         with reaching(workdir):
             claim_folder(workdir, config)
-        yield
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with locked(workdir):
-        claim_folder(workdir, config)
         yield
 
 
@@ -171,22 +168,23 @@ def making_sense_of(path: pathlib.Path) -> Iterator[None]:
 
 def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """'section.key: saved -> given' for each key that determines the model or its training."""
-    flat = [
-        traverse_util.flatten_dict({k: v for k, v in x.items() if k not in FREE_SECTIONS}, sep=".")
-        for x in (saved, given)
-    ]
+    free: set[tuple[str, ...]] = {(name,) for name in FREE_SECTIONS}
     if _warmup(saved) == _warmup(given):  # the same, given in steps or as a share of them
-        for x in flat:
-            for key in ("optimizer.warmup_steps", "optimizer.warmup_share"):
-                x.pop(key, None)
+        free |= {("optimizer", "warmup_steps"), ("optimizer", "warmup_share")}
+    flat = (traverse_util.flatten_dict(dict(config)) for config in (saved, given))
+    old, new = (
+        {key: x for key, x in config.items() if not {key, key[:1]} & free} for config in flat
+    )
     missing = object()
-    lines = []
-    for key in sorted(flat[0].keys() | flat[1].keys()):
-        old, new = flat[0].get(key, missing), flat[1].get(key, missing)
-        if old != new:
-            shown = ["absent" if x is missing else repr(x) for x in (old, new)]
-            lines.append(f"{key} was {shown[0]}, now {shown[1]}")
-    return lines
+
+    def shown(values: Mapping[Any, Any], key: Any) -> str:
+        return repr(values[key]) if key in values else "absent"
+
+    return [
+        f"{'.'.join(key)} was {shown(old, key)}, now {shown(new, key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+    ]
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self.asked = False  # whether SIGTERM came, to this one process
         self._previous: object = None
 
     def __enter__(self) -> Interruption:
@@ -48,11 +48,6 @@ class Interruption:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
 
-    @property
-    def asked(self) -> bool:
-        """Whether SIGTERM came, to this one process."""
-        return self._asked.is_set()
-
     def reached(self, step: int) -> bool:
         """Whether to save and stop after this step; every process must ask after each step."""
         if jax.process_count() > 1:
@@ -60,4 +55,4 @@ class Interruption:
         return self.asked
 
     def _ask(self, *_: object) -> None:
-        self._asked.set()
+        self.asked = True

@@ -15,6 +15,7 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
+from flax import traverse_util
 
 from train.places import is_remote, reaching
 from train.process import naming
@@ -56,11 +57,12 @@ class RunLog:
         sinks: Sequence[Sink] = (),
     ) -> None:
         kept = _drop_after(workdir / METRICS, start) if workdir else []
-        local = workdir
         if workdir is None or is_remote(workdir):  # whose files cannot be written piece by piece
-            local = pathlib.Path(tempfile.mkdtemp(prefix="align_jax-"))
-            (local / METRICS).write_text((workdir / METRICS).read_text() if workdir else "")
-        self._workdir, self._local, self._path = workdir, local, local / METRICS
+            self._local = pathlib.Path(tempfile.mkdtemp(prefix="align_jax-"))
+            (self._local / METRICS).write_text((workdir / METRICS).read_text() if workdir else "")
+        else:
+            self._local = workdir
+        self._workdir, self._path = workdir, self._local / METRICS
         self._kept = {(r["step"], r["split"]): r for r in kept}
         self.last_train: dict[str, Any] = next(
             (r for r in reversed(kept) if r["split"] == "train"), {}
@@ -107,12 +109,11 @@ class RunLog:
         """
         if self._workdir is None or self._local == self._workdir:
             return
-        for file in self._local.rglob("*"):
-            if file.is_file():
-                with reaching(self._workdir):
-                    target = self._workdir / file.relative_to(self._local).as_posix()
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(file.read_bytes())
+        for file in filter(pathlib.Path.is_file, self._local.rglob("*")):
+            with reaching(self._workdir):
+                target = self._workdir / file.relative_to(self._local).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
@@ -161,12 +162,7 @@ class RunLog:
             self._say(step, f"{split}: {', '.join(shown)}")
 
     def notice(self, step: int, text: str) -> None:
-        """Prints a warning, once, and keeps it among TensorBoard's texts.
-
-        Args:
-            step: number of steps taken.
-            text: whole sentences.
-        """
+        """Prints a warning of whole sentences, once, and keeps it among TensorBoard's texts."""
         kind = text.partition(":")[0]  # what follows are numbers, which change
         if kind not in self._noticed:
             self._noticed.add(kind)
@@ -238,11 +234,8 @@ def _plain(value: Any) -> Any:
 def _scalars(values: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
     """Flattens to ("train/divergence/layer_0/attention/head_1", 0.3) and the like."""
     found: list[tuple[str, float]] = []
-    for name, value in values.items():
-        path = f"{prefix}/{name}"
-        if isinstance(value, Mapping):
-            found += _scalars(value, path)
-        elif np.ndim(value) == 0:
+    for path, value in traverse_util.flatten_dict({prefix: dict(values)}, sep="/").items():
+        if np.ndim(value) == 0:
             found.append((path, float(value)))
         else:
             found += [(f"{path}/head_{i}", float(x)) for i, x in enumerate(np.ravel(value))]

@@ -151,21 +151,14 @@ def restore_run(
     with making_sense_of(workdir / CONFIG):
         if config is None:
             config = ConfigDict(read_config(workdir))
-        return _restored(workdir, config, step)
-
-
-def _restored(
-    workdir: pathlib.Path, config: ConfigDict, step: int | None
-) -> tuple[Experiment, TrainState]:
-    check_same_experiment(workdir, config)
-    experiment = build_experiment(config)
-    monitor = Criterion.parse(config.train.monitor)
-    keep = config.train.keep_checkpoints
-    with Checkpoints(workdir, keep, monitor, read_only=True) as checkpoints:
-        state, progress = checkpoints.restore(experiment.initial_state(), step)
-    if step is None and config.train.restore_best and progress.best_params is not None:
-        state = state.replace(params=progress.best_params)
-    return experiment, state
+        check_same_experiment(workdir, config)
+        experiment = build_experiment(config)
+        keep, monitor = config.train.keep_checkpoints, Criterion.parse(config.train.monitor)
+        with Checkpoints(workdir, keep, monitor, read_only=True) as checkpoints:
+            state, progress = checkpoints.restore(experiment.initial_state(), step)
+        if step is None and config.train.restore_best and progress.best_params is not None:
+            state = state.replace(params=progress.best_params)
+        return experiment, state
 
 
 def start_from(

@@ -66,8 +66,9 @@ def distance_notices(config: AlignmentConfig, first: PerHead, now: PerHead) -> l
     """
     found = []
     for side in ("query", "key"):
+        before = first[f"{side}_norm_per_head"]
         for layer, norms in now[f"{side}_norm_per_head"].items():
-            ratio = np.asarray(norms) / np.maximum(first[f"{side}_norm_per_head"][layer], 1e-12)
+            ratio = np.asarray(norms) / np.maximum(before[layer], 1e-12)
             heads = _heads(ratio > GROWTH, ratio, "{:.1f} times")
             if heads:
                 found.append(f"The norm of {layer}'s {side} vectors has grown: {heads} what it "

@@ -81,16 +81,10 @@ class WeightsAndBiases:
 
 @contextlib.contextmanager
 def opened(name: str, workdir: pathlib.Path, title: str, config: ConfigDict) -> Iterator[list[Any]]:
-    """The sink that `config.train.log_to` names, if any, closed at the end.
-
-    Args:
-        name: one of `SINKS`, "module:class" of a `Sink`, or "".
-        workdir: the run's folder.
-        title: the run's.
-        config: the run's.
+    """The sink that `config.train.log_to` names, if any, made of the others; closed at the end.
 
     Raises:
-        ConfigError: it cannot be imported.
+        ConfigError: it is none of `SINKS` and no "module:class" of a `Sink` that can be imported.
     """
     if not name:
         yield []

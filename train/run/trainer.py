@@ -45,39 +45,28 @@ class TrainingDiverged(UserError, RuntimeError):
 
 @dataclasses.dataclass
 class Trainer:
-    """The moving parts of a run.
-
-    Attributes:
-        state: replicated over the devices.
-        step: the number of steps taken, kept on the host so that nothing waits for a device.
-        best_params: one copy, of the best evaluation; kept only if the config restores it.
-        latest: the newest evaluation's metrics, {"validation/accuracy": 0.9, ...}; of parameters
-            that may have changed since.
-        evaluated: metrics by split of the parameters as they are now.
-        window: metrics of the steps since the last record.
-        examples: the ids of these steps' examples, None where the data have no ids.
-        input_seconds: how long batches were prepared and handed over since the last record.
-        parameters: their number.
-        trained_parameters: those that are not frozen.
-        skipped: steps in a row whose update was left out, since their gradient was not finite.
-        first_clouds: how far apart queries and keys lay when this process first measured it.
-    """
+    """The moving parts of a run."""
 
     experiment: Experiment
     parallel: Parallel
     checkpoints: Checkpoints
-    state: TrainState
-    step: int
+    state: TrainState  # replicated over the devices
+    step: int  # how many were taken; kept on the host, so that nothing waits for a device
     stopping: EarlyStopping
-    best_params: Any = None
+    best_params: Any = None  # one copy, of the best evaluation, if the config restores it
+    # Metrics of the newest evaluation, {"validation/accuracy": 0.9, ...}, of parameters that may
+    # have changed since; and by split, of the parameters as they are now.
     latest: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluated: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # Since the last record: the steps' metrics, the ids of their examples where the data have any,
+    # and how long batches were prepared and handed over.
     window: list[Any] = dataclasses.field(default_factory=list)
     examples: list[np.ndarray | None] = dataclasses.field(default_factory=list)
     input_seconds: float = 0.0
     parameters: int = 0
-    trained_parameters: int = 0
-    skipped: int = 0
+    trained_parameters: int = 0  # those that are not frozen
+    skipped: int = 0  # steps in a row that were left out, since their gradient was not finite
+    # How far apart queries and keys lay when this process first measured it.
     first_clouds: dict[str, Any] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.perf_counter)
     window_started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -99,17 +88,14 @@ class Trainer:
         """
         config = experiment.config
         check_eval(config.eval, experiment.data, experiment.task)
-        if not config.train.patience_metrics and (
-            config.train.patience or config.train.restore_best
-        ):
+        needed = config.train.patience or config.train.restore_best
+        if needed and not config.train.patience_metrics:
             raise ConfigError(
                 "train.patience_metrics is empty, but train.patience and train.restore_best go by "
                 "it. Name a metric, such as 'validation/loss:min'."
             )
-        stopping = EarlyStopping(
-            [Criterion.parse(text) for text in config.train.patience_metrics],
-            config.train.patience,
-        )
+        criteria = [Criterion.parse(text) for text in config.train.patience_metrics]
+        stopping = EarlyStopping(criteria, config.train.patience)
         progress = Progress()
         if checkpoints.latest_step is not None:
             state, progress = checkpoints.restore(state, repair=True)
@@ -140,9 +126,7 @@ class Trainer:
         """Steps until the last one, until the patience is used up, or until told to stop.
 
         Raises:
-            TrainingDiverged: see `run`.
-            Interrupted: likewise.
-            OutOfTime: likewise.
+            TrainingDiverged, Interrupted: as of `run`.
         """
         config, last = self.experiment.config, self.experiment.config.train.steps
         if self.step == 0 and config.eval.at_start:

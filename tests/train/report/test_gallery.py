@@ -25,16 +25,17 @@ def test_the_head_is_the_plain_models_farthest_and_the_example_one_that_all_get_
     }
     right = {"none": [True, False, True, True], "ct": [False, True, True, True]}
     data = types.SimpleNamespace(examples={"validation": 4})
+    experiment = types.SimpleNamespace(data=data)
     monkeypatch.setattr(
-        gallery, "restore_run",
-        lambda _, config: (types.SimpleNamespace(data=data), config.alignment.method),
-    )  # fmt: skip
+        gallery, "restore_run", lambda _, config: (experiment, config.alignment.method)
+    )
     monkeypatch.setattr(gallery, "run_points", lambda *given: given[2:])
     shown = Illustration("a 5", (), ("5",))
-    monkeypatch.setattr(
-        gallery, "example_maps",
-        lambda _, method, number: Maps(shown, None, np.ones((2, 2)), "5", right[method][number]),
-    )  # fmt: skip
+
+    def example_maps(_, method: str, number: int) -> Maps:
+        return Maps(shown, None, np.ones((2, 2)), "5", right[method][number])
+
+    monkeypatch.setattr(gallery, "example_maps", example_maps)
     found = gallery.visit(runs)
     assert found.points == {"none": ("layer_1", 0), "ct": ("layer_1", 0)}
     assert list(found.examples) == [2]

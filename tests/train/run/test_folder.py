@@ -86,6 +86,7 @@ def test_the_folder_of_a_sweep_is_told_from_that_of_a_run(tmp_path) -> None:
         (tmp_path / name).mkdir()
         if "seed" in name:
             (tmp_path / name / "config.json").write_text("{}")
+            (tmp_path / name / "checkpoints").mkdir()
     (tmp_path / "a-model").mkdir()
     (tmp_path / "a-model" / "config.json").write_text('{"model_type": "bert"}')  # no run
     with pytest.raises(CheckpointError, match=r"holds folders of runs: ct-seed0, none-seed0\. "):
