@@ -806,6 +806,7 @@ _RESULTS: tuple[Mutation, ...] = (
             "self.p_value > 1.0 - CONFIDENCE",
             "self.p_value > CONFIDENCE",
         ),
+        ("noise-is-called-a-finding", "if not one.within_noise", "if one.within_noise"),
         (
             "holm-counts-no-test-down",
             "stepped = given[order] * np.arange(len(given), 0, -1)",

@@ -409,6 +409,11 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "align_jax/yardstick.py",
         "tests/test_yardstick.py",
         (
+            "the-median-is-the-lower-of-the-middle-two",
+            "jnp.where(reached > count // 2, lower, above)",
+            "jnp.where(reached > 0, lower, above)",
+        ),
+        (
             "yardstick-counts-a-point-with-itself",
             "valid[:, None] & valid[None, :] & ~jnp.eye(len(valid), dtype=bool)",
             "valid[:, None] & valid",

@@ -235,7 +235,4 @@ def detectable_difference(
         above, below = scipy.stats.norm.sf(limits - shift), scipy.stats.norm.cdf(-limits - shift)
         return float((above + below).mean() - power)
 
-    upper = limit + scipy.stats.norm.ppf(power) + 1.0
-    while missing(upper) < 0.0:
-        upper *= 2.0
-    return float(scipy.optimize.brentq(missing, 0.0, upper)) * spread / pairs**0.5
+    return float(scipy.optimize.brentq(missing, 0.0, 1e9)) * spread / pairs**0.5

@@ -39,13 +39,9 @@ class Maps(NamedTuple):
 
 
 def attention_weights(clouds: Clouds) -> np.ndarray:
-    """The weights that an attention gives its keys, softmax(QK' / sqrt(D)).
+    """The weights that an attention gives its keys, softmax(QK' / sqrt(D)), [B, H, N, M].
 
-    Args:
-        clouds: of one call, from `collect_clouds`.
-
-    Returns:
-        [B, H, N, M]; each row of a valid query adds up to 1, padded keys have 0.
+    Each row of a valid query adds up to 1, padded keys have 0.
 
     Example:
         >>> one = np.ones((1, 3, 2, 4)), np.ones((1, 3), bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,13 +33,8 @@ class Curve(NamedTuple):
 def mean_curve(runs: Mapping[int, Run], split: str, value: Value) -> Curve | None:
     """The mean over seeds of what runs recorded of a split, or of "train".
 
-    Args:
-        runs: by seed; those that recorded nothing of the kind are left out.
-        split: whose records.
-        value: of a record; None where it has no such number.
-
-    Returns:
-        The curve over the steps that all seeds have in common; None if there are fewer than two.
+    The curve goes over the steps that all seeds have in common; None if there are fewer than two.
+    Runs that recorded nothing of the kind are left out, as of which `value` returns None.
     """
     every = [
         {r["step"]: x for r in run.records if r["split"] == split and (x := value(r)) is not None}
@@ -67,13 +63,14 @@ def training(study: Study) -> Section:
         "that every seed of a method has reached. Long series are drawn as means over windows.",
     )
     panels: list[tuple[str, str, Value]] = [
-        ("train", "task loss", lambda record: record.get("task_loss")),
+        ("train", "task loss", operator.methodcaller("get", "task_loss")),
         ("train", "weighted alignment", _weighted_alignment),
     ]
     for split in study.eval["during"]:
         places = [place(name, split) for name in study.eval["report"]]
         own = [metric for of, metric in places if of == split]
-        panels += [(split, name, _named(name)) for name in dict.fromkeys(["loss", *own])]
+        names = dict.fromkeys(["loss", *own])
+        panels += [(split, name, operator.methodcaller("get", name)) for name in names]
     for split, name, value in panels:
         curves = {m: mean_curve(runs, split, value) for m, runs in study.runs.items()}
         drawn = {method: curve for method, curve in curves.items() if curve is not None}
@@ -113,10 +110,6 @@ def _draw(name: str, curves: Mapping[str, Curve], methods: Sequence[str]) -> Pic
         (seeds,) = set(counts.values())
     alt = f"Line chart of {name} over the steps: {'; '.join(said)}."
     return picture(figure, name, alt, f"{name}, {seeds}.")
-
-
-def _named(name: str) -> Value:
-    return lambda record: record.get(name)
 
 
 def _weighted_alignment(record: Mapping[str, Any]) -> float | None:

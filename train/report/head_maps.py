@@ -55,25 +55,20 @@ def head_maps(study: Study) -> list[Section]:
         "Divergence per layer and head, in training",
         f"Each method's own, in its own unit and on its own scale. {YARDSTICK}",
     )
-    maps = {method: moments(runs, "mmd_per_head") for method, runs in study.runs.items()}
-    known = {method: found for method, found in maps.items() if found is not None}
-    missing = [method_name(method) for method in maps if method not in known]
-    if missing:
-        mmd.missing.append(f"Not measured, or not yet: {', '.join(missing)}.")
-    if known:
-        every = np.concatenate([x.values.ravel() for x in known.values()])
-        limits = np.nanmin(every), np.nanmax(every)
-        mmd.pictures += [_draw("MMD", m, x, limits, "MMD") for m, x in known.items()]
-    for method, runs in study.runs.items():
-        if method == PLAIN:
-            continue
-        found = moments(runs, "divergence")
-        if found is None:
-            divergence.missing.append(f"{method_name(method)} has no record of its divergence.")
-            continue
-        unit = UNITS.get(method.partition(":")[0], "")
-        limits = (np.nanmin(found.values), np.nanmax(found.values))
-        divergence.pictures.append(_draw("divergence", method, found, limits, unit))
+    for section, record in ((mmd, "mmd_per_head"), (divergence, "divergence")):
+        methods = [m for m in study.runs if section is mmd or m != PLAIN]
+        maps = {method: moments(study.runs[method], record) for method in methods}
+        known = {method: found for method, found in maps.items() if found is not None}
+        missing = [method_name(method) for method in maps if method not in known]
+        if missing:
+            section.missing.append(f"Not measured, or not yet: {', '.join(missing)}.")
+        for method, found in known.items():
+            scale = known.values() if section is mmd else [found]
+            values = np.concatenate([x.values.ravel() for x in scale])
+            unit = "MMD" if section is mmd else UNITS.get(method.partition(":")[0], "")
+            limits = np.nanmin(values), np.nanmax(values)
+            name = "MMD" if section is mmd else record
+            section.pictures.append(_draw(name, method, found, limits, unit))
     if set(study.runs) == {PLAIN}:
         divergence.missing.append("A plain model has no divergence.")
     return [mmd, divergence]

@@ -136,9 +136,7 @@ def _differences(
             "There is no finished plain model to compare with, so nothing is said of differences."
         )
         return {}
-    for method in finished:
-        if method == PLAIN:
-            continue
+    for method in [name for name in finished if name != PLAIN]:
         common = [seed for seed in finished[PLAIN] if seed in finished[method]]
         if not common:
             section.missing.append(
@@ -203,11 +201,9 @@ def step_times(study: Study) -> Section:
         "Time of a training step over the plain model's, median of steps taken in turn in one "
         "process. The paper: MCAN small on VQA-v2, Tables 5, 6, 9."
     )
-    paper = {method: STEP_RATIOS.get(method.partition(":")[0]) for method in study.times}
-    rows = [
-        [method_name(m), f"{time.ratio:.2f}x", f"{paper[m]:.2f}x" if paper[m] else NOTHING]
-        for m, time in study.times.items()
-    ]
+    times = {m: f"{study.times[m].ratio:.2f}x" for m in study.runs if m in study.times}
+    paper = {m: f"{x:.2f}x" for m in times if (x := STEP_RATIOS.get(m.partition(":")[0]))}
+    rows = [[method_name(m), time, paper.get(m, NOTHING)] for m, time in times.items()]
     if rows:
         section.tables.append(Table(caption, ["method", "here", "the paper"], rows))
     else:

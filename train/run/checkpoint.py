@@ -58,12 +58,6 @@ class Checkpoints:
 
     Raises:
         CheckpointError: there is nothing to read.
-
-    Example:
-        >>> best = Criterion.parse("test/accuracy:max")
-        >>> with Checkpoints(workdir, keep=2, monitor=best) as c:  # doctest: +SKIP
-        ...     c.save(state, Progress(), {"test/accuracy": 0.9})
-        ...     state, progress = c.restore(state)
     """
 
     def __init__(

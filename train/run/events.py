@@ -69,11 +69,7 @@ class EventFile:
 
 
 def _tensorboardx() -> ModuleType:
-    """The library, without PyTorch.
-
-    tensorboardX imports PyTorch where it is installed, for the name of a type: seconds of every
-    run. It does without where there is none.
-    """
+    """The library, without PyTorch, which it imports for the name of a type: seconds of a run."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails

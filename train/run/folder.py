@@ -68,8 +68,6 @@ def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:
     """
     _check_ours(workdir)
     if not (workdir / CONFIG).exists():
-        if not is_remote(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG, to_json(config))
     check_same_experiment(workdir, config)
 

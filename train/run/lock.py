@@ -38,10 +38,6 @@ def locked(folder: pathlib.Path, name: str = LOCK) -> Iterator[None]:
     Raises:
         InUse: another process has it.
         OSError: the folder cannot be written to.
-
-    Example:
-        >>> with locked(pathlib.Path("runs/digits")):  # doctest: +SKIP
-        ...     ...  # no other process comes here
     """
     path = folder / name
     file = _open_locked(path)

@@ -39,11 +39,6 @@ class WeightsAndBiases:
 
     The environment says where: WANDB_PROJECT (else "align_jax"), WANDB_ENTITY, WANDB_MODE=offline
     and so on.
-
-    Args:
-        workdir: the run's folder.
-        title: its name there.
-        config: shown there.
     """
 
     def __init__(self, workdir: pathlib.Path, title: str, config: ConfigDict) -> None:

@@ -18,17 +18,9 @@ from train.devices.parallel import Parallel, parallel_of
 from train.experiment.experiment import Experiment
 from train.process import UserError
 from train.registry import ConfigError
+from train.run import evaluation
 from train.run.checkpoint import Checkpoints, Progress
 from train.run.early_stopping import Criterion, EarlyStopping
-from train.run.evaluation import (
-    YARDSTICKS,
-    check_eval,
-    classifier_accuracy,
-    evaluate,
-    held_out_temperature,
-    measure_clouds,
-    measure_uncertainty,
-)
 from train.run.folder import CheckpointError
 from train.run.hardware import hardware
 from train.run.interruption import Interrupted, Interruption, OutOfTime
@@ -87,7 +79,7 @@ class Trainer:
             CheckpointError: the checkpoint cannot be read, or is that of a longer run.
         """
         config = experiment.config
-        check_eval(config.eval, experiment.data, experiment.task)
+        evaluation.check_eval(config.eval, experiment.data, experiment.task)
         needed = config.train.patience or config.train.restore_best
         if needed and not config.train.patience_metrics:
             raise ConfigError(
@@ -181,7 +173,7 @@ class Trainer:
         held_out, temperature = settings.temperature_split, None
         if held_out:
             data = self.experiment.data
-            temperature = held_out_temperature(self.parallel, self.state, data, held_out)
+            temperature = evaluation.held_out_temperature(self.parallel, self.state, data, held_out)
         for split, passes in splits.items():
             mmd = split == settings.mmd_split and settings.mmd_examples > 0
             scaled = None if split == held_out else temperature
@@ -203,14 +195,14 @@ class Trainer:
     def _yardsticks(self, measured: Mapping[str, Any]) -> dict[str, Any]:
         """How far apart keys and queries ended; only now is a classifier trained for it."""
         if not measured:
-            return dict.fromkeys((*YARDSTICKS, "classifier_accuracy"))
+            return dict.fromkeys((*evaluation.YARDSTICKS, "classifier_accuracy"))
         config, state = self.experiment.config.eval, self.state.replace(opt_state=())
-        heads = classifier_accuracy(
+        heads = evaluation.classifier_accuracy(
             self.parallel.gather(state), self.experiment.data, config.mmd_split,
             config.mmd_examples, config.mmd_bandwidth,
         )  # fmt: skip
         mean = float(np.mean(np.concatenate(list(heads.values()))))
-        found = {name: measured[name] for name in YARDSTICKS}
+        found = {name: measured[name] for name in evaluation.YARDSTICKS}
         per_head = {name: values.tolist() for name, values in heads.items()}
         return found | {"classifier_accuracy": mean, "classifier_accuracy_per_head": per_head}
 
@@ -284,11 +276,11 @@ class Trainer:
     ) -> dict[str, float]:
         """Evaluates and logs, the distance of keys and queries too if told; returns scalars."""
         config, data = self.experiment.config.eval, self.experiment.data
-        values = evaluate(self.parallel, self.state, data, split, temperature)
+        values = evaluation.evaluate(self.parallel, self.state, data, split, temperature)
         if passes:
-            values |= measure_uncertainty(self.parallel, self.state, data, split, passes)
+            values |= evaluation.measure_uncertainty(self.parallel, self.state, data, split, passes)
         if mmd and split == config.mmd_split and config.mmd_examples:
-            clouds = measure_clouds(
+            clouds = evaluation.measure_clouds(
                 self.parallel.gather(self.state.replace(opt_state=())), data, split,
                 config.mmd_examples, config.mmd_bandwidth,
             )  # fmt: skip

@@ -13,5 +13,5 @@ def test_names_device_version_and_precision() -> None:
 
 
 def test_one_core_is_one(monkeypatch) -> None:
-    monkeypatch.setattr("train.run.hardware._cores", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
     assert "1 core of " in hardware()
