@@ -74,8 +74,8 @@ def results(study: Study) -> tuple[str, Section]:
     if "scale-free MMD" in columns:
         caption += (
             " Scale-free: over the tokens of all examples, with the median distance for bandwidth, "
-            "mean over layers and heads. Told apart: how often a fresh classifier tells a query "
-            "from a key it has not seen, 0.5 where it cannot."
+            "mean over layers and heads. Classifier: how often a new one separates queries from "
+            "keys that it has not seen, 0.5 by chance."
         )
     body = [
         [method_name(method), *(str(row[name] or NOTHING) for name in columns)]

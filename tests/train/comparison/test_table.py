@@ -68,7 +68,7 @@ def test_metrics_that_some_runs_lack_are_named_and_left_out() -> None:
 def test_the_terminals_table_fits_into_eighty_columns() -> None:
     """With the spread over seeds in every column."""
     row = dict.fromkeys(["test accuracy", "test ece", *list(ROWS["ct"])[2:]], Cell(0.9667, 0.0034))
-    row |= {"told apart": Cell(0.972, 0.012, digits=3), "over plain": Cell(3.59, digits=2)}
+    row |= {"classifier": Cell(0.972, 0.012, digits=3), "over plain": Cell(3.59, digits=2)}
     console = rich.console.Console(file=io.StringIO(), width=80)
     console.print(to_rich(brief({"none": row, "energy": row}), "digits"))
     lines = console.file.getvalue().splitlines()
