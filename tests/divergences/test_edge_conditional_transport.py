@@ -115,6 +115,7 @@ def test_bfloat16_inputs_give_float32(arrays):
         ({"rho": 1.5}, "rho must lie in"),
         ({"senders": jnp.zeros(3, int)}, "two lists of the same length"),
         ({"senders": jnp.zeros(0, int), "receivers": jnp.zeros(0, int)}, "at least one edge"),
+        ({"receivers": sparse_graph()[1][::-1]}, "receivers are not sorted"),
         ({"key_features": jnp.ones((4, HEADS, 3))}, "the same shape"),
         ({"key_navigation": jnp.ones((NODES, HEADS, 2))}, "differ in axis 2"),
         ({"query_features": jnp.ones((NODES, 3))}, "must have shape"),
