@@ -13,6 +13,8 @@ have `PLACEHOLDER`.
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import os
 import pathlib
 import re
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COLAB = ROOT / "colab"
@@ -177,9 +180,22 @@ def kept(outputs: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode
             found.append(output)
         for kind in ("image/png", "text/markdown", "text/plain"):
             if kind in output.get("data", {}):
-                found.append(nbformat.v4.new_output("display_data", {kind: output.data[kind]}))
+                shown = output.data[kind]
+                if kind == "image/png":
+                    shown = small(shown)
+                found.append(nbformat.v4.new_output("display_data", {kind: shown}))
                 break
     return found
+
+
+def small(picture: str) -> str:
+    """A picture in base64; one that is larger than `LIMIT` with 128 colours."""
+    content = base64.b64decode(picture)
+    if len(content) < LIMIT:
+        return picture
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(content)).convert("RGB").quantize(128).save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
