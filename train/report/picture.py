@@ -84,7 +84,7 @@ def draw_comparison(
         draw_heads(middle, shown, "scale-free MMD per head")
         draw_heads(bottom, head_series(records[method], "divergence"), "divergence per head")
         unit = UNITS.get(config.alignment.method)
-        bottom.set_title(f"its own divergence ({unit})" if unit else "")
+        bottom.set_title(f"its own divergence ({unit})" if unit else "", fontsize="medium")
     _share_log_axis(axes[-2])
     for row in axes[:-1]:
         row[0].legend(loc="best", fontsize=8)
