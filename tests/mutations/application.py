@@ -1023,6 +1023,7 @@ _NOTEBOOKS: tuple[Mutation, ...] = (
         "tests/test_notebooks.py",
         ("a-notebook-stores-warnings", ' and output.name == "stdout"', ""),
         ("a-notebook-stores-no-picture", '("image/png", "text/markdown",', '("text/markdown",'),
+        ("a-large-picture-stays", "if len(content) < LIMIT:", "if content:"),
         ("the-old-address-stays", 're.sub(old, "", path.read_text())', "path.read_text()"),
         ("the-placeholder-is-an-address", " or address == PLACEHOLDER", ""),
     ),
