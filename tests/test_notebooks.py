@@ -26,7 +26,7 @@ from tests.train.tiny_vqa import write_easy_vqa
 
 # What replaces each notebook's cell tagged "parameters"; TMP is the test's own folder.
 SETTINGS = {
-    "graph_attention": 'METHODS, SEEDS, STEPS, WORKDIR = ("none", "ct"), (0,), 3, "TMP"',
+    "graph_attention": 'METHODS, SEEDS, STEPS, WORKDIR = ("none", "energy"), (0,), 3, "TMP"',
     "pretrained_glue": 'METHODS = ("energy",)\n'
     'EXAMPLES, STEPS, MAX_LENGTH, WORKDIR = 64, 2, 16, "TMP"',
     "quickstart": "STEPS, BATCH = 20, 64",
