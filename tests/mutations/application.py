@@ -1,4 +1,4 @@
-"""Faults in `train/`."""
+"""Faults in `train/`, and in the command that keeps the notebooks."""
 
 from __future__ import annotations
 
@@ -1060,4 +1060,16 @@ _RESULTS: tuple[Mutation, ...] = (
     ),
 )
 
-APPLICATION: tuple[Mutation, ...] = (*_TASKS, *_DATA, *_STEP, *_RUNS, *_RESULTS)
+_NOTEBOOKS: tuple[Mutation, ...] = (
+    *faults(
+        "colab/notebooks.py",
+        "tests/test_notebooks.py",
+        ("a-notebook-stores-warnings", ' and output.name == "stdout"', ""),
+        ("a-notebook-stores-no-picture", '("image/png", "text/markdown",', '("text/markdown",'),
+        ("a-large-picture-stays", "if len(content) < LIMIT:", "if content:"),
+        ("the-old-address-stays", 're.sub(old, "", path.read_text())', "path.read_text()"),
+        ("the-placeholder-is-an-address", " or address == PLACEHOLDER", ""),
+    ),
+)
+
+APPLICATION: tuple[Mutation, ...] = (*_TASKS, *_DATA, *_STEP, *_RUNS, *_RESULTS, *_NOTEBOOKS)
