@@ -1,9 +1,10 @@
 """What the devices of a mesh need, and send each other, in a training step that is only compiled.
 
-    python -m train.benchmarks.mesh_report --devices=16
-    python -m train.benchmarks.mesh_report --ways=data,fsdp --methods=none,ct
+    python -m train.benchmarks.mesh_report --target=cpu:16
+    python -m train.benchmarks.mesh_report --target=tpu:v5e:4x4 --ways=data,fsdp --methods=none,ct
 
-The devices are faked by a CPU. A way is "data" (parameters on all devices), "fsdp" (each device
+The target need not be there: "cpu:N" fakes N devices, "tpu:TOPOLOGY" describes TPUs to their own
+compiler (pip install --no-deps libtpu). A way is "data" (parameters on all devices), "fsdp" (each device
 holds a part of them) or "model=N" (heads and units over N devices), joined by "+". The model is the
 beginning of MiniLM. Per device: temporary memory, memory of state and batch, and the size of the
 arrays that each kind of collective moves.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -64,6 +66,30 @@ def collectives(text: str) -> list[Moved]:
     return found
 
 
+def described(target: str) -> list[jax.Device]:
+    """The devices of a target, which need not be there.
+
+    Raises:
+        ConfigError: it is no target, or its compiler is not installed.
+    """
+    kind, _, which = target.partition(":")
+    if kind == "cpu" and which.isdigit() and int(which):
+        jax.config.update("jax_num_cpu_devices", int(which))
+        return jax.devices("cpu")
+    if kind != "tpu" or not which:
+        raise ConfigError(f"--target is {target!r}; expected cpu:16 or tpu:v5e:4x4, say.")
+    from jax.experimental import topologies
+
+    # It is asked for what a machine with TPUs would say of itself.
+    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        os.environ.setdefault(variable, "1")
+    try:
+        return list(topologies.get_topology_desc(which, platform="tpu").devices)
+    except Exception as error:  # of whatever kind the plugin has
+        text = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--target={target} cannot be described: {text}") from error
+
+
 def report(
     devices: list[jax.Device], way: str, method: str, rows: int, tokens: int, layers: int
 ) -> tuple[Any, list[Moved]]:
@@ -106,7 +132,7 @@ def main() -> None:
     """Runs the command."""
     arguments = parser("train.benchmarks.mesh_report", __doc__)
     add, ways = arguments.add_argument, ["data", "fsdp", "model=2"]
-    add("--devices", type=at_least(1), default=16, help="(default: %(default)s)")
+    add("--target", default="cpu:16", help="cpu:N or tpu:TOPOLOGY, such as tpu:v5e:4x4")
     add("--ways", type=listed(), default=ways, help="of data, fsdp, model=N, fsdp+model=N")
     add("--methods", type=listed(known=METHODS), default=["none", "ct"], help=", ".join(METHODS))
     add("--rows", type=at_least(1), default=8, help="examples on each device")
@@ -114,9 +140,8 @@ def main() -> None:
     add("--layers", type=at_least(1), default=1, help="of MiniLM's six")
     options = arguments.parse_args()
     sizes = (options.rows, options.tokens, options.layers)
-    jax.config.update("jax_num_cpu_devices", options.devices)
-    devices = jax.devices("cpu")
-    print(f"{len(devices)} devices, {sizes[0]} x {sizes[1]} tokens each\n")
+    devices = described(options.target)
+    print(f"{options.target}, {len(devices)} devices, {sizes[0]} x {sizes[1]} tokens each\n")
     columns = ["temporary", "state", *COLLECTIVES]
     print(f"| way | method | {' | '.join(f'{column}, MiB' for column in columns)} |")
     print(f"| --- | --- |{' ---: |' * len(columns)}")

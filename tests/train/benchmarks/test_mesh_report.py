@@ -8,7 +8,7 @@ import types
 import pytest
 
 from train.benchmarks import mesh_report
-from train.benchmarks.mesh_report import Moved, collectives, report
+from train.benchmarks.mesh_report import Moved, collectives, described, report
 from train.registry import ConfigError
 
 TEXT = """
@@ -37,17 +37,19 @@ def test_the_table_has_a_row_for_each_way_and_method(monkeypatch, capsys) -> Non
         return memory, [Moved("all-gather", (1,), 2**20, ""), Moved("all-gather", (1,), 2**20, "")]
 
     monkeypatch.setattr(mesh_report, "report", fake)
-    config = types.SimpleNamespace(update=lambda name, number: asked.append((name, number)))
-    jaxs = types.SimpleNamespace(config=config, devices=lambda platform: [None] * 4)
-    monkeypatch.setattr(mesh_report, "jax", jaxs)
-    flags = ["--devices=4", "--ways=data,fsdp", "--methods=ct", "--rows=3"]
-    monkeypatch.setattr(sys, "argv", ["x", *flags])
+    monkeypatch.setattr(mesh_report, "described", lambda target: [None] * 16)
+    monkeypatch.setattr(sys, "argv", ["x", "--ways=data,fsdp", "--methods=ct", "--rows=3"])
     mesh_report.main()
-    assert asked.pop(0) == ("jax_num_cpu_devices", 4)
-    assert asked == [(4, way, "ct", 3, 128, 1) for way in ("data", "fsdp")]
+    assert asked == [(16, way, "ct", 3, 128, 1) for way in ("data", "fsdp")]
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "| fsdp | ct | 3.0 | 0.5 | 0.0 | 2.0 | 0.0 | 0.0 | 0.0 |"
     assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+@pytest.mark.parametrize("target", ["gpu:4", "cpu:0", "cpu:x", "tpu", "tpu:"])
+def test_a_target_that_is_none_is_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match=f"--target is '{target}'; expected cpu:16 or tpu:"):
+        described(target)
 
 
 def test_a_way_that_is_none_is_refused() -> None:
