@@ -4,10 +4,10 @@
     python -m train.benchmarks.mesh_report --target=tpu:v5e:4x4 --ways=data,fsdp --methods=none,ct
 
 The target need not be there: "cpu:N" fakes N devices, "tpu:TOPOLOGY" describes TPUs to their own
-compiler (pip install --no-deps libtpu). A way is "data" (parameters on all devices), "fsdp" (each device
-holds a part of them) or "model=N" (heads and units over N devices), joined by "+". The model is the
-beginning of MiniLM. Per device: temporary memory, memory of state and batch, and the size of the
-arrays that each kind of collective moves.
+compiler (pip install --no-deps libtpu). A way is "data" (parameters on all devices), "fsdp" (each
+device holds a part of them) or "model=N" (heads and units over N devices), joined by "+". The model
+is the beginning of MiniLM. Per device: temporary memory, memory of state and batch, and the size of
+the arrays that each kind of collective moves.
 """
 
 from __future__ import annotations
