@@ -105,7 +105,7 @@ def from_models(study: Study, numbers: Sequence[int] | None) -> list[Section]:
             attention.pictures.append(picture(figure, f"attention {number} {method}", alt, caption))
     if attention.pictures:
         seeds = ", ".join(sorted({str(run.seed) for run in chosen.values()}))
-        attention.text = f"{_which_example(numbers)}, seed {seeds}, examples of {split}."
+        attention.text = f"{_which_example(numbers)} Seed {seeds}, on {split}."
     else:
         attention.missing += gallery.problems or [
             f"The data source {study.values['data']['name']} has no examples to show, or the model "
@@ -149,7 +149,7 @@ def write_pictures(runs: Mapping[str, Run], workdir: pathlib.Path) -> list[str]:
         kinds, first = kinds_of(drawn.values()), next(iter(drawn.values()))
         height, width = map_height(kinds, first, COLUMN)
         if kinds:
-            title = f"example {number} of {split}, {first.shown.title}. {_which_example(None)}."
+            title = f"example {number} of {split}, {first.shown.title}. {_which_example(None)}"
             write("attention", lambda part, m: draw_maps(part, m, drawn[m], kinds), drawn,  # noqa: B023
                   title, height=height, width=width)  # fmt: skip
     return lines
@@ -174,7 +174,7 @@ def _which_head(place: tuple[str, int], split: str, runs: Iterable[str]) -> str:
 
 def _which_example(numbers: Iterable[int] | None) -> str:
     """What is drawn, and why this one."""
-    chosen = "" if numbers else " The first example that all models get right, or else the most"
+    chosen = "" if numbers else " The example is the first that all models get right, or most."
     return f"Last layers, mean over the heads, one scale for all methods.{chosen}"
 
 
