@@ -399,3 +399,22 @@ def test_bad_models_are_named():
         Sharing().init(jax.random.key(0), jnp.zeros((2, 5), int))
     with pytest.raises(AttributeError, match="no_such_method"):
         converted.apply({}, X, method="no_such_method")
+
+
+def test_an_embedding_of_a_constant_is_no_step_of_a_loop():
+    """As BERT's token types, where the caller gives none: a row of zeros."""
+
+    class Typed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x += nn.Embed(2, 8)(jnp.zeros((1, 1), int))
+            return nn.SelfAttention(num_heads=2)(x)
+
+    model = aligned(Typed(), AlignmentConfig("energy"))
+    variables = model.init(jax.random.key(1), X)
+    sown = model.apply(variables, X, mutable=["alignment"])[1]
+    inputs = X + variables["params"]["Embed_0"]["embedding"][0]
+    attention = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig("energy"))
+    params = {"params": variables["params"]["SelfAttention_0"]}
+    expected = attention.apply(params, inputs, mutable=["alignment"])[1]
+    np.testing.assert_allclose(alignment_loss(sown), alignment_loss(expected), rtol=1e-5)

@@ -178,7 +178,8 @@ class _Search(Products):
             scale=scale_of(name, operands),
             number=number,
             lost=self.lost_by(name, operands),
-            counter=bool(operands) and all(v.counter or v.number is not None for v in operands),
+            counter=any(v.counter for v in operands)
+            and all(v.counter or v.number is not None for v in operands),
         )
         kept = [v.outer for v in operands if v.outer is not None]
         if name in ("mul", "div", "convert_element_type") and len(kept) == 1:
