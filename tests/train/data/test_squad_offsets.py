@@ -124,10 +124,12 @@ def test_every_word_reads_back_from_its_tokens(tokenizer) -> None:
 @pytest.mark.parametrize("place", ["{blank}who sings?", "who{blank}sings?", "who sings?{blank}"])
 def test_white_space_takes_no_questions_place(tokenizer, blank, place) -> None:
     (alone, spaced) = (
-        encode_windows(tokenizer, [place.format(blank=x)], ["Ann sings."], max_length=128, stride=8)
-        for x in (" ", blank)
+        encode_windows(tokenizer, [question], ["Ann sings."], max_length=128, stride=8)
+        for question in (place.format(blank=" ").strip(), place.format(blank=blank))
     )
     ids = [x.batch["input_ids"][0][~x.in_context[0]] for x in (alone, spaced)]
+    if "who{blank}" not in place:  # white space around a question is none of it
+        np.testing.assert_array_equal(ids[0], ids[1])
     wanted = tokenizer.tokenize(["sings?"])[0].input_ids[2:-1].tolist()  # the first may differ
     for one in ids:
         assert "".join(map(chr, wanted)) in "".join(map(chr, one.tolist()))
