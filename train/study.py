@@ -1,8 +1,8 @@
 """Compares many methods with the plain model: intervals, Holm's correction, detectable differences.
 
-    python -m train.study runs/digits-sweep runs/other-sweep --csv=docs/study.csv
+    python -m train.study runs/digits-sweep runs/other-sweep --csv=runs/study.csv
     python -m train.study docs/study.csv
-    python -m train.study docs/study.csv --baseline=alike --metrics=accuracy,nll --picture=study.png
+    python -m train.study docs/study.csv --arms=energy --metrics=accuracy,loss --picture=a.png
 
 The first takes finished runs (`python -m train.sweep`, `python -m train`) into one small table, a
 line per run; the second shows what came of them, as Markdown, from that table alone. Runs of other
@@ -123,9 +123,9 @@ def _study(options: argparse.Namespace) -> None:
         print(f"{sum(map(len, runs.values()))} runs: {path}\n")
     print(text, end="")
     if options.picture:
-        draw_differences(
-            shown, place_of(options.picture, "--picture"), options.baseline, options.arms
-        )
+        path = place_of(options.picture, "--picture")
+        draw_differences(shown, path, options.baseline, options.arms)
+        print(f"Picture: {path}")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -191,8 +191,8 @@ def compare(runs: Runs, baseline: str = "plain", arms: str = "") -> list[Compari
         seeds = sorted(set(runs[arm]) & set(runs[base]))
         if len(seeds) < 2:
             raise ConfigError(
-                f"{name_of(arm)} shares {len(seeds)} seeds with {name_of(base)}; expected 2 or "
-                f"more, or nothing can be said. Run it with the same seeds."
+                f"{name_of(arm)} and {name_of(base)} have {len(seeds)} seeds in common; expected 2 "
+                f"or more, or nothing can be said. Run both with the same seeds."
             )
         for metric in _metrics(runs):
             if metric in BESIDE:
@@ -247,8 +247,8 @@ def to_markdown(runs: Runs, baseline: str = "plain", arms: str = "") -> str:
     against = "the plain model of the same settings" if baseline == ALIKE else baseline
     said = (
         f"Difference to {literal(against)}, {CONFIDENCE:.0%} interval of the paired t-test (not "
-        f"adjusted), p after Holm's correction over all {len(found)} comparisons; without sign, "
-        f"mean and standard deviation over seeds.",
+        f"adjusted), p after Holm's correction over the {len(found)} comparisons shown; without "
+        f"sign, mean and standard deviation over seeds.",
         f"The difference that so many seeds, with the spread found, detect with 80 % power at 5 %; "
         f"after the stroke, at 5 % divided by {len(found)}.",
     )

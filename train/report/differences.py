@@ -6,6 +6,7 @@ import pathlib
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from train.comparison.study import Runs, compare, is_share, name_of
 
@@ -44,6 +45,7 @@ def draw_differences(
             metric.replace("/", "\n") + (", points" if is_share(metric) else ""), fontsize=10
         )
         panel.grid(axis="x", alpha=0.3)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
     panels[0, 0].set_yticks(range(len(rows)), [name_of(arm) for arm in rows])
     panels[0, 0].invert_yaxis()
     figure.supxlabel(
