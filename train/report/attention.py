@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import scipy.special
 from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.ticker import MaxNLocator
 
 from align_jax import Clouds
 from train.data.base import Batch, DataSource, Illustration
@@ -21,7 +22,7 @@ from train.run.evaluation import collect_clouds
 from train.step.state import TrainState
 from train.step.step import eval_step
 
-LABELS = {"words": "attention weight", "patches": "attention received, 1 = an even share"}
+LABELS = {"words": "attention weight", "patches": "attention, in even shares"}
 
 _eval_step = jax.jit(eval_step)
 
@@ -143,7 +144,10 @@ def draw_maps(
             row, column = (index + 1 for index in place)
             most = f"{values.max():.1f} shares"
             said.append(f"The patch in row {row}, column {column} gets most: {most}.")
-        figure.colorbar(mappable, ax=axes, label=LABELS[kind], location="bottom", shrink=0.9)
+        ticks = MaxNLocator(3)  # of a few narrow numbers as well
+        figure.colorbar(
+            mappable, ax=axes, label=LABELS[kind], location="bottom", shrink=0.9, ticks=ticks
+        )
     return " ".join(said)
 
 
