@@ -231,7 +231,7 @@ def to_markdown(runs: Runs, baseline: str = "plain", arms: str = "") -> str:
     def means(arm: Arm, names: Sequence[str]) -> list[str]:
         return [str(_cell([x[name] for x in runs[arm].values()], name)) for name in names]
 
-    titles = [literal(f"{name}, points" if is_share(name) else name) for name in metrics]
+    titles = [literal(title(name)) for name in metrics]
     rows = []
     for base in dict.fromkeys(pairs.values()):
         rows.append([name_of(base), f"{len(runs[base])}", *means(base, [*metrics, *beside])])
@@ -275,30 +275,40 @@ def _metrics(runs: Runs) -> list[str]:
     return list(first)
 
 
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of examples, which is shown in points of a hundred.
+def factor(metric: str) -> float:
+    """What a metric is shown multiplied by: shares of examples are shown in points of a hundred.
 
     Example:
-        >>> is_share("test_noisy/accuracy"), is_share("loss")
-        (True, False)
+        >>> factor("test_noisy/accuracy"), factor("loss")
+        (100.0, 1.0)
     """
-    return metric.rpartition("/")[2] in PERCENT
+    return 100.0 if metric.rpartition("/")[2] in PERCENT else 1.0
+
+
+def title(metric: str) -> str:
+    """A metric's name, with the unit that it is shown in.
+
+    Example:
+        >>> title("accuracy"), title("loss")
+        ('accuracy, points', 'loss')
+    """
+    return f"{metric}, points" if factor(metric) > 1 else metric
 
 
 def _cell(values: Sequence[float], metric: str) -> Cell:
-    scale = _scale(metric)
+    scale = factor(metric)
     std = float(np.std(values, ddof=1)) * scale if len(values) > 1 else None
     return Cell(float(np.mean(values)) * scale, std, _digits(metric))
 
 
 def _shown(one: Comparison) -> str:
-    scale, digits = _scale(one.metric), _digits(one.metric)
+    scale, digits = factor(one.metric), _digits(one.metric)
     mean, low, high = (f"{x * scale:+.{digits}f}" for x in (one.mean, one.low, one.high))
     return f"{mean} [{low}, {high}], p = {one.adjusted:.2g}"
 
 
 def _detectable(one: Comparison, comparisons: int) -> str:
-    scale, digits = _scale(one.metric), _digits(one.metric)
+    scale, digits = factor(one.metric), _digits(one.metric)
     alone, of_many = (
         detectable_difference(one.spread, one.pairs, significance=(1 - CONFIDENCE) / count)
         for count in (1, comparisons)
@@ -306,12 +316,8 @@ def _detectable(one: Comparison, comparisons: int) -> str:
     return f"{alone * scale:.{digits}f} / {of_many * scale:.{digits}f}"
 
 
-def _scale(metric: str) -> float:
-    return 100.0 if is_share(metric) else 1.0
-
-
 def _digits(metric: str) -> int:
-    return 2 if is_share(metric) else 3
+    return 2 if factor(metric) > 1 else 3
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from train.comparison.study import Runs, compare, is_share, name_of
+from train.comparison.study import Runs, compare, factor, name_of, title
 
 
 def draw_differences(
@@ -34,16 +34,14 @@ def draw_differences(
     )  # fmt: skip
     for panel, metric in zip(panels[0], metrics, strict=True):
         ones = {one.arm: one for one in found if one.metric == metric}
-        scale = 100.0 if is_share(metric) else 1.0
+        scale = factor(metric)
         for row, arm in enumerate(rows):
             one = ones[arm]
             mean, reach = one.mean * scale, np.array([[one.mean - one.low], [one.high - one.mean]])
             colour = "C0" if one.adjusted <= 0.05 else "0.5"
             panel.errorbar(mean, row, xerr=reach * scale, fmt="o", color=colour, capsize=3)
         panel.axvline(0.0, color="black", linewidth=0.8)
-        panel.set_title(
-            metric.replace("/", "\n") + (", points" if is_share(metric) else ""), fontsize=10
-        )
+        panel.set_title(title(metric).replace("/", "\n"), fontsize=10)
         panel.grid(axis="x", alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(4))
     panels[0, 0].set_yticks(range(len(rows)), [name_of(arm) for arm in rows])

@@ -79,6 +79,8 @@ class Classification(Task):
         return jax.nn.softmax(outputs.astype(jnp.float32))
 
     def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
-        """The most probable class of each example; and its logits, which calibration reads."""
+        """The most probable class of each example; and its logits, if calibration reads them."""
         predicted = {"prediction": outputs.argmax(axis=-1), "label": batch["label"]}
+        if self.logit_bins is None:
+            return predicted
         return predicted | {"logits": outputs.astype(jnp.float32)}

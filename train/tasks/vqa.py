@@ -61,10 +61,6 @@ class QuestionAnswering(Classification):
         )
         return {"accuracy": Mean.of(score, batch["mask"]), "ece": Calibration(bins)}
 
-    def predictions(self, outputs: Float[Array, "B C"], batch: Batch) -> dict[str, Array]:
-        """The most probable answer of each question, and the best one."""
-        return {"prediction": outputs.argmax(axis=-1), "label": batch["label"]}
-
     def corpus_metrics(
         self, predictions: Mapping[str, np.ndarray], references: Any = None
     ) -> dict[str, float]:
