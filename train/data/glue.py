@@ -17,7 +17,7 @@ import numpy as np
 from train.data.base import Batch, Illustration
 from train.data.labelled import Examples, LabelledTexts, checked_examples
 from train.data.prepared import prepared_builder, prepared_examples, prepared_text
-from train.data.text import subset_rows, text_illustration
+from train.data.text import text_illustration
 from train.registry import ConfigError, check_known
 
 
@@ -136,7 +136,7 @@ class Glue(LabelledTexts):
             )
             texts = _compared_texts(self.dataset, "train", self.folder)
             allowed = allowed[[forbidden.isdisjoint(of_one) for of_one in texts]]
-        return allowed[subset_rows(len(allowed), self.train_examples)]
+        return allowed[self.subset_rows(len(allowed))]
 
 
 def _builder(dataset: str, folder: str) -> Any:

@@ -20,7 +20,7 @@ from train.data.base import Batch, Illustration, check_least, kept
 from train.data.held_out import held_out
 from train.data.labelled import Examples, LabelledTexts, chunks
 from train.data.tables import Problems, files_of, read_rows
-from train.data.text import subset_rows, text_illustration
+from train.data.text import text_illustration
 from train.registry import ConfigError
 
 _INTEGER = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")  # programs may write 5 as 5.0
@@ -177,7 +177,7 @@ class OwnTexts(LabelledTexts):
             kept, others = whole.take(rows), {"validation": whole.take(out)}
         if self.test:
             others["test"] = self._labelled("test")
-        train = kept.take(subset_rows(len(kept), self.train_examples))
+        train = kept.take(self.subset_rows(len(kept)))
         if self.regression and np.ptp(train.labels) == 0:
             raise ConfigError(
                 f"The {len(train)} texts to train on all have the score {train.labels[0]:g}, "

@@ -17,7 +17,7 @@ from align_jax.pretrained.tokenizer import Tokens
 from train.data.base import Batch, Metadata, data_folder, kept
 from train.data.prepared import prepared_builder, prepared_examples
 from train.data.squad_files import Question, check_questions, read_json, read_prepared
-from train.data.text import TextSource, TokenizedTexts, subset_rows
+from train.data.text import TextSource, TokenizedTexts
 from train.registry import ConfigError, check_known
 
 VERSIONS = ("v1.1", "v2.0")
@@ -148,7 +148,7 @@ class Squad(TextSource):
         check_questions(questions, where)
         if split != "train":
             return questions
-        return [questions[row] for row in subset_rows(len(questions), self.train_examples)]
+        return [questions[row] for row in self.subset_rows(len(questions))]
 
 
 def answer_tokens(

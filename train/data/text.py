@@ -42,6 +42,7 @@ class TextSource(DataSource):
         batch_size: rows per training step.
         eval_batch_size: rows per evaluation batch.
         train_examples: size of a random subset of the training split to train on; 0 for all.
+        new_subset: draw the subset with the seed, another one for each; else it is always the same.
         buckets: lengths that batches are padded to; each one is a compilation.
         window: batches' worth of examples within which those of similar length are put together;
             1 puts them together at random.
@@ -56,6 +57,7 @@ class TextSource(DataSource):
     batch_size: int = 32
     eval_batch_size: int = 64
     train_examples: int = 0
+    new_subset: bool = False
     buckets: tuple[int, ...] = BUCKETS
     window: int = 16
     seed: int = 0
@@ -66,6 +68,25 @@ class TextSource(DataSource):
     def tokenized(self, split: str) -> TokenizedTexts:
         """A split, tokenised when it is first asked for."""
         raise NotImplementedError
+
+    def subset_rows(self, whole: int) -> np.ndarray:
+        """Which of so many training examples to train on, in ascending order.
+
+        Raises:
+            ConfigError: `train_examples` is more than the whole.
+
+        Example:
+            >>> TextSource(train_examples=2).subset_rows(3).size
+            2
+        """
+        if self.train_examples > whole:
+            raise ConfigError(
+                f"data.train_examples is {self.train_examples}; expected 0 (all) to {whole}."
+            )
+        if not self.train_examples:
+            return np.arange(whole)
+        rng = np.random.default_rng(self.seed if self.new_subset else SUBSET_SEED)
+        return np.sort(rng.permutation(whole)[: self.train_examples])
 
     @functools.cached_property
     def text_tokenizer(self) -> Tokenizer:
@@ -178,21 +199,6 @@ def text_illustration(batch: Batch, tokenizer: Tokenizer, labels: Sequence[str])
     label = batch["label"][0]
     answer = labels[int(label)] if labels else f"{float(label):.2f}"
     return Illustration(f"id {batch['id'][0]} ({answer})", tuple(words), tuple(labels))
-
-
-def subset_rows(whole: int, size: int) -> np.ndarray:
-    """Which of a split's examples to train on: a random subset, the same for every seed.
-
-    Raises:
-        ConfigError: its `size` is larger than the whole; 0 stands for all.
-
-    Example:
-        >>> subset_rows(3, 0).tolist()
-        [0, 1, 2]
-    """
-    if size > whole:
-        raise ConfigError(f"data.train_examples is {size}; expected 0 (all) to {whole}.")
-    return np.sort(np.random.default_rng(SUBSET_SEED).permutation(whole)[: size or whole])
 
 
 def checkpoint_tokenizer(name: str, revision: str = "", offline: bool = False) -> Tokenizer:

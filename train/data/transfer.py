@@ -16,7 +16,6 @@ from align_jax.pretrained.tokenizer import Tokens
 from train.data.base import check_least, data_folder, kept
 from train.data.labelled import Examples, LabelledTexts, checked_examples
 from train.data.prepared import prepared_builder, prepared_examples, prepared_text
-from train.data.text import subset_rows
 from train.data.transfer_files import READERS, read_labelled
 from train.registry import ConfigError, check_known
 
@@ -139,7 +138,7 @@ class Transfer(LabelledTexts):
         self.check_split(split)
         if split == "train":
             whole = self._corpus(DOMAINS[self.domains].source, "train")
-            return whole.take(subset_rows(len(whole), self.train_examples))
+            return whole.take(self.subset_rows(len(whole)))
         corpus, half = self._halves[split]
         whole = self._corpus(corpus, "validation")
         order = np.random.default_rng(self.half_seed).permutation(len(whole))

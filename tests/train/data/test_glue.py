@@ -56,15 +56,18 @@ def test_batches_are_those_of_seed_and_step(checkpoint, monkeypatch) -> None:
     assert (np.array(first) != np.array(other)).any()
 
 
-def test_a_subset_has_its_size_and_is_the_same_for_all_seeds(checkpoint, monkeypatch) -> None:
+@pytest.mark.parametrize("new_subset", [False, True])
+def test_a_subset_has_its_size_and_is_new_for_each_seed_where_asked_for(
+    checkpoint, monkeypatch, new_subset
+) -> None:
     fake_glue(monkeypatch)
     seen = []
     for seed in (0, 1):
-        data = make(checkpoint, train_examples=16, seed=seed)
+        data = make(checkpoint, train_examples=16, seed=seed, new_subset=new_subset)
         assert data.examples["train"] == 16
         batches = itertools.islice(data.train_batches(), 2)
         seen.append(sorted(np.concatenate([b["id"] for b in batches])))
-    assert seen[0] == seen[1]
+    assert (seen[0] != seen[1]) == new_subset
     assert len(set(seen[0])) == 16
     with pytest.raises(ConfigError, match="train_examples is 41; expected 0 .all. to 40"):
         _ = make(checkpoint, train_examples=41).examples
