@@ -1,9 +1,12 @@
 """How far apart queries and keys lie, whatever was trained and however long the vectors are.
 
+Also what the attention that comes of them looks like.
+
 A divergence that is being minimised says little of whether the clouds come together: its critic may
 lag, and longer vectors change it too. What is here depends on no network, and not on the scale.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from align_jax import numerics
-from align_jax.collection import alignment_clouds
+from align_jax.collection import Clouds, alignment_clouds
 
 
 class CloudDistance(NamedTuple):
@@ -30,6 +33,26 @@ class CloudDistance(NamedTuple):
     mmd: Float[Array, "H"]
     query_norm: Float[Array, "H"]
     key_norm: Float[Array, "H"]
+
+
+class AttentionStatistics(NamedTuple):
+    """What the attention of each head looks like.
+
+    Attributes:
+      entropy: `[H]`, of a query's attention over its keys, divided by that of uniform attention:
+        1 looks at all keys alike, 0 at one alone.
+      logit_deviation: `[H]`, the standard deviation of a query's logits over its keys.
+      rank: `[H]`, how many directions the attention matrix has: the square of the sum of its
+        squared singular values, divided by the sum of their fourth powers. It is 1 where all
+        queries attend alike, and the number of tokens where each looks at another key alone.
+
+    Example:
+      See `attention_statistics`.
+    """
+
+    entropy: Float[Array, "H"]
+    logit_deviation: Float[Array, "H"]
+    rank: Float[Array, "H"]
 
 
 class TokenSample(NamedTuple):
@@ -233,3 +256,62 @@ def cloud_distances(
     """
     samples = sample_tokens(variables, rng, tokens=tokens, sample_mask=sample_mask)
     return {name: sample.distance() for name, sample in samples.items()}
+
+
+def attention_statistics(
+    variables: Mapping[str, Any], *, sample_mask: Bool[Array, "B"] | None = None
+) -> dict[str, AttentionStatistics]:
+    """The entropy, the logits' spread and the rank of scaled dot-product attention.
+
+    It assumes that a query attends to all keys of its sample that are no padding, by the softmax of
+    `q.k / sqrt(D)`: causal masks, position biases and other scales are not known here.
+
+    Args:
+      variables: as of `sample_tokens`.
+      sample_mask: as of `sample_tokens`.
+
+    Returns:
+      Per attention call, in the order of the layers and named as in `alignment_table`: means over
+      queries and samples.
+
+    Raises:
+      ValueError: when nothing was sown.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> from align_jax import AlignmentConfig, aligned
+      >>> model = aligned(nn.SelfAttention(num_heads=2), AlignmentConfig(method="none"))
+      >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4, 8)))
+      >>> _, sown = model.apply(variables, jnp.ones((1, 4, 8)), mutable=["alignment_clouds"])
+      >>> attention_statistics(sown)[""].rank.round(3).tolist()
+      [1.0, 1.0]
+    """
+    return {
+        name: _statistics(clouds, sample_mask)
+        for name, clouds in alignment_clouds(variables).items()
+    }
+
+
+def _statistics(clouds: Clouds, sample_mask: Array | None) -> AttentionStatistics:
+    rows = clouds.query_mask if sample_mask is None else clouds.query_mask & sample_mask[:, None]
+    query = numerics.zero_padding(clouds.query, rows).astype(jnp.float32)
+    key = numerics.zero_padding(clouds.key, clouds.key_mask).astype(jnp.float32)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", query, key) / query.shape[-1] ** 0.5
+    admitted = clouds.key_mask[:, None, None, :]
+
+    mean = numerics.masked_mean(logits, admitted, axis=-1)[..., None]
+    variance = numerics.masked_mean((logits - mean) ** 2, admitted, axis=-1)
+    shares = jax.nn.softmax(logits, axis=-1, where=admitted)
+    uniform = jnp.log(jnp.maximum(admitted.sum(axis=-1), 2))  # one key alone has no entropy
+    entropy = jax.scipy.special.entr(shares).sum(axis=-1) / uniform
+
+    shares = jnp.where(rows[:, None, :, None], shares, 0.0)
+    products = jnp.einsum("bhnm,bhkm->bhnk", shares, shares)
+    trace = jnp.einsum("bhnn->bh", products)
+    rank = trace**2 / jnp.maximum((products**2).sum(axis=(-2, -1)), 1e-30)
+    of_queries = functools.partial(numerics.masked_mean, mask=rows[:, None, :], axis=(0, 2))
+    return AttentionStatistics(
+        of_queries(entropy),
+        of_queries(jnp.sqrt(variance)),
+        numerics.masked_mean(rank, rows.any(axis=-1)[:, None], axis=0),
+    )

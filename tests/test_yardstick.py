@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 
 from align_jax import AlignmentConfig, aligned, yardstick
 
@@ -153,3 +154,38 @@ def test_the_median_is_numpys(rng, size, ties):
     valid[0, :2] = True
     expected = np.median(values[:, valid], axis=1)
     np.testing.assert_array_equal(jax.jit(yardstick._median)(values, valid), expected)
+
+
+def statistics_of(query, key):
+    """One sample's and head's attention, [N, D] and [M, D], in float64."""
+    logits = query.astype(np.float64) @ key.astype(np.float64).T / np.sqrt(query.shape[1])
+    shares = scipy.special.softmax(logits, axis=1)
+    entropy = scipy.stats.entropy(shares, axis=1) / np.log(len(key))
+    singular = np.linalg.svd(shares, compute_uv=False)
+    rank = (singular**2).sum() ** 2 / (singular**4).sum()
+    return np.array([entropy.mean(), logits.std(axis=1).mean(), rank])
+
+
+def test_statistics_of_attention_are_those_of_the_matrix_without_padding(rng):
+    query = 2 * rng.normal(size=(3, 6, 2, 4)).astype(np.float32)
+    key = 3 * rng.normal(size=(3, 7, 2, 4)).astype(np.float32)
+    queries, keys = [6, 4, 5], [7, 3, 2]
+    query_mask = np.arange(6) < np.array(queries)[:, None]
+    key_mask = np.arange(7) < np.array(keys)[:, None]
+    query[~query_mask], key[~key_mask] = np.nan, np.nan
+    clouds = {"query": query, "key": key, "query_mask": query_mask, "key_mask": key_mask}
+    sown = {"alignment_clouds": {"layer": {name: (x,) for name, x in clouds.items()}}}
+
+    found = yardstick.attention_statistics(sown, sample_mask=np.array([True, True, False]))
+    for head in range(2):
+        samples = [
+            statistics_of(query[row, : queries[row], head], key[row, : keys[row], head])
+            for row in range(2)
+        ]
+        entropy, deviation, rank = np.transpose(samples)
+        # A query counts as much as another, of whichever sample it is; a rank is a sample's.
+        assert found["layer"].entropy[head] == pytest.approx(np.average(entropy, weights=[6, 4]))
+        assert found["layer"].logit_deviation[head] == pytest.approx(
+            np.average(deviation, weights=[6, 4])
+        )
+        assert found["layer"].rank[head] == pytest.approx(rank.mean())

@@ -73,6 +73,8 @@ def default_config() -> ConfigDict:
     config.eval.mmd_split = "validation"  # whose keys and queries are compared
     config.eval.mmd_examples = 128  # examples whose keys and queries are compared; 0: none
     config.eval.mmd_bandwidth = 1.0  # of the paper's MMD; the scale-free one finds its own
+    # Measure its entropy, logits and rank beside, of scaled dot-product attention.
+    config.eval.attention = False
     config.eval.mmd_every = 1  # evaluations; 0: before the first step and at the end alone
     return config
 

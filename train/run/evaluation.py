@@ -198,6 +198,25 @@ def measure_clouds(
     return found
 
 
+def measure_attention(
+    state: TrainState, data: DataSource, split: str, examples: int
+) -> dict[str, float]:
+    """What the attention looks like: means over layers and heads.
+
+    Arguments as of `measure_clouds`.
+
+    Returns:
+        "attention_entropy", "attention_logit_deviation" and "attention_rank", as of
+        `align_jax.yardstick.attention_statistics`.
+    """
+    batches = [
+        {name: metrics.Mean(total=value * count, count=count) for name, value in found.items()}
+        for batch, count in _first_examples(data, split, examples)
+        for found in [jax.device_get(_attention(state, batch))]
+    ]
+    return {name: float(value) for name, value in metrics.compute(metrics.merge(batches)).items()}
+
+
 def classifier_accuracy(
     state: TrainState, data: DataSource, split: str, examples: int, bandwidth: float
 ) -> dict[str, np.ndarray]:
@@ -267,6 +286,15 @@ def _measured(
     mmd = cloud_mmd(clouds, bandwidth=bandwidth, sample_mask=mask)
     rng = jax.random.key(number)
     return mmd, yardstick.sample_tokens(clouds, rng, tokens=TOLD_APART, sample_mask=mask)
+
+
+@jax.jit
+def _attention(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+    found = yardstick.attention_statistics(
+        _clouds(state, batch), sample_mask=state.task.sample_mask(batch)
+    )
+    heads = jax.tree.map(lambda *x: jnp.concatenate(x).mean(), *found.values())
+    return {f"attention_{name}": value for name, value in heads._asdict().items()}
 
 
 def _measure(

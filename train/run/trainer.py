@@ -280,11 +280,13 @@ class Trainer:
         if passes:
             values |= evaluation.measure_uncertainty(self.parallel, self.state, data, split, passes)
         if mmd and split == config.mmd_split and config.mmd_examples:
+            state = self.parallel.gather(self.state.replace(opt_state=()))
             clouds = evaluation.measure_clouds(
-                self.parallel.gather(self.state.replace(opt_state=())), data, split,
-                config.mmd_examples, config.mmd_bandwidth,
-            )  # fmt: skip
+                state, data, split, config.mmd_examples, config.mmd_bandwidth
+            )
             values |= clouds
+            if config.attention:
+                values |= evaluation.measure_attention(state, data, split, config.mmd_examples)
             # Of a resumed run the first of this process: it is told what happens from now on.
             self.first_clouds = self.first_clouds or clouds
             if self.experiment.alignment.active:

@@ -62,3 +62,10 @@ def test_distances_are_those_of_the_first_examples(monkeypatch, rng) -> None:
     assert np.concatenate(norms).min() < found["query_norm"] < np.concatenate(norms).max()
     assert found["query_norm"] != norms[0].mean()
     assert np.isfinite(found["scale_free_mmd_per_head"]["layer_0"]).all()
+
+
+def test_statistics_of_attention_are_means_over_the_first_examples(monkeypatch) -> None:
+    data = mock.Mock(metadata=Metadata())
+    data.eval_batches.return_value = ordered_batches({"x": np.arange(10.0)}, 4)
+    monkeypatch.setattr(evaluation, "_attention", lambda _, batch: {"rank": batch["x"].mean()})
+    assert evaluation.measure_attention(None, data, "validation", 6) == {"rank": 2.5}
