@@ -45,7 +45,7 @@ def draw_differences(
         panel.grid(axis="x", alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(4))
     panels[0, 0].set_yticks(range(len(rows)), [name_of(arm) for arm in rows])
-    panels[0, 0].invert_yaxis()
+    panels[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(
         "difference to its baseline, 95% interval; blue: p <= 0.05 after Holm", fontsize=9
     )
