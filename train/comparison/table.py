@@ -31,7 +31,19 @@ class Cell:
 
 
 Row = dict[str, Cell | None]
+NAMES = {"none": "plain", "gan": "GAN", "ot": "OT", "ct": "CT", "mmd": "MMD"}
 DETAILS = ("MMD", "divergence", "parameters", "ms per step")  # left to the table in the file
+
+
+def method_name(label: str) -> str:
+    """What people call a method; a label may say more behind the method, as in "ct:0.1".
+
+    Example:
+        >>> method_name("ct:0.1"), method_name("none")
+        ('CT 0.1', 'plain')
+    """
+    method, _, rest = label.partition(":")
+    return f"{NAMES.get(method, method)} {rest}".strip()
 
 
 def comparison(
@@ -130,14 +142,14 @@ def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
     for column in next(iter(rows.values())):
         table.add_column(escape(column).replace(" ", "\n"), justify="right")
     for method, row in rows.items():
-        table.add_row(escape(method), *_texts(row))
+        table.add_row(escape(method_name(method)), *_texts(row))
     return table
 
 
 def to_markdown(rows: Mapping[str, Row]) -> str:
     """The table for a README."""
     head = map(literal, ["method", *next(iter(rows.values()))])
-    lines = [[literal(method), *_texts(row)] for method, row in rows.items()]
+    lines = [[literal(method_name(method)), *_texts(row)] for method, row in rows.items()]
     return "\n".join(markdown.table(list(head), lines)) + "\n"
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from train.attack.summary import NUMBERS, differences
+from train.comparison.table import method_name
 from train.report.contents import Section, Table
 from train.report.paper import FAILED_ATTACKS
 from train.report.runs import Study
-from train.report.style import method_name
 from train.report.summary import NOTHING, mean_and_spread
 from train.run.folder import CheckpointError, read_json
 

@@ -13,11 +13,12 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.ticker import MaxNLocator
 
 from align_jax import Clouds
+from train.comparison.table import method_name
 from train.data.base import Batch, DataSource, Illustration
 from train.experiment.experiment import Experiment
 from train.registry import ConfigError
 from train.report.pictures import COLUMN
-from train.report.style import MAP, method_name
+from train.report.style import MAP
 from train.run.evaluation import collect_clouds
 from train.step.state import TrainState
 from train.step.step import eval_step

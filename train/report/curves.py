@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align_jax.config import PLAIN
-from train.comparison.table import place
+from train.comparison.table import method_name, place
 from train.report.contents import Picture, Section
 from train.report.pictures import new_figure, picture, seed_count
 from train.report.runs import Run, Study
-from train.report.style import MARKERS, line_style, method_name
+from train.report.style import MARKERS, line_style
 
 MARKED = 8  # points of a line that have a marker
 POINTS = 100  # of a line at most: of more, means over windows are drawn, or it would be a band

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from train.comparison.table import method_name
 from train.report.attention import Maps, draw_maps, example_maps, kinds_of, map_height
 from train.report.contents import Section
 from train.report.picture import (
@@ -22,7 +23,6 @@ from train.report.picture import (
 from train.report.pictures import COLUMN, Draw, new_figure, picture, side_by_side
 from train.report.reliability import HEIGHT, confidence_records, draw_reliability
 from train.report.runs import Run, Study
-from train.report.style import method_name
 from train.run.folder import CheckpointError
 from train.run.loop import restore_run
 

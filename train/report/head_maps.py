@@ -10,11 +10,12 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from align_jax.config import PLAIN
+from train.comparison.table import method_name
 from train.report.contents import Picture, Section
 from train.report.picture import YARDSTICK, Series, head_series, short_names
 from train.report.pictures import new_figure, picture
 from train.report.runs import Run, Study
-from train.report.style import MAP, UNITS, method_name
+from train.report.style import MAP, UNITS
 
 MOMENTS = 4
 

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from train.comparison.table import method_name
 from train.experiment.experiment import Experiment
 from train.report.style import (
     COLORS,
@@ -17,7 +18,6 @@ from train.report.style import (
     QUERY_STYLE,
     UNITS,
     line_style,
-    method_name,
 )
 from train.run.evaluation import collect_clouds
 from train.step.state import TrainState

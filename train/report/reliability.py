@@ -8,10 +8,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from train.comparison.table import method_name
 from train.report.contents import Section
 from train.report.pictures import new_figure, picture, seed_count
 from train.report.runs import Run, Study
-from train.report.style import COLORS, method_name
+from train.report.style import COLORS
 
 HEIGHT = 4.2  # inches
 

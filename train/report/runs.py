@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from align_jax.config import PLAIN
 from train.benchmarks.step_time import StepTime, read_step_times
-from train.report.style import NAMES
+from train.comparison.table import NAMES
 from train.run.folder import COMMAND, CONFIG, RESULT, CheckpointError, read_config, read_json
 from train.run.log import read_records
 

@@ -23,7 +23,6 @@ QUERY_STYLE: dict[str, Any] = {"edgecolors": COLORS[0], "marker": "o", "facecolo
 KEY_STYLE: dict[str, Any] = {"color": COLORS[1], "marker": "x"}
 MAP = "cividis"  # even steps of lightness
 
-NAMES = {"none": "plain", "gan": "GAN", "ot": "OT", "ct": "CT", "mmd": "MMD"}
 UNITS = {
     "gan": "nats",
     "ot": "cost",
@@ -31,17 +30,6 @@ UNITS = {
     "mmd": "squared MMD",
     "energy": "energy distance",
 }
-
-
-def method_name(label: str) -> str:
-    """What people call a method; a label may say more behind the method, as in "ct:0.1".
-
-    Example:
-        >>> method_name("ct:0.1"), method_name("none")
-        ('CT 0.1', 'plain')
-    """
-    method, _, rest = label.partition(":")
-    return f"{NAMES.get(method, method)} {rest}".strip()
 
 
 def line_style(index: int) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from flax import traverse_util
 from align_jax.config import PLAIN
 from train.comparison import table
 from train.comparison.statistics import Difference, differences_to_plain, noise
+from train.comparison.table import method_name
 from train.report.contents import Section, Table
 from train.report.paper import STEP_RATIOS, PaperResult, paper_results
 from train.report.pictures import seed_count
 from train.report.runs import Run, Study, config_keys
-from train.report.style import method_name
 
 NOTHING = "-"
 
