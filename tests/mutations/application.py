@@ -181,6 +181,15 @@ _DATA: tuple[Mutation, ...] = (
     ),
     *faults(
         "train/data/text.py",
+        "tests/train/data/test_glue.py",
+        (
+            "all-seeds-have-one-subset",
+            "self.seed if self.new_subset else SUBSET_SEED",
+            "SUBSET_SEED",
+        ),
+    ),
+    *faults(
+        "train/data/text.py",
         "tests/train/data/test_text.py",
         (
             "texts-have-the-same-order-in-every-epoch",
@@ -687,6 +696,11 @@ _RUNS: tuple[Mutation, ...] = (
             "mmd-is-a-mean-of-batch-sums",
             "metrics.Mean(total=v * count, count=count)",
             "metrics.Mean(total=v, count=count)",
+        ),
+        (
+            "attention-is-a-mean-of-batch-sums",
+            "metrics.Mean(total=value * count, count=count)",
+            "metrics.Mean(total=value, count=count)",
         ),
         (
             "classifier-is-asked-about-what-it-learnt",

@@ -433,6 +433,21 @@ _ALIGNMENT: tuple[Mutation, ...] = (
             "mask = mask & sample_mask[:, None]",
             "mask = mask | sample_mask[:, None]",
         ),
+        (
+            "attention-looks-at-padding",
+            "shares = jax.nn.softmax(logits, axis=-1, where=admitted)",
+            "shares = jax.nn.softmax(logits, axis=-1)",
+        ),
+        (
+            "a-rank-counts-queries-that-are-padding",
+            "shares = jnp.where(rows[:, None, :, None], shares, 0.0)",
+            "shares = jnp.where(admitted, shares, 0.0)",
+        ),
+        (
+            "statistics-count-rows-that-fill-up",
+            "clouds.query_mask & sample_mask[:, None]",
+            "clouds.query_mask | sample_mask[:, None]",
+        ),
     ),
     *faults(
         "align_jax/collection.py",
