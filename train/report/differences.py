@@ -14,7 +14,7 @@ from train.comparison.study import Runs, compare, factor, name_of, title
 def draw_differences(
     runs: Runs, path: pathlib.Path, baseline: str = "plain", arms: str = ""
 ) -> None:
-    """Draws a panel for each metric, a row for each arm.
+    """Draws a panel for each metric, a row for each arm and split.
 
     Args:
         runs: of a study.
@@ -25,26 +25,31 @@ def draw_differences(
     Raises:
         ConfigError: as of `train.comparison.study.compare`.
     """
-    found = compare(runs, baseline, arms)
-    rows = list(dict.fromkeys(one.arm for one in found))
-    metrics = list(dict.fromkeys(one.metric for one in found))
+    # By row and panel; the metrics of several splits share a panel.
+    found = {
+        ((split, one.arm), metric): one
+        for one in compare(runs, baseline, arms)
+        for split, _, metric in [one.metric.rpartition("/")]
+    }
+    rows, metrics = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
+    names = [f"{split}: {name_of(arm)}" if split else name_of(arm) for split, arm in rows]
     figure, panels = plt.subplots(
         1, len(metrics), sharey=True, squeeze=False, layout="constrained",
-        figsize=(2.5 + 2.4 * len(metrics), 1.2 + 0.3 * len(rows)),
+        figsize=(0.08 * max(map(len, names)) + 2.2 * len(metrics), 1.2 + 0.3 * len(rows)),
     )  # fmt: skip
+    for (row, metric), one in found.items():
+        panel, scale = panels[0, metrics.index(metric)], factor(metric)
+        reach = np.array([[one.mean - one.low], [one.high - one.mean]])
+        panel.errorbar(
+            one.mean * scale, rows.index(row), xerr=reach * scale, fmt="o", capsize=3,
+            color="C0" if one.adjusted <= 0.05 else "0.5",
+        )  # fmt: skip
     for panel, metric in zip(panels[0], metrics, strict=True):
-        ones = {one.arm: one for one in found if one.metric == metric}
-        scale = factor(metric)
-        for row, arm in enumerate(rows):
-            one = ones[arm]
-            mean, reach = one.mean * scale, np.array([[one.mean - one.low], [one.high - one.mean]])
-            colour = "C0" if one.adjusted <= 0.05 else "0.5"
-            panel.errorbar(mean, row, xerr=reach * scale, fmt="o", color=colour, capsize=3)
         panel.axvline(0.0, color="black", linewidth=0.8)
-        panel.set_title(title(metric).replace("/", "\n"), fontsize=10)
+        panel.set_title(title(metric), fontsize=10)
         panel.grid(axis="x", alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(4))
-    panels[0, 0].set_yticks(range(len(rows)), [name_of(arm) for arm in rows])
+    panels[0, 0].set_yticks(range(len(rows)), names)
     panels[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(
         "difference to its baseline, 95% interval; blue: p <= 0.05 after Holm", fontsize=9

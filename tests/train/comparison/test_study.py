@@ -138,6 +138,23 @@ def test_the_picture_has_a_panel_for_each_metric_and_its_interval(
     pyplot.close(figure)
 
 
+def test_the_picture_has_a_row_for_each_split(rng, tmp_path, monkeypatch) -> None:
+    of_splits = {
+        arm: {seed: {"a/loss": x["loss"], "b/loss": 2 * x["loss"]} for seed, x in seeds.items()}
+        for arm, seeds in made_up(rng).items()
+        if arm in (PLAIN, ENERGY)
+    }
+    drawn = []
+    monkeypatch.setattr(differences.plt, "close", drawn.append)
+    differences.draw_differences(of_splits, tmp_path / "study.png")
+    (panel,) = drawn[0].axes
+    names = [text.get_text() for text in panel.get_yticklabels()]
+    assert names == ["a: energy (weight 1)", "b: energy (weight 1)"]
+    first, second = (bars.lines[0].get_xydata()[0] for bars in panel.containers)
+    assert (second[0], second[1] - first[1]) == (pytest.approx(2 * first[0]), 1.0)
+    pyplot.close(drawn[0])
+
+
 def test_the_table_of_the_file_is_the_one_of_the_runs(rng, tmp_path) -> None:
     runs, path = made_up(rng), tmp_path / "study.csv"
     path.write_text(to_csv(runs))
