@@ -28,6 +28,7 @@ from train.benchmarks.turns import ratios, spread, timed_in_turns
 MIB = 2**20
 INPUTS = "input_ids", "attention_mask", "token_type_ids"
 FOUND = "aligned-"  # in front of a method
+TRACINGS = 3  # of a step, the quickest of which counts
 
 # Sizes of the encoder, and examples in a batch: on a CPU, elsewhere.
 MODELS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
@@ -50,7 +51,7 @@ class Cost(NamedTuple):
     # "none" is the plain model; "ct:32" draws 32 tokens of each text for it; "aligned-ct" finds the
     # attentions of the plain model (`align_jax.aligned`).
     method: str
-    tracing: float  # seconds until the step is traced, the least of three
+    tracing: float  # seconds until the step is traced, the least of `TRACINGS`
     milliseconds: float  # median over the turns
     ratios: Sequence[float]  # its time over the plain model's, turn by turn
     memory: float  # MiB that the compiled step needs beside its arguments and results
@@ -126,7 +127,7 @@ class Step:
         arguments = (*self._carry, self._batch)
         # A new function each time: what one was traced to is remembered.
         traced = {"": lambda: jax.jit(functools.partial(step)).trace(*arguments)}
-        self.tracing = min(timed_in_turns(traced, 3, warm_up=0, clock=time.process_time)[""])
+        self.tracing = min(timed_in_turns(traced, TRACINGS, warm_up=0, clock=time.process_time)[""])
         self._compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
         self.memory = temporary_memory(self._compiled)
         # XLA counts a loop's body once, so the count is of the form without loops.

@@ -28,7 +28,7 @@ def draws(method: str, tokens: int, count: int, shape: tuple[int, ...] = SHAPE) 
     # So that a Gaussian kernel sees more than single points.
     config = AlignmentConfig(method, tokens=tokens, bandwidth=float(shape[-1] ** 0.5))
     module = Alignment(config)
-    variables = module.init(jax.random.key(0), query, key)
+    variables = jax.jit(module.init)(jax.random.key(0), query, key)
 
     @jax.jit
     def value(rng: jax.Array) -> jax.Array:

@@ -36,6 +36,6 @@ def test_ratios_are_those_of_the_steps_and_turns_alternate(tiny_config, monkeypa
 
 def test_real_steps_are_timed(tiny_config) -> None:
     devices = jax.local_devices()[:1]
-    times = step_time.measure_step_times(tiny_config(), ["gan"], turns=2, devices=devices)
+    times = step_time.measure_step_times(tiny_config(), ["energy"], turns=2, devices=devices)
     assert all(value.milliseconds > 0 for value in times.values())
-    assert list(times) == ["none", "gan"]
+    assert list(times) == ["none", "energy"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -14,10 +13,10 @@ from tests.pretrained.checkpoints import VOCAB
 from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
 from train.devices import partition
 from train.devices.mesh import MeshRunner
-from train.devices.parallel import Pmap
 from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 from train.run.evaluation import collect_clouds
+from train.step.step import train_step
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +74,16 @@ def test_scanned_layers_train_and_report_as_the_loop(scanned_and_looped, monkeyp
     """One step, on one device and on four with parameters cut."""
     monkeypatch.setattr(partition, "LEAST_SIZE", 16)
     batch, looped, scanned = scanned_and_looped
-    parallels = [Pmap(jax.local_devices()[:1])] * 2
+    steps = [jax.jit(train_step)(looped, batch), jax.jit(train_step)(scanned, batch)]
     if jax.local_device_count() >= 4:
-        parallels.append(MeshRunner(jax.local_devices()[:4], model=2, fsdp=True))
+        mesh = MeshRunner(jax.local_devices()[:4], model=2, fsdp=True)
+        placed = mesh.place(jax.device_put(scanned, may_alias=False))  # which a step gives away
+        steps.append(mesh.train_step(placed, mesh.shard(batch)))
     results = []
-    for parallel, state in zip(parallels, (looped, scanned, scanned), strict=False):
-        placed = parallel.place(jax.tree.map(jnp.copy, state))  # which a step gives away
-        after, report = parallel.train_step(placed, parallel.shard(batch))
-        report = {n: x.compute() for n, x in parallel.first(report).items() if n != "divergence"}
-        params = parallel.first(after.params)
-        results.append((report, params if state is looped else unstack_layers(params)))
+    for after, report in jax.device_get(steps):
+        numbers = {n: x.compute() for n, x in report.items() if n != "divergence"}
+        params = unstack_layers(after.params) if results else after.params
+        results.append((numbers, params))
     for other in results[1:]:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), results[0], other

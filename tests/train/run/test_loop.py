@@ -15,7 +15,7 @@ import pytest
 import rich.console
 from ml_collections import ConfigDict
 
-from tests.train.tiny_glue import fake_glue, tiny_checkpoint
+from tests.train.tiny_glue import fake_glue
 from tests.train.tiny_glue import tiny_config as tiny_config_of_texts
 from train.data.digits import Digits
 from train.devices import mesh, partition
@@ -46,20 +46,33 @@ def final_params(config, workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_config):
     """A run that is complete: its config, folder, result and what it printed."""
-    config, workdir = tiny_config("ct"), tmp_path_factory.mktemp("run")
+    config = tiny_config("ct", model__dropout=0.2, train__steps=7, eval__stochastic_passes=3)
+    workdir = tmp_path_factory.mktemp("run")
     return config, workdir, *run(config, workdir)
 
 
+ON_ANY_DEVICES = {
+    "optimizer__epsilon": 1e-3, "optimizer__decay": "constant",
+    "eval__every": 0, "eval__at_start": False, "eval__final": (), "eval__mmd_examples": 0,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, tiny_config):
-    """Another one, of a model with dropout: its config, folder and result."""
-    config = tiny_config("ct", model__dropout=0.2, train__steps=7, eval__stochastic_passes=3)
-    workdir = tmp_path_factory.mktemp("run")
-    return config, workdir, run(config, workdir)[0]
+def stayed(tmp_path_factory, tiny_config):
+    """A plain run on one device: its config, folder and last parameters."""
+    config, workdir = tiny_config("none", **ON_ANY_DEVICES), tmp_path_factory.mktemp("run")
+    run(config, workdir)
+    return config, workdir, final_params(config, workdir)
 
 
-def assert_ends_bitwise_alike(result, workdir, uninterrupted) -> None:
-    config, whole, expected = uninterrupted
+@pytest.fixture
+def config(finished):
+    """A copy of that run's; the programs of whoever changes no more than a little are compiled."""
+    return finished[0].copy_and_resolve_references()
+
+
+def assert_ends_bitwise_alike(result, workdir, finished) -> None:
+    config, whole, expected, _ = finished
     assert result["metrics"] == expected["metrics"]
     jax.tree.map(
         np.testing.assert_array_equal, final_params(config, workdir), final_params(config, whole)
@@ -75,9 +88,9 @@ def test_a_run_leaves_its_records_and_prints_a_table(finished) -> None:
     assert "validation" in printed
 
     records = read_records(workdir)
-    assert [r["step"] for r in records if r["split"] == "train"] == [2, 3, 4, 6]
+    assert [r["step"] for r in records if r["split"] == "train"] == [2, 3, 4, 6, 7]
     evaluations = [r for r in records if r["split"] == "validation"]
-    assert [r["step"] for r in evaluations] == [0, 3, 6]
+    assert [r["step"] for r in evaluations] == [0, 3, 6, 7]
     for name in ("mmd", "scale_free_mmd", "query_norm", "key_norm"):
         heads = np.array(evaluations[-1][f"{name}_per_head"]["layer_0/attention"])
         assert heads.shape == (2,)
@@ -113,21 +126,20 @@ def test_accuracy_is_that_of_the_final_parameters_on_every_test_image_once(finis
     np.testing.assert_array_equal(predictions["prediction"], logits.argmax(axis=1))
 
 
-def test_uncertainty_is_measured_at_the_end_and_each_time_the_same(uninterrupted) -> None:
-    config, workdir, result = uninterrupted
+def test_uncertainty_is_measured_at_the_end(finished) -> None:
+    config, _, result, _ = finished
     for split in config.eval.final:
         assert 0.0 < result["metrics"][split]["pavpu"] < 1.0
         assert 0.0 < result["metrics"][split]["certain"] < 1.0
-    assert run(config, workdir)[0]["metrics"] == result["metrics"]
 
 
-def test_a_checkpoint_is_the_best_only_by_its_own_evaluation(tmp_path, tiny_config) -> None:
+def test_a_checkpoint_is_the_best_only_by_its_own_evaluation(tmp_path, config) -> None:
     """Saved at 1, 2, ... and evaluated at 4: whatever is saved later has no metrics."""
-    config = tiny_config("ct", eval__every=4, train__checkpoint_every=1)
-    config.train.keep_checkpoints = 1
+    config.eval.every = 4
+    config.train.update({"checkpoint_every": 1, "keep_checkpoints": 1})
     run(config, tmp_path)
     kept = {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {4, 6}
+    assert kept == {4, 7}
     assert int(loop.restore_run(tmp_path, config, step=4)[1].step) == 4
 
 
@@ -150,8 +162,8 @@ def test_a_mistake_in_the_evaluation_shows_before_the_first_step(
         run(config, tmp_path)
 
 
-def test_another_evaluation_of_a_finished_run_is_recorded(finished, tmp_path, tiny_config) -> None:
-    config, workdir = tiny_config("ct"), tmp_path / "run"
+def test_another_evaluation_of_a_finished_run_is_recorded(finished, config, tmp_path) -> None:
+    workdir = tmp_path / "run"
     shutil.copytree(finished[1], workdir)
     before = read_records(workdir)
     run(config, workdir)
@@ -165,6 +177,7 @@ def test_another_evaluation_of_a_finished_run_is_recorded(finished, tmp_path, ti
 
 
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch) -> None:
+    """Its metrics, also those that have random numbers, are the same each time."""
     config, workdir, first, _ = finished
     monkeypatch.setattr(MeshRunner, "train_step", lambda *_: pytest.fail("trained again"))
     again, _ = run(config, workdir)
@@ -172,9 +185,9 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch) -> None:
     assert again["alignment"] == first["alignment"]
 
 
-def test_fewer_steps_than_already_taken_are_refused(finished, tiny_config) -> None:
-    config = tiny_config("ct", train__steps=4)
-    with pytest.raises(CheckpointError, match="step 6, but train.steps is 4"):
+def test_fewer_steps_than_already_taken_are_refused(finished, config) -> None:
+    config.train.steps = 4
+    with pytest.raises(CheckpointError, match="step 7, but train.steps is 4"):
         run(config, finished[1])
 
 
@@ -196,16 +209,16 @@ def test_a_second_run_in_the_folder_is_refused_before_it_builds_anything(
     assert after == before
 
 
-def test_resuming_with_another_model_is_refused(finished, tiny_config) -> None:
-    config = tiny_config("ct", model__dropout=0.2)
-    with pytest.raises(CheckpointError, match="model.dropout was 0.0, now 0.2"):
+def test_resuming_with_another_model_is_refused(finished, config) -> None:
+    config.model.dropout = 0.0
+    with pytest.raises(CheckpointError, match="model.dropout was 0.2, now 0.0"):
         run(config, finished[1])
 
 
 def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
-    tmp_path, uninterrupted, monkeypatch
+    tmp_path, finished, monkeypatch
 ) -> None:
-    config, original = uninterrupted[0], Trainer._due
+    config, original = finished[0], Trainer._due
 
     def killed_at_step_5(self, every):
         if self.step == 5:
@@ -217,17 +230,17 @@ def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
         run(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
     monkeypatch.undo()
-    assert_ends_bitwise_alike(run(config, tmp_path)[0], tmp_path, uninterrupted)
+    assert_ends_bitwise_alike(run(config, tmp_path)[0], tmp_path, finished)
     steps = [r["step"] for r in read_records(tmp_path) if r["split"] == "train"]
     assert steps == sorted(steps)
 
 
-def test_a_deadline_stops_the_run_without_losing_a_step(tmp_path, uninterrupted) -> None:
-    config, console = uninterrupted[0], rich.console.Console(file=io.StringIO())
+def test_a_deadline_stops_the_run_without_losing_a_step(tmp_path, finished) -> None:
+    config, console = finished[0], rich.console.Console(file=io.StringIO())
     for taken in (1, 2):
         with pytest.raises(OutOfTime, match=f"after step {taken} of 7"):
             loop.run(config, tmp_path, devices=DEVICES, console=console, deadline=0.0)
-    assert_ends_bitwise_alike(run(config, tmp_path)[0], tmp_path, uninterrupted)
+    assert_ends_bitwise_alike(run(config, tmp_path)[0], tmp_path, finished)
 
 
 @pytest.mark.fault(
@@ -235,7 +248,7 @@ def test_a_deadline_stops_the_run_without_losing_a_step(tmp_path, uninterrupted)
     "Stops with step, layer, heads and ids; the last good checkpoint stays",
 )
 def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
-    tmp_path, tiny_config, monkeypatch
+    tmp_path, config, monkeypatch
 ) -> None:
     original = Digits.train_batches
 
@@ -251,7 +264,7 @@ def test_nan_stops_the_run_with_the_step_and_keeps_the_last_checkpoint(
         match=r"At step 5 the loss is nan.*ids \[500, 501.*layer_0/attention is not finite in the "
         r"heads \[0, 1\].*of step 3",
     ):
-        run(tiny_config("ct"), tmp_path)
+        run(config, tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
@@ -271,7 +284,7 @@ def test_steps_with_nan_may_be_skipped_up_to_a_number_in_a_row(
             yield batch
 
     monkeypatch.setattr(Digits, "train_batches", poisoned)
-    config = tiny_config("ct", optimizer__skip_nonfinite=2)
+    config = tiny_config("none", optimizer__skip_nonfinite=2, eval__mmd_examples=0)
     result, _ = run(config, tmp_path / "two")
     assert np.isfinite(result["metrics"]["test"]["loss"])
     records = [r for r in read_records(tmp_path / "two") if r["split"] == "train"]
@@ -282,18 +295,18 @@ def test_steps_with_nan_may_be_skipped_up_to_a_number_in_a_row(
         run(config, tmp_path / "three")
 
 
-def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_path) -> None:
-    config, source, *_ = finished
+def test_a_run_may_start_from_anothers_parameters(stayed, tiny_config, tmp_path) -> None:
+    _, source, given = stayed
     changed = tiny_config(
-        "gan", train__init_from=str(source), train__steps=1, eval__every=0, eval__at_start=False,
-        eval__mmd_examples=0, optimizer__learning_rate=0.0,
+        "none", **ON_ANY_DEVICES, train__init_from=str(source), train__steps=1,
+        optimizer__learning_rate=0.0, model__mlp_size=8,
     )  # fmt: skip
     _, printed = run(changed, tmp_path)
-    started, given = final_params(changed, tmp_path), final_params(config, source)
+    started = final_params(changed, tmp_path)
     np.testing.assert_array_equal(started["classifier"]["kernel"], given["classifier"]["kernel"])
-    assert "start anew: layer_0/attention/alignment" in " ".join(printed.split())
+    assert "3 start anew: layer_0/mlp_in/bias, layer_0/mlp_in/kernel, " in " ".join(printed.split())
     with pytest.raises(CheckpointError, match="not the folder of a run"):
-        run(tiny_config("gan", train__init_from=str(tmp_path / "none")), tmp_path / "other")
+        run(tiny_config("none", train__init_from=str(tmp_path / "none")), tmp_path / "other")
 
 
 @pytest.mark.fault(
@@ -302,24 +315,19 @@ def test_a_run_may_start_from_anothers_parameters(finished, tiny_config, tmp_pat
 )
 @pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
 @pytest.mark.parametrize("way", ["pmap", "mesh"])
-def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, way, monkeypatch) -> None:
+def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, stayed, way, monkeypatch) -> None:
     monkeypatch.setattr(partition, "LEAST_SIZE", 16)
-    settings = {
-        "optimizer__epsilon": 1e-3, "optimizer__decay": "constant",
-        "eval__every": 0, "eval__at_start": False, "eval__mmd_examples": 0,
-    }  # fmt: skip
     fsdp = way == "mesh"
     cut = tiny_config(
-        "none", train__steps=3, train__parallel=way, train__mesh_fsdp=fsdp, **settings
+        "none", train__steps=3, train__parallel=way, train__mesh_fsdp=fsdp, **ON_ANY_DEVICES
     )
-    loop.run(cut, tmp_path / "moved", devices=jax.local_devices()[:4], summary=False)
-    config = tiny_config("none", **settings)
-    loop.run(config, tmp_path / "moved", devices=DEVICES, summary=False)
-    loop.run(config, tmp_path / "stayed", devices=DEVICES, summary=False)
+    loop.run(cut, tmp_path, devices=jax.local_devices()[:4], summary=False)
+    config, _, expected = stayed
+    run(config, tmp_path)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
-        final_params(config, tmp_path / "moved"),
-        final_params(config, tmp_path / "stayed"),
+        final_params(config, tmp_path),
+        expected,
     )
 
 
@@ -327,7 +335,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, way, monkeypatch)
     "SIGTERM",
     "Saves and exits; the same command goes on, bitwise",
 )
-def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, uninterrupted, monkeypatch) -> None:
+def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, finished, config, monkeypatch) -> None:
     step, taken = MeshRunner.train_step, []
 
     def terminated(self, *arguments):
@@ -336,7 +344,6 @@ def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, uninterrupted, monkey
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *arguments)
 
-    config = uninterrupted[0].copy_and_resolve_references()
     config.train.checkpoint_every = 0
     monkeypatch.setattr(MeshRunner, "train_step", terminated)
     before = signal.getsignal(signal.SIGTERM)
@@ -345,7 +352,7 @@ def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, uninterrupted, monkey
     assert signal.getsignal(signal.SIGTERM) is before
     result, _ = run(config, tmp_path)
     assert len(taken) == 7
-    assert_ends_bitwise_alike(result, tmp_path, uninterrupted)
+    assert_ends_bitwise_alike(result, tmp_path, finished)
 
 
 def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny_config) -> None:
@@ -435,7 +442,7 @@ def test_a_folder_that_is_no_runs_is_not_made_one_by_reading_it(tmp_path, tiny_c
 
 
 def test_sigterm_during_the_last_evaluation_is_heard_when_the_run_is_complete(
-    tmp_path, tiny_config, monkeypatch
+    tmp_path, config, monkeypatch
 ) -> None:
     finish = Trainer.finish
 
@@ -445,7 +452,7 @@ def test_sigterm_during_the_last_evaluation_is_heard_when_the_run_is_complete(
 
     monkeypatch.setattr(Trainer, "finish", terminated)
     with pytest.raises(Interrupted, match="this run is complete"):
-        run(tiny_config("ct"), tmp_path / "run")
+        run(config, tmp_path / "run")
     assert (tmp_path / "run" / "result.json").exists()
 
 
@@ -459,21 +466,23 @@ def test_an_unknown_method_is_a_config_error_that_names_the_nearest(tmp_path, ti
     assert not (tmp_path / "run").exists()
 
 
-def test_mmd_can_be_left_to_the_start_and_the_end(tmp_path, tiny_config) -> None:
-    result, _ = run(tiny_config("ct", eval__mmd_every=0), tmp_path)
+def test_mmd_can_be_left_to_the_start_and_the_end(tmp_path, config) -> None:
+    config.eval.update({"every": 1, "mmd_every": 0})
+    result, _ = run(config, tmp_path)
     evaluations = [r for r in read_records(tmp_path) if r["split"] == "validation"]
-    # Step 6 is evaluated as the others are, and once more, with MMD, because it is the last.
+    # Step 7 is evaluated as the others are, and once more, with MMD, because it is the last.
     assert [(r["step"], "mmd" in r) for r in evaluations] == [
-        (0, True), (3, False), (6, False), (6, True),
+        (0, True), *((step, False) for step in range(1, 8)), (7, True),
     ]  # fmt: skip
     assert result["mmd"] == evaluations[-1]["mmd"]
 
 
-def test_one_compilation_per_shape_of_batch(tmp_path, monkeypatch) -> None:
+def test_one_compilation_per_shape_of_batch(tmp_path, checkpoint, monkeypatch) -> None:
     """Texts of two padded lengths, over several epochs: two programs, not one per batch."""
     fake_glue(monkeypatch)
-    config = tiny_config_of_texts(tiny_checkpoint(tmp_path / "bert"), method="ct").unlock()
-    config.data.buckets, config.train.steps, config.eval.every = (16, 32), 20, 20
+    config = tiny_config_of_texts(checkpoint).unlock()
+    config.data.buckets, config.train.steps = (16, 32), 20
+    config.eval.update({"every": 0, "at_start": False, "final": (), "mmd_examples": 0})
     traced, shapes = [], []
     step, shard = mesh.train_step, MeshRunner.shard
 

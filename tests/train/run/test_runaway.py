@@ -44,10 +44,12 @@ def test_growing_norms_and_clouds_torn_apart_are_named() -> None:
     assert "head 0 0.90" in apart
 
 
-def test_a_run_says_so_once(tmp_path, tiny_config, monkeypatch) -> None:
+def test_a_run_says_so_once(tmp_path, tiny_config, one_device, monkeypatch) -> None:
     """In the terminal's text; here every objective counts as out of range."""
     monkeypatch.setitem(runaway.LEAST_OBJECTIVE, "gan", np.inf)
     console = rich.console.Console(file=io.StringIO(), width=10_000)
-    loop.run(tiny_config("gan"), tmp_path, console=console)
+    unmeasured = {"eval__every": 0, "eval__at_start": False, "eval__final": (),
+                  "eval__mmd_examples": 0}  # fmt: skip
+    loop.run(tiny_config("gan", **unmeasured), tmp_path, console=console)
     text = console.file.getvalue()
     assert text.count("The GAN objective of layer_0/attention has left its range: head 0") == 1
