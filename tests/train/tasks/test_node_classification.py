@@ -99,7 +99,7 @@ def run(folder: Path, tmp_path_factory):
     def make(method: str, over: str = "nodes") -> tuple[ConfigDict, Path, dict[str, Any]]:
         config, workdir = small(folder), tmp_path_factory.mktemp("run") / "run"
         config.alignment.update({"method": method, "tokens": 0})
-        config.eval.every = 5
+        config.eval.update({"every": 5, "at_start": False})
         config.model.alignment_over = over
         return config, workdir, run_quietly(config, workdir)
 
@@ -149,6 +149,7 @@ def test_the_picture_shows_nodes_by_class_and_clouds(run, tmp_path: Path) -> Non
 def test_stops_when_the_patience_is_used_up(config: ConfigDict, tmp_path: Path) -> None:
     """Also on all devices, of which a graph takes one."""
     config.train.update({"steps": 2000, "patience": 3})
+    config.optimizer.learning_rate = 1.0  # so high that little is gained
     config.eval.update({"final": (), "mmd_examples": 0})
     result = loop.run(config, tmp_path / "run")
     assert result["steps"] < 2000
