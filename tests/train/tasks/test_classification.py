@@ -45,7 +45,7 @@ def test_a_smoothing_that_leaves_no_label_is_refused(smoothing: float) -> None:
 
 
 def test_metrics_leave_out_padding() -> None:
-    values = compute(Classification().metrics(jnp.asarray(LOGITS), BATCH))
+    values = compute(jax.jit(Classification().metrics)(LOGITS, BATCH))
     expected = accuracy_score(BATCH["label"][:4], LOGITS[:4].argmax(axis=1))
     assert values["accuracy"] == pytest.approx(expected)
     assert 0.0 <= values["ece"] <= 1.0
@@ -66,7 +66,7 @@ def test_uncertainty_leaves_out_padding() -> None:
     passes[0, 3, 2] = 1.5  # the first pass alone would have this one right
     passes = jnp.asarray(passes, jnp.float32)
     batch = {"label": np.array([0, 3, 2, 2, 3]), "mask": np.array([1, 1, 1, 1, 0], bool)}
-    values = compute(Classification().stochastic_metrics(passes, batch))
+    values = compute(jax.jit(Classification().stochastic_metrics)(passes, batch))
     certain = scipy.stats.ttest_ind(
         *np.moveaxis(np.asarray(jax.nn.softmax(passes))[:, :4, :2], 2, 0), equal_var=False
     ).pvalue < 0.05  # fmt: skip
