@@ -46,7 +46,7 @@ def final_params(config, workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_config):
     """A run that is complete: its config, folder, result and what it printed."""
-    config = tiny_config("energy", model__dropout=0.2, train__steps=7, eval__stochastic_passes=3)
+    config = tiny_config("gan", model__dropout=0.2, train__steps=7, eval__stochastic_passes=3)
     workdir = tmp_path_factory.mktemp("run")
     return config, workdir, *run(config, workdir)
 
