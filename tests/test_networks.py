@@ -33,8 +33,17 @@ def value_and_gradients(model, variables, x):
         out = model.apply(variables, x)
         return jnp.sum(jnp.sin(out)), out
 
-    (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables, x)
+    # Compiled anew, for how large a chunk is is no argument.
+    value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, out), gradients = value_and_grad(variables, x)
     return out, *gradients
+
+
+def random_variables(network, x):
+    """Biases too, which start as zeros."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
 @pytest.mark.parametrize(
@@ -45,17 +54,21 @@ def value_and_gradients(model, variables, x):
         (Navigator(features=6), (6,)),
     ],
 )
-@pytest.mark.parametrize("vectors", [1, 7, 10, VECTORS])  # in a chunk; 7 leave an incomplete one
-def test_chunks_change_nothing(network, shape, vectors, monkeypatch):
+def test_chunks_change_nothing(network, shape, monkeypatch):
     x = np.random.default_rng(0).normal(size=(BATCH, TOKENS, HEADS, WIDTH)).astype(np.float32)
     model = Inside(network)
-    variables = model.init(jax.random.key(0), x)
+    variables = random_variables(model, x)
     expected = value_and_gradients(model, variables, x)
     assert expected[0].shape == (BATCH, TOKENS, HEADS, *shape)
-    monkeypatch.setattr(networks, "CHUNK_SIZE", vectors * WIDTH)
-    actual = value_and_gradients(model, variables, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-                 actual, expected)  # fmt: skip
+    for vectors in (1, 8):  # in a chunk; the last of 8 is incomplete
+        monkeypatch.setattr(networks, "CHUNK_SIZE", vectors * WIDTH)
+        actual = value_and_gradients(model, variables, x)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+                     actual, expected)  # fmt: skip
+
+
+def apply(network, variables, x):
+    return jax.jit(network.apply)(variables, x)
 
 
 def slices(variables):
@@ -63,28 +76,34 @@ def slices(variables):
     return [jax.tree.map(lambda leaf, head=head: leaf[head], variables) for head in range(HEADS)]
 
 
-@pytest.mark.parametrize("vectors", [7, VECTORS])  # in a chunk: heads in a loop, or all at once
 @pytest.mark.parametrize("network", [Discriminator(), Critic(features=6, highway=False)])
-def test_each_head_has_a_network_of_its_own(network, vectors, monkeypatch):
+def test_each_head_has_a_network_of_its_own(network, monkeypatch):
     """Values and gradients are those of the network with each head's share of the parameters."""
     x = np.random.default_rng(0).normal(size=(BATCH, TOKENS, HEADS, WIDTH)).astype(np.float32)
     model = Inside(network, networks.for_each_head)
     variables = random_variables(model, x)
-    alone = [
-        value_and_gradients(network, {"params": own["params"]["network"]}, x[:, :, head])
-        for head, own in enumerate(slices(variables))
-    ]
-    monkeypatch.setattr(networks, "CHUNK_SIZE", vectors * WIDTH)
-    value, of_variables, of_x = value_and_gradients(model, variables, x)
-    for head, own in enumerate(slices(of_variables)):
-        actual = value[:, :, head], {"params": own["params"]["network"]}, of_x[:, :, head]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-                     actual, alone[head])  # fmt: skip
+    # The heads one after another, in one program.
+    alone = jax.device_get(
+        jax.jit(
+            lambda variables: [
+                value_and_gradients(network, {"params": own["params"]["network"]}, x[:, :, head])
+                for head, own in enumerate(slices(variables))
+            ]
+        )(variables)
+    )
+    for vectors in (7, VECTORS):  # in a chunk: heads in a loop, or all at once
+        monkeypatch.setattr(networks, "CHUNK_SIZE", vectors * WIDTH)
+        value, of_variables, of_x = jax.device_get(value_and_gradients(model, variables, x))
+        for head, own in enumerate(slices(of_variables)):
+            actual = value[:, :, head], {"params": own["params"]["network"]}, of_x[:, :, head]
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+                         actual, alone[head])  # fmt: skip
 
 
 def test_the_heads_networks_start_differently():
     x = np.ones((BATCH, TOKENS, HEADS, WIDTH), np.float32)
-    variables = Inside(Discriminator(), networks.for_each_head).init(jax.random.key(0), x)
+    model = Inside(Discriminator(), networks.for_each_head)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     kernels = variables["params"]["network"]["hidden"]["kernel"]
     assert kernels.shape == (HEADS, WIDTH, 10)
     assert np.abs(kernels[0] - kernels[1]).min() > 0.0
@@ -155,13 +174,6 @@ def test_the_penalty_is_a_mean_over_every_eighth_token_that_takes_part():
             np.testing.assert_allclose(sign * gradient, own, rtol=1e-4, atol=1e-5)
 
 
-def random_variables(network, x):
-    """Biases too, which start as zeros."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x)
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
-
-
 @pytest.mark.parametrize("make", [functools.partial(Critic, 1), Discriminator])
 @pytest.mark.parametrize("highway", [True, False])
 def test_an_adversary_is_a_network_with_gradient_reversal_on_both_sides(make, highway):
@@ -186,11 +198,11 @@ def test_a_critic_and_a_navigator_together_are_the_two_apart(highway):
 
     x = np.random.default_rng(0).normal(size=(7, WIDTH)).astype(np.float32)
     variables = random_variables(Both(), x)
-    features, navigation = Both().apply(variables, x)
+    features, navigation = apply(Both(), variables, x)
     apart = {"critic": Critic(6, highway=highway), "navigator": Navigator(5)}
     for name, value in (("critic", features), ("navigator", navigation)):
         own = {"params": variables["params"][name]}
-        np.testing.assert_allclose(value, apart[name].apply(own, x), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(value, apply(apart[name], own, x), rtol=1e-5, atol=1e-5)
 
 
 def test_dense_layers_of_flax_have_the_same_parameters():
@@ -201,7 +213,7 @@ def test_dense_layers_of_flax_have_the_same_parameters():
         def __call__(self, x):
             return nn.Dense(10, name="output")(nn.Dense(10, name="hidden")(x))
 
-    own, flax = (m.init(jax.random.key(0), x) for m in (Navigator(10), Dense()))
+    own, flax = (jax.jit(m.init)(jax.random.key(0), x) for m in (Navigator(10), Dense()))
     jax.tree.map(np.testing.assert_array_equal, own, flax)
 
 
@@ -221,11 +233,13 @@ def test_chunks_keep_the_game_and_the_parameters_names(method, monkeypatch):
 
         return jax.jit(jax.grad(loss))(variables["params"])
 
-    variables = module.init(jax.random.key(0), query, key)
+    def initial():
+        return jax.jit(lambda rng: module.init(rng, query, key))(jax.random.key(0))
+
+    variables = initial()
     expected = gradients(variables)
     monkeypatch.setattr(networks, "CHUNK_SIZE", 7 * WIDTH)
-    again = module.init(jax.random.key(0), query, key)
-    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    jax.tree.map(np.testing.assert_array_equal, initial(), variables)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
                  gradients(variables), expected)  # fmt: skip
 
@@ -238,12 +252,7 @@ def test_networks_are_what_they_are_called():
         return x @ np.asarray(p["kernel"]) + np.asarray(p["bias"])
 
     def randomised(module):
-        params = module.init(jax.random.key(0), x)["params"]
-        leaves, structure = jax.tree.flatten(params)
-        rng = np.random.default_rng(1)
-        return jax.tree.unflatten(
-            structure, [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-        )
+        return random_variables(module, x)["params"]
 
     def highway(p, x):
         gate = 1 / (1 + np.exp(-dense(p["gate"], x)))
@@ -251,7 +260,7 @@ def test_networks_are_what_they_are_called():
 
     params = randomised(Highway())
     np.testing.assert_allclose(
-        Highway().apply({"params": params}, x), highway(params, x), rtol=1e-4, atol=1e-5
+        apply(Highway(), {"params": params}, x), highway(params, x), rtol=1e-4, atol=1e-5
     )
     for module in (Critic(6), Critic(6, highway=False), Discriminator()):
         params = randomised(module)
@@ -261,13 +270,13 @@ def test_networks_are_what_they_are_called():
         expected = dense(params["output"], y)
         if isinstance(module, Discriminator):
             expected = expected[:, 0]
-        actual = module.apply({"params": params}, x)
+        actual = apply(module, {"params": params}, x)
         assert actual.shape == expected.shape
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     params = randomised(Navigator(6))
     expected = dense(params["output"], np.maximum(dense(params["hidden"], x), 0))
     np.testing.assert_allclose(
-        Navigator(6).apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5
+        apply(Navigator(6), {"params": params}, x), expected, rtol=1e-4, atol=1e-5
     )
 
 
@@ -276,6 +285,6 @@ def test_networks_are_what_they_are_called():
 def test_the_computation_takes_the_dtype_asked_for(network):
     x = np.random.default_rng(0).normal(size=(7, WIDTH)).astype(np.float32)
     variables = random_variables(network(), x)
-    exact, rounded = (network(dtype=dtype).apply(variables, x) for dtype in (None, jnp.bfloat16))
+    exact, rounded = (apply(network(dtype=dtype), variables, x) for dtype in (None, jnp.bfloat16))
     assert (exact.dtype, rounded.dtype) == (jnp.float32, jnp.bfloat16)
     np.testing.assert_allclose(rounded.astype(jnp.float32), exact, rtol=0.1, atol=0.1)
