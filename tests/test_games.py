@@ -9,8 +9,8 @@ from flax import linen as nn
 from align_jax import Alignment, AlignmentConfig, alignment_loss, game_optimizer
 from align_jax.yardstick import scale_free_mmd
 
-SAMPLES, TOKENS, HEADS, FEATURES = 8, 16, 2, 8
-DISTANCE, STEPS, RATE = 3.0, 400, 1e-2
+SAMPLES, TOKENS, HEADS, FEATURES = 4, 8, 2, 8
+DISTANCE, STEPS, RATE = 3.0, 200, 2e-2
 FALL = 12  # the distance must fall so many times
 
 
@@ -37,6 +37,7 @@ def distances(config: AlignmentConfig, tx: optax.GradientTransformation) -> tupl
     """The clouds' distance before and after training for nothing but their alignment."""
     model = Clouds(config)
 
+    @jax.jit
     def distance(params):
         pooled = (x.reshape(-1, HEADS, FEATURES) for x in model.apply({"params": params}))
         return scale_free_mmd(*pooled).mean()

@@ -68,7 +68,9 @@ def compiled(method: str, paper: bool, shape: tuple[int, ...], dtype: str):
     batch, queries, keys, heads, features = shape
     module = Alignment((AlignmentConfig.paper if paper else AlignmentConfig)(method))
     arguments = [jnp.ones((batch, n, heads, features), dtype) for n in (queries, keys)]
-    params = jax.jit(module.init)(jax.random.key(0), *arguments).get("params", {})
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments).get("params", {})
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: np.float32(0.4 * rng.normal(size=x.shape)), shapes)
 
     @jax.jit
     def measure(params, query, key, query_mask, key_mask):
