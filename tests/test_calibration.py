@@ -64,20 +64,22 @@ def test_masked_examples_do_not_count():
     assert empty.expected_calibration_error() == 0.0
 
 
+adaptive_error = jax.jit(calibration.adaptive_calibration_error)
+
+
 @pytest.mark.parametrize("count", [200, 197, 7])
 def test_adaptive_bins_hold_equally_many(count):
     probabilities, labels = predictions(count)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     parts = np.array_split(np.argsort(confidence), 10)
     expected = sum(abs((right[part] - confidence[part]).sum()) for part in parts) / count
-    value = calibration.adaptive_calibration_error(probabilities, labels)
+    value = adaptive_error(probabilities, labels)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     # What does not count may hold anything.
-    more = np.concatenate([probabilities, np.full((5, 3), np.nan, np.float32)])
-    where = np.arange(count + 5) < count
-    masked = jax.jit(calibration.adaptive_calibration_error)(
-        more, np.concatenate([labels, np.zeros(5, int)]), where=where
-    )
+    where = np.arange(205) < count
+    more = np.full((205, 3), np.nan, np.float32)
+    more[where] = probabilities
+    masked = adaptive_error(more, np.resize(labels, 205), where=where)
     np.testing.assert_allclose(masked, expected, rtol=1e-5)
 
 

@@ -8,18 +8,21 @@ from scipy.spatial.distance import pdist
 
 from align_jax import gradient_reversal, numerics, reverse_gradient
 
+unit_vectors = jax.jit(numerics.unit_vectors)
+jacobians = jax.jit(lambda x: [mode(numerics.unit_vectors)(x) for mode in (jax.jacrev, jax.jacfwd)])
+
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e-3, 1.0, 1e20, 1e37])
 def test_unit_vectors_are_exact_at_every_scale(scale):
     x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32) * np.float32(scale)
     exact = x.astype(np.float64)
     exact /= np.linalg.norm(exact, axis=-1, keepdims=True)
-    np.testing.assert_allclose(numerics.unit_vectors(x), exact, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(unit_vectors(x), exact, rtol=1e-5, atol=1e-7)
 
 
 def test_unit_vectors_of_zero_is_zero_without_gradient():
-    jacobian = jax.jacrev(numerics.unit_vectors)(jnp.zeros(3))
-    assert numerics.unit_vectors(jnp.zeros(3)).tolist() == [0, 0, 0]
+    jacobian = jax.jit(jax.jacrev(numerics.unit_vectors))(np.zeros(3, np.float32))
+    assert unit_vectors(np.zeros(3, np.float32)).tolist() == [0, 0, 0]
     assert not jacobian.any()
 
 
@@ -28,15 +31,14 @@ def test_unit_vectors_gradient_is_exact_outside_the_damped_ball(norm):
     x = np.random.default_rng(0).normal(size=4)
     x *= norm / np.linalg.norm(x)
     exact = (np.eye(4) - np.outer(x, x) / norm**2) / norm
-    for mode in (jax.jacrev, jax.jacfwd):
-        jacobian = mode(numerics.unit_vectors)(jnp.asarray(x, jnp.float32))
+    for jacobian in jacobians(x.astype(np.float32)):
         np.testing.assert_allclose(jacobian, exact, rtol=1e-4, atol=1e-5 / norm)
 
 
 def test_unit_vectors_gradient_is_bounded_near_zero():
     direction = np.array([0.6, 0.8, 0.0], np.float32)
     for norm in 10.0 ** np.arange(-12, 0):
-        jacobian = jax.jacrev(numerics.unit_vectors)(jnp.asarray(direction * norm, jnp.float32))
+        jacobian, _ = jacobians(np.float32(direction * norm))
         assert np.linalg.norm(jacobian, ord=2) <= 100.001
 
 
@@ -56,9 +58,9 @@ def test_clamping_at_zero_leaves_the_gradient():
 def test_distances_far_from_the_origin_keep_their_digits():
     clouds = np.random.default_rng(0).integers(-8, 8, size=(2, 1, 5, 2, 3)).astype(np.float32)
     masks = [np.ones((1, 5), bool)] * 2
+    costs = jax.jit(numerics.pairwise_cost, static_argnums=2)
     near, far = (
-        numerics.pairwise_cost(*(clouds / 8 + shift), "squared_euclidean", *masks)
-        for shift in (0, 4096)
+        costs(*(clouds / 8 + np.float32(shift)), "squared_euclidean", *masks) for shift in (0, 4096)
     )
     np.testing.assert_allclose(far, near, rtol=1e-5, atol=1e-5)
 
@@ -181,7 +183,7 @@ def test_gradient_reversal():
         return jnp.sum(reverse_gradient(w * reverse_gradient(x)) ** 2)
 
     x, w = jnp.array([1.0, 2.0]), jnp.float32(3.0)
-    value, (of_x, of_w) = jax.value_and_grad(game, argnums=(0, 1))(x, w)
+    value, (of_x, of_w) = jax.jit(jax.value_and_grad(game, argnums=(0, 1)))(x, w)
     assert value == 45.0
     np.testing.assert_allclose(of_x, 2 * w**2 * x)
     np.testing.assert_allclose(of_w, -2 * w * np.sum(x**2))

@@ -10,6 +10,7 @@ import scipy
 from align_jax import AlignmentConfig, aligned, yardstick
 
 mmd = jax.jit(yardstick.scale_free_mmd)
+sample_tokens = jax.jit(yardstick.sample_tokens, static_argnames="tokens")
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def sown():
 
 def test_tokens_come_from_all_samples_and_none_from_padding(sown):
     clouds = yardstick.alignment_clouds(sown)[""]
-    sample = yardstick.sample_tokens(sown, jax.random.key(2), tokens=9)[""]
+    sample = sample_tokens(sown, jax.random.key(2), tokens=9)[""]
     assert sample.query.shape == (9, 2, 4)
     assert sample.key_mask.all()
     valid = np.asarray(clouds.key)[np.asarray(clouds.key_mask)]  # [12, H, D]
@@ -115,21 +116,21 @@ def test_tokens_come_from_all_samples_and_none_from_padding(sown):
 
 
 def test_of_fewer_tokens_all_are_taken(sown):
-    sample = yardstick.sample_tokens(sown, jax.random.key(2), tokens=50)[""]
+    sample = sample_tokens(sown, jax.random.key(2), tokens=50)[""]
     assert int(sample.key_mask.sum()) == 12
     assert int(sample.query_mask.sum()) == 12
 
 
 def test_rows_that_fill_up_the_batch_are_left_out(sown):
     mask = jnp.array([True, False, True])
-    sample = yardstick.sample_tokens(sown, jax.random.key(2), sample_mask=mask)[""]
+    sample = sample_tokens(sown, jax.random.key(2), sample_mask=mask)[""]
     assert int(sample.query_mask.sum()) == 8
 
 
 def test_distances_are_those_of_all_tokens(sown):
     clouds = yardstick.alignment_clouds(sown)[""]
     query, key = (np.asarray(x)[np.asarray(clouds.query_mask)] for x in (clouds.query, clouds.key))
-    found = yardstick.cloud_distances(sown, jax.random.key(2))[""]
+    found = jax.jit(yardstick.cloud_distances)(sown, jax.random.key(2))[""]
     expected = [reference(query[:, head], key[:, head]) for head in range(2)]
     np.testing.assert_allclose(found.mmd, expected, atol=1e-5)
     np.testing.assert_allclose(

@@ -74,10 +74,9 @@ def test_what_takes_its_scale_from_the_data_depends_on_neither_scale_nor_positio
 def test_identical_clouds_are_exactly_zero_apart_and_stay_there(divergence):
     """The roots of the distances between a point and itself have no slope to speak of."""
     cloud, _ = clouds()
+    value_and_gradients = jax.jit(jax.value_and_grad(lambda *x: divergence(*x).sum(), (0, 1)))
     for points in (cloud, cloud + 100, np.zeros_like(cloud), np.ones_like(cloud)):
-        value, gradients = jax.value_and_grad(lambda *x: divergence(*x).sum(), (0, 1))(
-            points, points
-        )
+        value, gradients = value_and_gradients(points, points)
         assert value == 0.0
         for gradient in gradients:
             np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
@@ -86,7 +85,7 @@ def test_identical_clouds_are_exactly_zero_apart_and_stay_there(divergence):
 def test_energy_of_single_points_is_its_largest_and_draws_them_together():
     """However near they are. Where a query lies on a key all is finite."""
     query, key = (x[:, :1] for x in clouds())
-    value_and_gradient = jax.value_and_grad(lambda *x: energy(*x).sum(), (0, 1))
+    value_and_gradient = jax.jit(jax.value_and_grad(lambda *x: energy(*x).sum(), (0, 1)))
     for distance in (1e-6, 1.0, 1e6):
         value, gradients = value_and_gradient(distance * query, distance * key)
         assert value == 1.0
@@ -357,7 +356,7 @@ def test_the_slope_of_a_narrow_kernel_is_not_lost_beside_a_point_itself():
         return divergences.maximum_mean_discrepancy(*clouds, bandwidth=1.0).sum()
 
     assert np.abs(expected).max() < 1e-7 / 24**2
-    slope = jax.grad(distance)(jnp.asarray(query))
+    slope = jax.jit(jax.grad(distance))(query)
     np.testing.assert_allclose(slope, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -366,7 +365,8 @@ def test_the_slope_of_a_narrow_kernel_is_not_lost_beside_a_point_itself():
     [
         (divergences.conditional_transport, 4),
         (divergences.maximum_mean_discrepancy, 2),
-        (divergences.energy_distance, 2),
+        # Another function of the same pairs.
+        pytest.param(divergences.energy_distance, 2, marks=pytest.mark.slow),
     ],
 )
 def test_blockwise_memory_is_linear_in_the_tokens(divergence, clouds):

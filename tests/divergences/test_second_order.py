@@ -82,7 +82,11 @@ CASES = {
     "The derivative of a gradient, or one in forward mode, of every rule written by hand",
     "That of finite differences, or refused",
 )
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    # "ot-squared" has the derivatives of the plan, "unit-vectors" those of the cosine.
+    [pytest.param(x, marks=pytest.mark.slow) if x == "ot-cosine" else x for x in CASES],
+)
 def test_derivatives_of_the_gradient_are_those_of_its_differences(case):
     function, shapes, forward_mode = CASES[case]
     function = jax.jit(function)  # traced once

@@ -1,4 +1,4 @@
-"""Parameters of models, for tests that do not ask what a model starts from."""
+"""Parameters of models without the time that it takes to make them, and programs as text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+
+from align_jax import strip_alignment
 
 
 def random_parameters(model: nn.Module, *inputs: Any, scale: float = 0.3, seed: int = 0) -> Any:
@@ -24,3 +26,21 @@ def random_parameters(model: nn.Module, *inputs: Any, scale: float = 0.3, seed: 
         return numbers.astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes["params"])
+
+
+def initial_program(model: nn.Module, *inputs: Any) -> str:
+    """By which a model's parameters, but those of its alignment, are made, as text.
+
+    Models of the same program start from the same numbers; to compile it would take far longer.
+    """
+
+    def init(rng: Any) -> Any:
+        return strip_alignment(model.init(rng, *inputs, mutable=["params"])["params"])
+
+    return jax.jit(init).lower(jax.random.key(0)).as_text()
+
+
+def inference_program(model: nn.Module, *inputs: Any) -> str:
+    """Which computes a model's outputs from its parameters but those of its alignment, as text."""
+    params = strip_alignment(random_parameters(model, *inputs))
+    return jax.jit(model.apply).lower({"params": params}, *inputs).as_text()

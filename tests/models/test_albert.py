@@ -71,7 +71,12 @@ def test_groups_take_turns_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("method", "remat"),
-    [("gan", False), ("ct", True), ("ot", True)],  # MMD is below, in a loop and in a scan
+    [
+        ("ct", True),  # MMD is below, in a loop and in a scan
+        # No other program of the model.
+        pytest.param("gan", False, marks=pytest.mark.slow),
+        pytest.param("ot", True, marks=pytest.mark.slow),
+    ],
 )
 def test_alignment_is_sown_once_per_application(method, remat) -> None:
     if method == "ot":

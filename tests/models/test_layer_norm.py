@@ -83,11 +83,11 @@ def test_equal_features_are_normalised_to_the_bias() -> None:
 def test_statistics_are_float32_whatever_the_dtype() -> None:
     x = jnp.asarray(vectors((4, 512), 50.0), jnp.bfloat16)
     variables = params(512)
-    found = LayerNorm(EPSILON, jnp.bfloat16).apply(variables, x)
+    found = jax.jit(LayerNorm(EPSILON, jnp.bfloat16).apply)(variables, x)
     assert found.dtype == jnp.bfloat16
-    wide = LayerNorm(EPSILON).apply(variables, x.astype(jnp.float32))
+    wide = jax.jit(LayerNorm(EPSILON).apply)(variables, x.astype(jnp.float32))
     np.testing.assert_allclose(found.astype(jnp.float32), wide, rtol=2**-8, atol=2**-8)
-    assert LayerNorm(EPSILON).apply(variables, x).dtype == jnp.float32
+    assert jax.eval_shape(LayerNorm(EPSILON).apply, variables, x).dtype == jnp.float32
 
 
 def test_parameters_are_named_as_flax_names_them() -> None:
