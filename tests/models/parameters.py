@@ -40,7 +40,6 @@ def initial_program(model: nn.Module, *inputs: Any) -> str:
     return jax.jit(init).lower(jax.random.key(0)).as_text()
 
 
-def inference_program(model: nn.Module, *inputs: Any) -> str:
-    """Which computes a model's outputs from its parameters but those of its alignment, as text."""
-    params = strip_alignment(random_parameters(model, *inputs))
+def inference_program(model: nn.Module, params: Any, *inputs: Any) -> str:
+    """By which a model's outputs are computed, as text: of the parameters only what it reads."""
     return jax.jit(model.apply).lower({"params": params}, *inputs).as_text()

@@ -73,7 +73,7 @@ def test_groups_take_turns_in_order() -> None:
     ("method", "remat"),
     [
         ("ct", True),  # MMD is below, in a loop and in a scan
-        # No other program of the model.
+        # The model itself does the same for every method.
         pytest.param("gan", False, marks=pytest.mark.slow),
         pytest.param("ot", True, marks=pytest.mark.slow),
     ],

@@ -230,7 +230,7 @@ def aligned_loss(config, params):
     return jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
 
 
-# A scan without remat is also run below.
+# Without remat a scan also runs in the next test.
 @pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_scan_over_layers_is_the_loop(remat) -> None:
     """Values, gradients of every parameter, and one entry per layer in all that is reported."""
@@ -352,7 +352,9 @@ def test_inference_is_the_plain_models_program(method) -> None:
         for alignment in (AlignmentConfig(method), None)
     )
     tokens = np.ones((2, 6), np.int32)
-    assert inference_program(aligned, tokens) == inference_program(plain, tokens)
+    params = strip_alignment(random_parameters(aligned, tokens))
+    infer = [inference_program(model, params, tokens) for model in (aligned, plain)]
+    assert infer[0] == infer[1]
 
 
 def test_clouds_of_a_plain_model_can_be_measured() -> None:

@@ -147,8 +147,8 @@ def test_alignment_leaves_the_outputs_and_the_plain_parameters_alone(method: str
 
 @functools.cache
 def inference(alignment):
-    model, _ = build(alignment=alignment)
-    return inference_program(model, QUESTION, IMAGE, QUESTION != 0, IMAGE_MASK)
+    model, params = build(alignment=alignment)
+    return inference_program(model, params, QUESTION, IMAGE, QUESTION != 0, IMAGE_MASK)
 
 
 @functools.cache

@@ -90,7 +90,8 @@ def test_alignment_leaves_the_outputs_and_the_plain_parameters_alone(method: str
 
 @functools.cache
 def inference(alignment):
-    return inference_program(build(alignment=alignment)[0], IMAGES)
+    model, variables = build(alignment=alignment)
+    return inference_program(model, variables["params"], IMAGES)
 
 
 def test_an_aligned_model_starts_from_the_plain_ones_parameters() -> None:
