@@ -130,24 +130,23 @@ def calibration_metrics(
         >>> round(found["nll"], 4)
         0.6931
     """
-    true = jnp.asarray(labels)
-
-    def measured(logits: jax.Array) -> dict[str, float]:
-        shares = jax.nn.softmax(logits)
-        found = {
-            "ece": calibration.expected_calibration_error(shares, true, bins=bins),
-            "adaptive_ece": calibration.adaptive_calibration_error(shares, true, bins=bins),
-            "nll": calibration.negative_log_likelihood(logits, true),
-            "brier": calibration.brier_score(shares, true),
-        }
-        return {name: float(value) for name, value in found.items()}
-
-    values = measured(jnp.asarray(logits))
+    values = jax.device_get(_calibration(logits, labels, bins=bins))
     del values["ece"]
     if temperature is not None:
-        scaled = measured(jnp.asarray(logits) / temperature)
+        scaled = jax.device_get(_calibration(logits / temperature, labels, bins=bins))
         values |= {"temperature": temperature} | {f"{n}_scaled": x for n, x in scaled.items()}
-    return values
+    return {name: float(value) for name, value in values.items()}
+
+
+@functools.partial(jax.jit, static_argnames="bins")
+def _calibration(logits: jax.Array, labels: jax.Array, *, bins: int) -> dict[str, jax.Array]:
+    shares = jax.nn.softmax(logits)
+    return {
+        "ece": calibration.expected_calibration_error(shares, labels, bins=bins),
+        "adaptive_ece": calibration.adaptive_calibration_error(shares, labels, bins=bins),
+        "nll": calibration.negative_log_likelihood(logits, labels),
+        "brier": calibration.brier_score(shares, labels),
+    }
 
 
 def measure_uncertainty(
