@@ -606,7 +606,7 @@ _RUNS: tuple[Mutation, ...] = (
         "train/run/checkpoint.py",
         "tests/train/run/test_checkpoint.py",
         ("only-the-newest-checkpoint-is-kept", "LatestN(max(keep, 1))", "LatestN(1)"),
-        ("bit-sums-miss-the-first-word", "dtype=jnp.uint32) * 2 + 1)", "dtype=jnp.uint32) * 2)"),
+        ("bit-sums-miss-the-first-word", "dtype=xp.uint32) * 2 + 1)", "dtype=xp.uint32) * 2)"),
         (
             "another-shape-is-restored",
             "if found[name] != expected[name]",

@@ -257,7 +257,12 @@ def bit_sums(tree: Any) -> dict[str, int]:
         {'w': 7}
     """
     flat = traverse_util.flatten_dict(tree, sep="/")
-    sums = jax.device_get(_bit_sums({name: x for name, x in flat.items() if np.size(x)}))
+    sums = {
+        name: _bit_sum_compiled(x) if isinstance(x, jax.Array) else _bit_sum(x)
+        for name, x in flat.items()
+        if np.size(x)
+    }
+    sums = jax.device_get(sums)
     return {name: int(value) for name, value in sums.items()}
 
 
@@ -286,16 +291,17 @@ def _number(error: Exception) -> int:
     return int(found[1]) if found else 0
 
 
-@jax.jit
-def _bit_sums(arrays: dict[str, Any]) -> dict[str, jax.Array]:
-    def one(x: jax.Array) -> jax.Array:
-        x = x.reshape(-1)
-        if x.dtype.itemsize != 4:  # bfloat16, float16, bool: fits in float32, exactly
-            x = x.astype(jnp.float32)
-        words = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        return jnp.sum(words * (jnp.arange(len(x), dtype=jnp.uint32) * 2 + 1), dtype=jnp.uint32)
+def _bit_sum(x: Any) -> Any:
+    """Of one array, NumPy's or JAX's."""
+    xp = x.__array_namespace__()
+    x = x.reshape(-1)
+    if x.dtype.itemsize != 4:  # bfloat16, float16, bool: fits in float32, exactly
+        x = x.astype(xp.float32)
+    words = x.view(xp.uint32)
+    return xp.sum(words * (xp.arange(len(x), dtype=xp.uint32) * 2 + 1), dtype=xp.uint32)
 
-    return {name: one(x) for name, x in arrays.items()}
+
+_bit_sum_compiled = jax.jit(_bit_sum)  # once for each shape, which many arrays have
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
