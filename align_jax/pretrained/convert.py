@@ -8,6 +8,7 @@ so one table serves reading and writing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -169,18 +170,26 @@ def has_stack(config: EncoderConfig) -> bool:
 
 def parameter_shapes(model: nn.Module) -> dict[Path, tuple[int, ...]]:
     """Path -> shape of every parameter, alignment networks included; nothing is computed."""
+    return dict(_parameter_shapes(model))
+
+
+@functools.cache  # a model is traced once, however often it is loaded and saved
+def _parameter_shapes(model: nn.Module) -> dict[Path, tuple[int, ...]]:
     shapes = jax.eval_shape(lambda: _init(model, 0))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
 
 
 def fresh_parameters(model: nn.Module, wanted: set[Path], seed: int) -> dict[Path, jax.Array]:
     """The model's own initial values of some parameters; the others are never computed."""
+    return _fresh_parameters(model, frozenset(wanted), seed)
 
-    def init() -> dict[Path, jax.Array]:
-        flat = traverse_util.flatten_dict(_init(model, seed))
-        return {path: flat[path] for path in wanted}
 
-    return jax.jit(init)()
+@functools.partial(jax.jit, static_argnames=("model", "wanted", "seed"))
+def _fresh_parameters(
+    model: nn.Module, wanted: frozenset[Path], seed: int
+) -> dict[Path, jax.Array]:
+    flat = traverse_util.flatten_dict(_init(model, seed))
+    return {path: flat[path] for path in wanted}
 
 
 def _init(model: nn.Module, seed: int) -> dict[str, Any]:
