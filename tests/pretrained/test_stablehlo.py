@@ -32,24 +32,37 @@ def batch_of(shape, config):
     return np.stack([ids, mask, types]).astype(np.int32)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_the_cards_two_lines_run_it_at_every_shape_without_this_library(kind, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def run_alone(tmp_path_factory):
+    """Of each kind the model, its parameters, and the outputs of its program in that process."""
     pytest.importorskip("flatbuffers")
-    config = CONFIGS[kind]
-    model, params = initialised(config, "classification", labels=3, pooling="mean")
-    pretrained.save(tmp_path / "mine", model, params, stablehlo=True)
-    *_, code = blocks((tmp_path / "mine" / "README.md").read_text())
-    batches = [batch_of(shape, config) for shape in SHAPES]
-    np.savez(tmp_path / "batches.npz", **{str(n): batch for n, batch in enumerate(batches)})
-    command = [sys.executable, "-c", code + ALONE]
+    folder, kinds = tmp_path_factory.mktemp("alone"), ("bert", "roberta")
+    models, code = {}, "import os\n"
+    for kind in kinds:
+        config = CONFIGS[kind]
+        models[kind] = initialised(config, "classification", labels=3, pooling="mean")
+        pretrained.save(folder / kind / "mine", *models[kind], stablehlo=True)
+        *_, own = blocks((folder / kind / "mine" / "README.md").read_text())
+        code += f"os.chdir({str(folder / kind)!r})\n{own}{ALONE}"
+        batches = {str(n): batch_of(shape, config) for n, shape in enumerate(SHAPES)}
+        np.savez(folder / kind / "batches.npz", **batches)
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
+    return {
+        kind: (*models[kind], [np.load(folder / kind / f"outputs{n}.npy") for n in range(3)])
+        for kind in kinds
+    }
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_cards_two_lines_run_it_at_every_shape_without_this_library(kind, run_alone) -> None:
+    model, params, outputs = run_alone[kind]
     apply = jax.jit(model.apply)
-    for number, batch in enumerate(batches):
-        theirs = np.load(tmp_path / f"outputs{number}.npy")
-        np.testing.assert_allclose(theirs, apply({"params": params}, *batch), atol=1e-5)
+    for shape, theirs in zip(SHAPES, outputs, strict=True):
+        ours = apply({"params": params}, *batch_of(shape, CONFIGS[kind]))
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
 @pytest.mark.parametrize(("head", "axes"), [("span", 2), ("multiple_choice", 3), ("encoder", 2)])
@@ -60,7 +73,7 @@ def test_each_head_gives_what_its_model_does(head, axes, tmp_path) -> None:
     pretrained.export_stablehlo(tmp_path / "program", model, params, platforms=["cpu"])
     batch = batch_of((2, 3, 7)[-axes:], config)
     theirs = pretrained.load_stablehlo(tmp_path / "program")(*batch)
-    ours = model.apply({"params": params}, *batch)
+    ours = jax.jit(model.apply)({"params": params}, *batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         jax.tree.leaves(theirs),

@@ -18,6 +18,7 @@ SMALL = [
     "--config.model.hidden_size=16", "--config.model.layers=1", "--config.model.patch_size=4",
     "--config.train.steps=4", "--config.train.log_every=2", "--config.eval.every=2",
     "--config.optimizer.warmup_steps=0", "--config.alignment.method=ct",
+    "--config.eval.mmd_examples=0",
 ]  # fmt: skip
 
 

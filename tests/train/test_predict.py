@@ -247,7 +247,9 @@ def test_the_command_answers_line_by_line_and_exports(mrpc_run, mrpc, tmp_path) 
     file, run = tmp_path / "pairs.jsonl", f"--checkpoint={mrpc_run}"
     pairs = [{"sentence1": first, "sentence2": second} for first, second in PAIRS]
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    done = command(run, f"--input={file}", f"--export={tmp_path / 'out'}", module="train.predict")
+    done = command(
+        run, f"--input={file}", f"--export={tmp_path / 'out'}", module="train.predict", forked=True
+    )
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     for answer, expected in zip(answers, predict(*mrpc, PAIRS), strict=True):

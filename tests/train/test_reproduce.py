@@ -11,6 +11,7 @@ import sys
 import time
 import types
 
+import jax
 import pytest
 import rich.console
 
@@ -41,6 +42,12 @@ def get_config(arg=""):
     config.eval.update({"every": 2, "mmd_examples": 0})
     return config
 """
+
+
+@pytest.fixture(autouse=True)
+def _keep_programs(monkeypatch) -> None:
+    """One entry's programs are of use to the next test."""
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
 
 
 @pytest.fixture
@@ -85,6 +92,7 @@ def test_runs_reports_and_repeats_nothing(tmp_path, tiny, monkeypatch) -> None:
 
     monkeypatch.setattr(loop, "run", lambda *_, **__: pytest.fail("ran again"))
     monkeypatch.setattr(entries, "sweep", lambda *_, **__: pytest.fail("compared again"))
+    monkeypatch.setattr(command, "write_report", lambda *_, **__: None)
     printed = run([tiny], tmp_path / "work")
     assert "1 of 1" in printed
     assert "about 0" in printed

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import rich.console
 
-from tests.conftest import ROOT
+from tests.train.commands import command
 from train.attack.summary import print_tables, summarise
 from train.registry import ConfigError
 from train.report.attacks import NUMBERS
@@ -82,10 +80,7 @@ def test_nothing_and_the_same_twice_are_refused(tmp_path) -> None:
 
 def test_the_command_prints_the_table_without_textattack(tmp_path) -> None:
     write(tmp_path, "none", failed=3)
-    done = subprocess.run(
-        [sys.executable, "-m", "train.attack", f"--summarise={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = command(f"--summarise={tmp_path}", module="train.attack", forked=True)
     assert done.returncode == 0, done.stderr
     assert "mrpc, validation: pwws" in done.stdout
     assert "75.0" in done.stdout

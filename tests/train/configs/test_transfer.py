@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 import rich.console
@@ -59,8 +60,10 @@ def sentiment(checkpoint, tmp_path_factory):
     write_domains(data, "sentiment")
     config = tiny_config(checkpoint, data, "sentiment")
     console = rich.console.Console(file=io.StringIO(), width=300)
+    devices = jax.local_devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "_step_times", lambda *_: {})
+        patch.setattr(jax, "local_devices", lambda: devices)
         sweep.sweep(config, ["none"], [0], folder / "sweep", console)
     return folder / "sweep"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,21 +11,21 @@ import pytest
 import scipy.special
 
 from align_jax import AlignmentConfig, Clouds, MultiHeadDotProductAttention
-from tests.train.tiny_glue import fake_glue, tiny_checkpoint, tiny_config
+from tests.train.tiny_glue import fake_glue, tiny_config
 from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 from train.report.attention import attention_weights, draw_words, example_maps
 
 
 def test_the_weights_are_those_that_flax_sows() -> None:
-    tokens = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
     valid = np.array([[True] * 5, [True, True, True, False, False]])
     attention = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig("ct"))
-    variables = attention.init(jax.random.key(1), tokens)
-    _, sown = attention.apply(
-        variables, tokens, mask=valid[:, None, None, :], sow_weights=True,
-        mutable=["intermediates", "alignment_clouds"],
-    )  # fmt: skip
+    variables = jax.jit(attention.init)(jax.random.key(1), tokens)
+    apply = functools.partial(
+        attention.apply, sow_weights=True, mutable=["intermediates", "alignment_clouds"]
+    )
+    _, sown = jax.jit(apply)(variables, tokens, mask=valid[:, None, None, :])
     expected = sown["intermediates"]["attention_weights"][0]
     found = sown["alignment_clouds"]["alignment"]
     weights = attention_weights(Clouds(*(np.asarray(found[x][0]) for x in Clouds._fields)))
@@ -41,10 +43,10 @@ def test_padded_keys_get_no_weight_and_the_rest_adds_up_to_one() -> None:
     np.testing.assert_allclose(weights[0, 1, 2, [0, 2, 3]], scipy.special.softmax(scores))
 
 
-def test_a_texts_map_is_between_its_tokens(tmp_path, monkeypatch) -> None:
+def test_a_texts_map_is_between_its_tokens(checkpoint, tmp_path, monkeypatch) -> None:
     builder = fake_glue(monkeypatch)
     builder.examples["validation"][9] |= {"sentence1": b"$the$ dogs", "sentence2": b"a cat"}
-    experiment = build_experiment(tiny_config(tiny_checkpoint(tmp_path / "bert")))
+    experiment = build_experiment(tiny_config(checkpoint))
     state = experiment.initial_state()
     maps = example_maps(experiment, state, 9)  # of the second batch
     shown = maps.shown
