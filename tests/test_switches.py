@@ -1,6 +1,8 @@
 """JAX's switches under which flax works: 64-bit numbers, no implied axes or dtypes, checks.
 
-Traced alone, where that shows it; so are derivatives, which promote ranks of their own.
+Traced alone, where that shows it; so are derivatives, which promote ranks of their own. All
+switches at once, for an error says which of them it comes from, and two dtypes that 64 bits keep
+apart are those that 32 bits do, and more.
 """
 
 import jax
@@ -30,7 +32,12 @@ SWITCHES = {
     "jax_numpy_dtype_promotion": "strict",
     "jax_debug_key_reuse": True,
     "jax_enable_checks": True,
+    "jax_debug_nans": True,
 }
+NANS = ("jax_debug_nans",)
+WITHOUT_CHECKS = tuple(name for name in SWITCHES if name not in ("jax_enable_checks", *NANS))
+CHECKS = ("jax_enable_checks",)
+ALL = WITHOUT_CHECKS + CHECKS
 B, N, M, H, D = 2, 5, 7, 2, 4
 rng = np.random.default_rng(0)
 QUERY, KEY = (rng.normal(size=(B, n, H, D)).astype(np.float32) for n in (N, M))
@@ -43,7 +50,6 @@ DIVERGENCES = {
     "gan": (divergences.adversarial, (QUERY[..., 0], KEY[..., 0])),
     "mmd": (divergences.maximum_mean_discrepancy, (QUERY, KEY)),
     "energy": (divergences.energy_distance, (QUERY, KEY)),
-    "ot": (divergences.optimal_transport, (QUERY, KEY)),
     **{
         f"ct-{name}": (
             lambda *x, name=name, **masks: divergences.conditional_transport(
@@ -58,13 +64,14 @@ DIVERGENCES = {
         (QUERY[0, :3],) * 4,
     ),
     "scale-free": (lambda q, k, **_: yardstick.scale_free_mmd(q[0], k[0]), (QUERY, KEY)),
+    "ot": (divergences.optimal_transport, (QUERY, KEY)),
 }
 SIZES = {"hidden_size": 8, "layers": 1, "heads": 2, "mlp_size": 8}
-IDS, CT = np.ones((2, 4), np.int32), AlignmentConfig("ct")
+IDS, CT, MMD = np.ones((2, 4), np.int32), AlignmentConfig("ct"), AlignmentConfig("mmd")
 MODELS = {
     **{
         f"alignment-{method}": (Alignment(AlignmentConfig(method)), (QUERY, KEY))
-        for method in ("gan", "ct", "ot")
+        for method in ("gan", "ct")
     },
     "shared": (Alignment(AlignmentConfig.paper("gan")), (QUERY, KEY)),
     "both": (Alignment(AlignmentConfig("ct", over="both", tokens=3)), (QUERY, QUERY)),
@@ -74,16 +81,17 @@ MODELS = {
         (IDS, IDS),
     ),
     "mcan": (
-        MCAN(MCANConfig(9, 3, 5, **SIZES, alignment=CT)),
+        MCAN(MCANConfig(9, 3, 5, **SIZES, alignment=MMD)),
         (IDS, QUERY[:, :, 0, :1] + np.zeros(5, np.float32)),
     ),
     "gat": (GAT(GATConfig(num_classes=2, alignment=CT)), (np.ones((3, 2), np.float32), *EDGES)),
     "vit": (
         VisionTransformer(
-            ViTConfig(image_size=4, patch_size=2, num_classes=3, **SIZES, alignment=CT)
+            ViTConfig(image_size=4, patch_size=2, num_classes=3, **SIZES, alignment=MMD)
         ),
         (np.ones((2, 4, 4, 1), np.float32),),
     ),
+    "alignment-ot": (Alignment(AlignmentConfig("ot")), (QUERY, KEY)),
 }
 PROBABILITIES = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
 LABELS = np.array([0, 1, 1], np.int32)
@@ -105,25 +113,30 @@ def measures():
     ]
 
 
-@pytest.fixture
-def switch(request):
-    before = getattr(jax.config, request.param)
-    jax.config.update(request.param, SWITCHES[request.param])
+@pytest.fixture(scope="module")
+def switches(request):
+    """Those on which a test runs; tests in a row that share them share what JAX has traced."""
+    before = {name: getattr(jax.config, name) for name in request.param}
+    for name in request.param:
+        jax.config.update(name, SWITCHES[name])
     yield request.param
-    jax.config.update(request.param, before)
-    if request.param == "jax_enable_x64":
+    for name, value in before.items():
+        jax.config.update(name, value)
+    if "jax_enable_x64" in request.param:
         jax.clear_caches()  # JAX may take a program of 64 bits for one of 32
 
 
-def under_each_switch(names):
-    """A test of each name and switch, but for ott under JAX's checks."""
-    pairs = [
-        (name, switch)
-        for name in names
-        for switch in SWITCHES
-        if "ot" not in name.split("-") or switch != "jax_enable_checks"
-    ]
-    return pytest.mark.parametrize(("name", "switch"), pairs, indirect=["switch"])
+def under(*switches):
+    """A test under each of these groups of switches."""
+    return pytest.mark.parametrize("switches", switches, indirect=True, ids="-".join)
+
+
+def under_all(names):
+    """A test of each name under all switches, but for ott without JAX's checks."""
+    pairs = [(name, WITHOUT_CHECKS if "ot" in name.split("-") else ALL) for name in names]
+    return pytest.mark.parametrize(
+        ("name", "switches"), pairs, indirect=["switches"], ids=list(names)
+    )
 
 
 def no_float64(tree):
@@ -134,8 +147,8 @@ def no_float64(tree):
     "64-bit mode, ranks and dtypes that must not be promoted, JAX's checks, `jax_debug_nans`",
     'All works, but for "ot" under `jax_enable_checks`, which is refused; parameters stay float32',
 )
-@under_each_switch(DIVERGENCES)
-def test_divergences_under_each_switch(name, switch):
+@under_all(DIVERGENCES)
+def test_divergences_under_all_switches(name, switches):
     function, arrays = DIVERGENCES[name]
 
     def loss(arrays):
@@ -144,13 +157,14 @@ def test_divergences_under_each_switch(name, switch):
     assert no_float64(jax.eval_shape(jax.value_and_grad(loss), arrays))
 
 
-def test_transport_refuses_jaxs_checks():
-    with jax.enable_checks(True), pytest.raises(ValueError, match="ott-jax takes an axis for"):
+@under(CHECKS)
+def test_transport_refuses_jaxs_checks(switches):
+    with pytest.raises(ValueError, match="ott-jax takes an axis for"):
         divergences.optimal_transport(QUERY, KEY)
 
 
-@under_each_switch(MODELS)
-def test_models_under_each_switch(name, switch):
+@under_all(MODELS)
+def test_models_under_all_switches(name, switches):
     model, inputs = MODELS[name]
     rngs = {"alignment": jax.random.key(0)}
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))
@@ -166,13 +180,14 @@ def test_models_under_each_switch(name, switch):
         jax.eval_shape(loss, variables)
 
 
-@pytest.mark.parametrize("switch", SWITCHES, indirect=True)
-def test_calibration_under_each_switch(switch):
+@under(*((name,) for name in ALL))
+def test_calibration_under_each_switch(switches):
     assert no_float64(jax.eval_shape(measures))
 
 
+@under(NANS)
 @pytest.mark.parametrize("name", ["mmd", "energy", "ct-dense"])
-def test_nothing_makes_nan_on_its_way(name):
+def test_nothing_makes_nan_on_its_way(name, switches):
     """Where what is masked or singular would, it is replaced before."""
     function, arrays = DIVERGENCES[name]
     masks = MASKS | {"query_mask": MASKS["query_mask"] & np.array([[True], [False]])}
@@ -185,6 +200,6 @@ def test_nothing_makes_nan_on_its_way(name):
     def loss(arrays):
         return function(*arrays, **masks).sum()
 
-    with jax.debug_nans(True):
-        jax.jit(jax.grad(loss))(padded)
+    jax.jit(jax.grad(loss))(padded)
+    if name == "mmd":  # once is enough
         measures()
