@@ -43,8 +43,8 @@ def aligned_function(
       >>> params = {"query": jnp.eye(4), "key": jnp.eye(4)}
       >>> x = jax.random.normal(jax.random.key(0), (2, 5, 4))
       >>> converted = aligned_function(attend, AlignmentConfig("ct"))
-      >>> networks = converted.init(jax.random.key(1), params, x)
-      >>> outputs, sown = converted.apply(networks, params, x)
+      >>> networks = jax.jit(converted.init)(jax.random.key(1), params, x)
+      >>> outputs, sown = jax.jit(converted.apply)(networks, params, x)
       >>> sown["alignment"]["alignment"]["divergence"][0].shape
       (2, 1)
     """

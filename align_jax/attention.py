@@ -28,7 +28,7 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
       >>> import jax, jax.numpy as jnp
       >>> attention = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig("gan"))
       >>> x = jnp.ones((3, 5, 8))
-      >>> params = attention.init(jax.random.key(0), x)
+      >>> params = jax.jit(attention.init)(jax.random.key(0), x)
       >>> sorted(params["params"])
       ['alignment', 'key', 'out', 'query', 'value']
     """

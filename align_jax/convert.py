@@ -58,7 +58,7 @@ def aligned(
       >>> import jax, jax.numpy as jnp
       >>> model = nn.SelfAttention(num_heads=2)
       >>> converted = aligned(model, AlignmentConfig("ct"))
-      >>> variables = converted.init(jax.random.key(0), jnp.ones((1, 3, 4)))
+      >>> variables = jax.jit(converted.init)(jax.random.key(0), jnp.ones((1, 3, 4)))
       >>> sorted(variables["params"]["alignment"])
       ['critic', 'navigator']
     """

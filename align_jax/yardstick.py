@@ -158,9 +158,10 @@ def scale_free_mmd(
 
     Example:
       >>> cloud = jax.random.normal(jax.random.key(0), (2, 64, 1, 4))
-      >>> bool(jnp.abs(scale_free_mmd(cloud[0], cloud[1]))[0] < 0.05)
+      >>> mmd = jax.jit(scale_free_mmd)
+      >>> bool(jnp.abs(mmd(cloud[0], cloud[1]))[0] < 0.05)
       True
-      >>> bool(scale_free_mmd(cloud[0], cloud[1] + 9.0)[0] > 0.8)
+      >>> bool(mmd(cloud[0], cloud[1] + 9.0)[0] > 0.8)
       True
     """
     masks = [mask if mask is None else mask[None] for mask in (query_mask, key_mask)]
@@ -251,7 +252,7 @@ def cloud_distances(
       >>> x = jax.random.normal(jax.random.key(0), (3, 5, 8))
       >>> variables = model.init(jax.random.key(1), x)
       >>> _, sown = model.apply(variables, x, mutable=["alignment_clouds"])
-      >>> cloud_distances(sown, jax.random.key(2))[""].mmd.shape
+      >>> jax.jit(cloud_distances)(sown, jax.random.key(2))[""].mmd.shape
       (2,)
     """
     samples = sample_tokens(variables, rng, tokens=tokens, sample_mask=sample_mask)

@@ -25,8 +25,25 @@ def inputs(seed=0, tokens=N):
     return jax.random.normal(jax.random.key(seed), (B, tokens, E))
 
 
-@pytest.mark.parametrize("method", ["gan", "ot", "ct", "mmd", "none"])
-@pytest.mark.parametrize("options", [{}, {"normalize_qk": True, "dropout_rate": 0.3}])
+OPTIONS = {"normalize_qk": True, "dropout_rate": 0.3}
+RARE = pytest.mark.slow  # what divergence it is, attention does not know
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ct", {}),
+        ("mmd", OPTIONS),
+        ("none", {}),
+        pytest.param("ct", OPTIONS, marks=RARE),
+        pytest.param("gan", {}, marks=RARE),
+        pytest.param("gan", OPTIONS, marks=RARE),
+        pytest.param("mmd", {}, marks=RARE),
+        pytest.param("none", OPTIONS, marks=RARE),
+        pytest.param("ot", {}, marks=RARE),
+        pytest.param("ot", OPTIONS, marks=RARE),
+    ],
+)
 def test_equals_flax_bit_for_bit(method, options):
     original = nn.MultiHeadDotProductAttention(num_heads=H, **options)
     aligned = MultiHeadDotProductAttention(
@@ -35,8 +52,10 @@ def test_equals_flax_bit_for_bit(method, options):
     x, memory = inputs(), inputs(1, 9)
     mask = nn.make_attention_mask(PADDING, jnp.ones((B, 9), bool))
     rngs = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
-    before = original.init(rngs, x, memory, mask=mask, deterministic=False)
-    after = aligned.init(rngs, x, memory, mask=mask, deterministic=False)
+    before, after = (
+        jax.jit(functools.partial(module.init, deterministic=False))(rngs, x, memory, mask=mask)
+        for module in (original, aligned)
+    )
     plain = strip_alignment(after["params"])
     assert jax.tree.structure(plain) == jax.tree.structure(before["params"])
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(before["params"]), strict=True):
@@ -100,16 +119,16 @@ def test_padding_takes_no_part(method):
     causal = nn.combine_masks(keys_only, nn.make_causal_mask(PADDING))
     others = (keys_only, np.broadcast_to(keys_only, (B, H, N, N)), causal)
     # Which tokens a mask leaves does not depend on the method.
-    for mask in (both_sides, *(others if method == "ct" else ())):
+    for mask in (both_sides, *(others if method == "mmd" else ())):
         value = loss(attention, variables, poisoned, mask=mask)
         np.testing.assert_allclose(value, np.mean(per_sample), **close)
-    if method == "ct":
+    if method == "mmd":
         given = loss(attention, variables, poisoned, query_mask=PADDING, key_mask=PADDING)
         np.testing.assert_allclose(given, np.mean(per_sample), **close)
 
 
 def test_several_batch_axes_are_flattened():
-    attention = MultiHeadDotProductAttention(num_heads=H, alignment=AlignmentConfig("ct"))
+    attention = MultiHeadDotProductAttention(num_heads=H, alignment=AlignmentConfig("mmd"))
     x = jax.random.normal(jax.random.key(0), (2, 3, N, E))
     variables = jax.jit(attention.init)(jax.random.key(0), x)
     apply = jax.jit(functools.partial(attention.apply, mutable=["alignment"]))
@@ -171,10 +190,10 @@ def test_masks_of_fewer_axes_are_broadcast(axes):
 def test_a_plain_causal_mask_is_taken_as_flax_takes_it():
     x = inputs()
     mask = jnp.tril(jnp.ones((N, N), bool))
-    ours = MultiHeadDotProductAttention(2, alignment=AlignmentConfig("mmd"))
-    variables = ours.init(jax.random.key(0), x, mask=mask)
+    ours = MultiHeadDotProductAttention(H, alignment=AlignmentConfig("mmd"))
+    variables = jax.jit(ours.init)(jax.random.key(0), x, mask=mask)
     outputs, sown = ours.apply(variables, x, mask=mask, mutable=["alignment"])
-    expected = nn.MultiHeadDotProductAttention(2).apply(variables, x, mask=mask)
+    expected = nn.MultiHeadDotProductAttention(H).apply(variables, x, mask=mask)
     np.testing.assert_array_equal(outputs, expected)
     assert sown["alignment"]
 

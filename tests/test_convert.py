@@ -1,5 +1,7 @@
 """Alignment of models that were written without it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from align_jax import (
 from tests.finder.programs import rotated
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 8))
+LAYERS = 2
 AXES = {"params": 0, "alignment": 0, "alignment_clouds": 0}
 
 
@@ -43,26 +46,26 @@ class SetupBlock(nn.Module):
 
 
 class Model(nn.Module):
-    """Three layers, repeated in one of flax's ways."""
+    """Layers, repeated in one of flax's ways."""
 
     kind: str
 
     @nn.compact
     def __call__(self, x):
         if self.kind == "scan":
-            scan = nn.scan(Block, AXES, split_rngs={"params": True}, length=3)
+            scan = nn.scan(Block, AXES, split_rngs={"params": True}, length=LAYERS)
             return scan()(x, None)[0]
         if self.kind == "vmap":
             axes = {"params": None, "alignment": 0}
             return nn.vmap(Block, variable_axes=axes, split_rngs={"params": False})()(x)[0]
         if self.kind == "shared":
             block = Block()
-            for _ in range(3):
+            for _ in range(LAYERS):
                 x, _ = block(x)
             return x
         kinds = {"nested": Block, "setup": SetupBlock, "remat": nn.remat(Block),
                  "jit": nn.jit(Block)}  # fmt: skip
-        for _ in range(3):
+        for _ in range(LAYERS):
             x, _ = kinds[self.kind]()(x)
         return x
 
@@ -72,7 +75,7 @@ class Model(nn.Module):
 
 KINDS = ("nested", "setup", "scan", "vmap", "remat", "shared", "jit")
 # What is mapped over is one attention of more samples.
-ATTENTIONS = {kind: 1 if kind == "vmap" else 3 for kind in KINDS}
+ATTENTIONS = {kind: 1 if kind == "vmap" else LAYERS for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +84,7 @@ def test_converts_without_touching_the_model(kind):
     variables = model.init(jax.random.key(0), X)  # whose operations all kinds share
     # Its cached trace of the plain model must not get in the way.
     expected = jax.jit(model.apply)(variables, X)
-    converted = aligned(model, AlignmentConfig("ct"))
+    converted = aligned(model, AlignmentConfig("gan"))
     own = converted.init(jax.random.key(0), X)
     assert set(own) == {"params"}
     stripped = {"params": strip_alignment(own["params"])}
@@ -108,45 +111,44 @@ def test_converts_without_touching_the_model(kind):
         jax.tree_util.keystr(path): np.linalg.norm(leaf)
         for path, leaf in jax.tree.leaves_with_path(gradient)
     }
-    for part in ("query", "key", "critic", "navigator"):
+    for part in ("query", "key", "discriminator"):
         assert any(norm > 0 for path, norm in norms.items() if part in path), part
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_of(module, variables, *inputs, **masks):
+    return alignment_loss(module.apply(variables, *inputs, **masks, mutable=["alignment"])[1])
 
 
 def test_equals_the_drop_in():
     converted = aligned(nn.MultiHeadDotProductAttention(num_heads=2), AlignmentConfig("ct"))
     drop_in = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig("ct"))
-    variables = drop_in.init(jax.random.key(0), X)
-    mask = jnp.ones((3, 1, 1, 5), bool).at[0, ..., 3:].set(False)
-    values = [
-        alignment_loss(module.apply(variables, X, mask=mask, mutable=["alignment"])[1])
-        for module in (converted, drop_in)
-    ]
-    assert values[0] == values[1]
-    unmasked = drop_in.apply(variables, X, mutable=["alignment"])[1]
-    assert values[0] != alignment_loss(unmasked)
+    variables = jax.jit(drop_in.init)(jax.random.key(0), X)
+    full = jnp.ones((3, 1, 1, 5), bool)
+    masked = full.at[0, ..., 3:].set(False)
+    value = loss_of(converted, variables, X, mask=masked)
+    assert value == loss_of(drop_in, variables, X, mask=masked)
+    assert value != loss_of(drop_in, variables, X, mask=full)
 
 
 def test_cross_attention_is_told_from_self_attention():
     converted = aligned(nn.MultiHeadDotProductAttention(num_heads=2), AlignmentConfig("mmd"))
     drop_in = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig("mmd"))
-    variables = drop_in.init(jax.random.key(0), X)
+    variables = jax.jit(drop_in.init)(jax.random.key(0), X)
     mask = jnp.ones((3, 1, 1, 5), bool).at[0, ..., 3:].set(False)
     memory = X + 1.0
-    crossed = converted.apply(variables, X, memory, mask=mask, mutable=["alignment"])[1]
-    expected = drop_in.apply(
-        variables, X, memory, query_mask=jnp.ones((3, 5), bool), key_mask=mask[:, 0, 0],
-        mutable=["alignment"],
-    )[1]  # fmt: skip
-    assert alignment_loss(crossed) == alignment_loss(expected)
+    masks = {"query_mask": jnp.ones((3, 5), bool), "key_mask": mask[:, 0, 0]}
+    crossed = loss_of(converted, variables, X, memory, mask=mask)
+    assert crossed == loss_of(drop_in, variables, X, memory, **masks)
 
 
 def test_layers_leave_the_others_without_networks():
-    converted = aligned(Model("nested"), AlignmentConfig("ct", layers=("Block_1/",)))
+    converted = aligned(Model("nested"), AlignmentConfig("gan", layers=("Block_1/",)))
     variables = converted.init(jax.random.key(0), X)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables)]
     assert {path.split("'")[3] for path in paths if "alignment" in path} == {"Block_1"}
-    table = alignment_table(converted.apply(variables, X, mutable=["alignment"])[1])
-    assert list(table) == ["Block_1/SelfAttention_0"]
+    _, sown = jax.jit(functools.partial(converted.apply, mutable=["alignment"]))(variables, X)
+    assert list(alignment_table(sown)) == ["Block_1/SelfAttention_0"]
 
 
 def test_a_converted_model_can_be_part_of_another():
@@ -158,8 +160,8 @@ def test_a_converted_model_can_be_part_of_another():
 
     model = Classifier()
     variables = model.init(jax.random.key(0), X)
-    _, sown = model.apply(variables, X, mutable=["alignment"])
-    assert len(alignment_table(sown)) == 3
+    _, sown = jax.jit(functools.partial(model.apply, mutable=["alignment"]))(variables, X)
+    assert len(alignment_table(sown)) == LAYERS
 
 
 class Own(nn.Module):
@@ -233,8 +235,9 @@ def test_a_decoder_is_fine_tuned_with_alignment():
         losses.append(float(task))
     assert losses[-1] < 0.7 * losses[0]
     assert alignment_table(sown)["layers/model#0"].shape == (4,)
-    plain = Decoder().apply({"params": strip_alignment(params)}, ids, valid)
-    np.testing.assert_array_equal(converted.apply({"params": params}, ids, valid), plain)
+    plain = jax.jit(Decoder().apply)({"params": strip_alignment(params)}, ids, valid)
+    unmeasured = jax.jit(converted.apply)({"params": params}, ids, valid)
+    np.testing.assert_array_equal(unmeasured, plain)
 
 
 class Partly(nn.Module):
@@ -261,10 +264,12 @@ def test_none_is_left_out_without_a_word():
         aligned(Partly(), config).init(jax.random.key(0), X)
     for named in ({"allow_missing": ("some",)}, {"allow_missing": True}):
         converted = aligned(Partly(), config, **named)
-        assert "critic" in converted.init(jax.random.key(0), X)["params"]["alignment"]
+        shapes = jax.eval_shape(converted.init, jax.random.key(0), X)
+        assert "critic" in shapes["params"]["alignment"]
     others = aligned(Partly(), AlignmentConfig("ct", layers=("^/$",)))
-    assert "critic" in others.init(jax.random.key(0), X)["params"]["alignment_1"]
-    variables = Partly().init(jax.random.key(0), X)
+    shapes = jax.eval_shape(others.init, jax.random.key(0), X)
+    assert "critic" in shapes["params"]["alignment_1"]
+    variables = jax.jit(Partly().init)(jax.random.key(0), X)
     with pytest.raises(ValueError, match="sometimes"):  # nor without init
         aligned(Partly(), AlignmentConfig("mmd")).apply(variables, X, mutable=["alignment"])
 
@@ -275,11 +280,11 @@ def test_two_attentions_of_one_module_have_networks_of_their_own():
     first, second = (variables["params"][name] for name in ("alignment", "alignment_1"))
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert not np.array_equal(*(jax.tree.leaves(networks)[-1] for networks in (first, second)))
-    plain = Partly(conditional=False).init(jax.random.key(0), X)
+    plain = jax.eval_shape(Partly(conditional=False).init, jax.random.key(0), X)
     stripped = strip_alignment(variables["params"])
     assert jax.tree.structure(stripped) == jax.tree.structure(plain["params"])
     assert "alignment" in str(label_parameters(variables["params"])["alignment_1"])
-    _, sown = converted.apply(variables, X, mutable=["alignment"])
+    _, sown = jax.jit(functools.partial(converted.apply, mutable=["alignment"]))(variables, X)
     assert list(alignment_table(sown)) == ["", ":1"]
 
 
@@ -297,15 +302,20 @@ class Noisy(nn.Module):
 
 def test_training_changes_what_it_changes_in_the_plain_model():
     converted = aligned(Noisy(), AlignmentConfig("energy"))
-    variables = converted.init(jax.random.key(0), X, train=False)
-    rngs = {"dropout": jax.random.key(3)}
-    changing = ["batch_stats", "intermediates"]
-    expected, changes = Noisy().apply(variables, X, train=True, rngs=rngs, mutable=changing)
-    outputs, sown = converted.apply(
-        variables, X, train=True, rngs=rngs, mutable=[*changing, "alignment"]
-    )
-    assert outputs["names"] == ("a",)
-    np.testing.assert_allclose(outputs["outputs"], expected["outputs"], rtol=1e-5, atol=1e-6)
+    init = jax.jit(functools.partial(converted.init, train=False))
+    variables = init(jax.random.key(0), X)
+    changing = ("batch_stats", "intermediates")
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def trained(model, mutable):
+        rngs = {"dropout": jax.random.key(3)}
+        outputs, changes = model.apply(variables, X, train=True, rngs=rngs, mutable=mutable)
+        assert outputs["names"] == ("a",)
+        return outputs["outputs"], changes
+
+    expected, changes = trained(Noisy(), changing)
+    outputs, sown = trained(converted, (*changing, "alignment"))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
     for a, b in zip(
         jax.tree.leaves({name: sown[name] for name in changing}),
         jax.tree.leaves(changes),
@@ -319,16 +329,19 @@ class Siamese(nn.Module):
     """One encoder for two inputs."""
 
     def setup(self):
-        self.encoder = aligned(Model("nested"), AlignmentConfig("ct"))
+        self.encoder = aligned(Model("nested"), AlignmentConfig("gan"))
 
     def __call__(self, x, y):
         return self.encoder(x) + self.encoder(y)
 
 
 def test_every_call_of_a_part_counts():
-    variables = jax.jit(Siamese().init)(jax.random.key(0), X, 2 * X)
-    _, sown = Siamese().apply(variables, X, 2 * X, mutable=["alignment"])
-    names = [f"encoder/Block_{i}/SelfAttention_0#{call}" for i in range(3) for call in range(2)]
+    model = Siamese()
+    variables = model.init(jax.random.key(0), X, 2 * X)
+    apply = jax.jit(functools.partial(model.apply, mutable=["alignment"]))
+    _, sown = apply(variables, X, 2 * X)
+    layers = [f"encoder/Block_{layer}/SelfAttention_0" for layer in range(LAYERS)]
+    names = [f"{layer}#{call}" for layer in layers for call in range(2)]
     assert list(alignment_table(sown)) == names
 
 

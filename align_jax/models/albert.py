@@ -76,8 +76,8 @@ class AlbertEncoder(Encoder):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> model = AlbertEncoder(AlbertConfig(vocab_size=9, hidden_size=8, heads=2))
-        >>> variables = model.init(jax.random.key(0), jnp.array([[1, 2, 3]]))
+        >>> model = AlbertEncoder(AlbertConfig(vocab_size=9, hidden_size=8, layers=2, heads=2))
+        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.array([[1, 2, 3]]))
         >>> sorted(variables["params"])
         ['embedding_projection', 'embeddings', 'layer_0', 'pooler']
     """

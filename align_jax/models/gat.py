@@ -241,11 +241,13 @@ class GAT(nn.Module):
         config: sizes and options.
 
     Example:
+        >>> import jax
         >>> model = GAT(GATConfig(num_classes=3))
         >>> features = jnp.ones((4, 5))
         >>> senders, receivers = jnp.array([0, 1, 1, 2, 3]), jnp.array([0, 0, 1, 2, 3])
-        >>> variables = model.init(jax.random.key(0), features, senders, receivers)
-        >>> model.apply(variables, features, senders, receivers).shape
+        >>> initialise = jax.jit(model.init_with_output)
+        >>> logits, variables = initialise(jax.random.key(0), features, senders, receivers)
+        >>> logits.shape
         (4, 3)
     """
 

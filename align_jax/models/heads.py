@@ -50,9 +50,9 @@ class SequenceClassifier(nn.Module):
     Example:
         >>> import jax
         >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2)
-        >>> model, tokens = SequenceClassifier(config, labels=3), jnp.array([[1, 2, 3]])
+        >>> model, tokens = SequenceClassifier(config, labels=3), jnp.ones((2, 3), jnp.int32)
         >>> model.apply(model.init(jax.random.key(0), tokens), tokens).shape
-        (1, 3)
+        (2, 3)
     """
 
     config: EncoderConfig
@@ -111,9 +111,9 @@ class MultipleChoice(nn.Module):
     Example:
         >>> import jax
         >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2)
-        >>> model, tokens = MultipleChoice(config), jnp.ones((2, 4, 3), jnp.int32)
+        >>> model, tokens = MultipleChoice(config), jnp.ones((1, 2, 3), jnp.int32)
         >>> model.apply(model.init(jax.random.key(0), tokens), tokens).shape
-        (2, 4)
+        (1, 2)
     """
 
     config: EncoderConfig

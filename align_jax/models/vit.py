@@ -138,8 +138,8 @@ class VisionTransformer(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> model = VisionTransformer(ViTConfig(num_classes=10))
         >>> images = jnp.zeros((2, 8, 8, 1))
-        >>> variables = model.init(jax.random.key(0), images)
-        >>> model.apply(variables, images).shape
+        >>> logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), images)
+        >>> logits.shape
         (2, 10)
     """
 

@@ -214,7 +214,7 @@ def load(
         >>> from align_jax.pretrained import save
         >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2, mlp_size=8)
         >>> model, tokens = build(config, "classification", labels=3), jnp.ones((2, 5), jnp.int32)
-        >>> params = model.init(jax.random.key(0), tokens)["params"]
+        >>> params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(folder, model, params)
         ...     loaded = load(folder, alignment="ct")
