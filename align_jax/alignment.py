@@ -51,9 +51,10 @@ class Alignment(nn.Module):
     Example:
       >>> import jax
       >>> q, k = jnp.ones((2, 5, 4, 8)), jnp.zeros((2, 7, 4, 8))
-      >>> module = Alignment(AlignmentConfig("gan"))
+      >>> module = Alignment(AlignmentConfig("ct"))
       >>> variables = jax.jit(module.init)(jax.random.key(0), q, k)
-      >>> _, sown = module.apply(variables, q, k, mutable=["alignment"])
+      >>> apply = jax.jit(module.apply, static_argnames="mutable")
+      >>> _, sown = apply(variables, q, k, mutable="alignment")
       >>> sown["alignment"]["divergence"][0].shape
       (2, 4)
     """

@@ -92,7 +92,7 @@ def alignment_loss(
       >>> from align_jax import AlignmentConfig, MultiHeadDotProductAttention
       >>> model = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig("mmd"))
       >>> x = jnp.ones((3, 5, 8))
-      >>> variables = model.init(jax.random.key(0), x)
+      >>> variables = jax.jit(model.init)(jax.random.key(0), x)
       >>> outputs, sown = model.apply(variables, x, mutable=["alignment"])
       >>> loss = jnp.mean(outputs**2) + 0.01 * alignment_loss(sown)
       >>> loss.shape
@@ -165,7 +165,7 @@ def alignment_clouds(variables: Mapping[str, Any]) -> dict[str, Clouds]:
       >>> from align_jax import AlignmentConfig, aligned
       >>> model = aligned(nn.SelfAttention(num_heads=2), AlignmentConfig(method="none"))
       >>> x = jnp.ones((3, 5, 8))
-      >>> variables = model.init(jax.random.key(0), x)
+      >>> variables = jax.jit(model.init)(jax.random.key(0), x)
       >>> _, sown = model.apply(variables, x, mutable=["alignment_clouds"])
       >>> {name: clouds.query.shape for name, clouds in alignment_clouds(sown).items()}
       {'': (3, 5, 2, 4)}

@@ -112,10 +112,11 @@ def test_the_model_starts_as_it_was_and_only_adapters_have_gradients(params):
             if name != "alignment"}  # fmt: skip
     own = jax.tree.map(lambda x: x + 0.1, init_adapters(jax.random.key(0), part, config))
 
+    @jax.jit
     def loss(own):
         return (layer.apply({"params": merge_adapters(part, own, config)}, x) ** 2).mean()
 
-    gradients = jax.grad(loss)(own)
+    gradients = jax.jit(jax.grad(loss))(own)
     assert all(np.abs(value).max() > 0 for value in jax.tree.leaves(gradients))
     check_grads(loss, (own,), order=1, modes=("rev",), rtol=1e-2, atol=1e-2)
 
@@ -123,7 +124,7 @@ def test_the_model_starts_as_it_was_and_only_adapters_have_gradients(params):
 def test_a_converted_model_takes_merged_parameters():
     model = aligned(nn.MultiHeadDotProductAttention(2), AlignmentConfig("energy"))
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
-    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     config = AdapterConfig(rank=2)
     adapters = init_adapters(jax.random.key(1), params, config)
 

@@ -92,4 +92,5 @@ def test_plain_parameters_are_told_how_to_get_networks():
     query = jnp.ones((2, 3, 2, 4))
     with pytest.raises(ValueError, match=r"no networks for 'gan'.*merge_parameters"):
         Alignment(AlignmentConfig("gan")).apply({}, query, query, mutable=["alignment"])
-    Alignment(AlignmentConfig("energy")).apply({}, query, query, mutable=["alignment"])  # has none
+    energy = Alignment(AlignmentConfig("energy"))  # has none
+    jax.eval_shape(lambda: energy.apply({}, query, query, mutable=["alignment"]))

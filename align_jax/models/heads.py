@@ -51,7 +51,8 @@ class SequenceClassifier(nn.Module):
         >>> import jax
         >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2)
         >>> model, tokens = SequenceClassifier(config, labels=3), jnp.ones((2, 3), jnp.int32)
-        >>> model.apply(model.init(jax.random.key(0), tokens), tokens).shape
+        >>> logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
+        >>> logits.shape
         (2, 3)
     """
 
@@ -112,7 +113,8 @@ class MultipleChoice(nn.Module):
         >>> import jax
         >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2)
         >>> model, tokens = MultipleChoice(config), jnp.ones((1, 2, 3), jnp.int32)
-        >>> model.apply(model.init(jax.random.key(0), tokens), tokens).shape
+        >>> logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
+        >>> logits.shape
         (1, 2)
     """
 
@@ -172,7 +174,8 @@ class SpanExtractor(nn.Module):
         >>> import jax
         >>> config = BertConfig(vocab_size=9, hidden_size=8, layers=1, heads=2)
         >>> model, tokens = SpanExtractor(config), jnp.ones((2, 3), jnp.int32)
-        >>> model.apply(model.init(jax.random.key(0), tokens), tokens).start.shape
+        >>> spans, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)
+        >>> spans.start.shape
         (2, 3)
     """
 

@@ -113,8 +113,8 @@ class MCAN(nn.Module):
         >>> config = MCANConfig(9, 3, 5, hidden_size=8, layers=1, heads=2, mlp_size=8)
         >>> question, regions = jnp.array([[1, 2, 0]]), jnp.ones((1, 4, 5))
         >>> model = MCAN(config)
-        >>> initialise = jax.jit(model.init_with_output)
-        >>> logits, variables = initialise(jax.random.key(0), question, regions)
+        >>> call = jax.random.key(0), question, regions
+        >>> logits, variables = jax.eval_shape(model.init_with_output, *call)
         >>> logits.shape
         (1, 3)
     """

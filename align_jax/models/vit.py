@@ -138,7 +138,7 @@ class VisionTransformer(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> model = VisionTransformer(ViTConfig(num_classes=10))
         >>> images = jnp.zeros((2, 8, 8, 1))
-        >>> logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), images)
+        >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
         >>> logits.shape
         (2, 10)
     """

@@ -218,7 +218,7 @@ def load(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(folder, model, params)
         ...     loaded = load(folder, alignment="ct")
-        >>> loaded.model.apply({"params": loaded.params}, tokens).shape
+        >>> jax.jit(loaded.model.apply)({"params": loaded.params}, tokens).shape
         (2, 3)
         >>> all("/alignment/" in name for name in loaded.report.fresh)
         True
