@@ -257,13 +257,11 @@ def bit_sums(tree: Any) -> dict[str, int]:
         {'w': 7}
     """
     flat = traverse_util.flatten_dict(tree, sep="/")
-    sums = {
-        name: _bit_sum_compiled(x) if isinstance(x, jax.Array) else _bit_sum(x)
-        for name, x in flat.items()
-        if np.size(x)
-    }
-    sums = jax.device_get(sums)
-    return {name: int(value) for name, value in sums.items()}
+    flat = {name: x for name, x in flat.items() if np.size(x)}
+    on_devices = {name: x for name, x in flat.items() if isinstance(x, jax.Array)}
+    read = {name: _bit_sum(np.asarray(x)) for name, x in flat.items() if name not in on_devices}
+    sums = read | jax.device_get(_bit_sums(on_devices))
+    return {name: int(sums[name]) for name in flat}
 
 
 def _unread(folder: pathlib.Path, error: Exception) -> CheckpointError:
@@ -301,7 +299,9 @@ def _bit_sum(x: Any) -> Any:
     return xp.sum(words * (xp.arange(len(x), dtype=xp.uint32) * 2 + 1), dtype=xp.uint32)
 
 
-_bit_sum_compiled = jax.jit(_bit_sum)  # once for each shape, which many arrays have
+@jax.jit  # one program: several at once, over devices that share few threads, may lock up
+def _bit_sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: _bit_sum(x) for name, x in arrays.items()}
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
