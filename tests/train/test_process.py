@@ -32,6 +32,10 @@ def hooks(monkeypatch):
     """Puts the hooks back at the end."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    # What a shell starts in the background does not hear Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def raising(error: BaseException):
