@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
