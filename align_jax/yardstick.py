@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from align_jax import numerics
-from align_jax.collection import Clouds, alignment_clouds
+from align_jax import collection, numerics
+from align_jax.collection import alignment_clouds
 
 
 class CloudDistance(NamedTuple):
@@ -293,7 +293,7 @@ def attention_statistics(
     }
 
 
-def _statistics(clouds: Clouds, sample_mask: Array | None) -> AttentionStatistics:
+def _statistics(clouds: collection.Clouds, sample_mask: Array | None) -> AttentionStatistics:
     rows = clouds.query_mask if sample_mask is None else clouds.query_mask & sample_mask[:, None]
     query = numerics.zero_padding(clouds.query, rows).astype(jnp.float32)
     key = numerics.zero_padding(clouds.key, clouds.key_mask).astype(jnp.float32)
