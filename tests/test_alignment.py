@@ -27,9 +27,9 @@ B, N, M, H, D = 3, 5, 7, 2, 4
 METHODS = ("gan", "ot", "ct", "mmd", "energy")
 
 
-def slow_but(*methods):
+def thorough_but(*methods):
     """All methods, of which the rest run what these do."""
-    return [m if m in methods else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+    return [m if m in methods else pytest.param(m, marks=pytest.mark.thorough) for m in METHODS]
 
 
 def clouds(seed=0, keys=M):
@@ -362,7 +362,7 @@ def test_nan_in_padding_reaches_no_parameter():
 
 
 # Clouds of logits, of points, and of features and navigation.
-@pytest.mark.parametrize("method", slow_but("gan", "ot", "ct"))
+@pytest.mark.parametrize("method", thorough_but("gan", "ot", "ct"))
 def test_over_heads_compares_the_heads_at_each_token(method):
     """With tokens and heads exchanged in the input, "heads" is "tokens" averaged over tokens, where
     all heads have the same networks."""
@@ -562,7 +562,7 @@ class TestTokens:
         )  # fmt: skip
         return np.asarray(sown["alignment"]["divergence"][0])
 
-    @pytest.mark.parametrize("method", slow_but("ct", "mmd"))
+    @pytest.mark.parametrize("method", thorough_but("ct", "mmd"))
     def test_padding_is_drawn_last(self, method):
         """As many as there are, in another order."""
         whole, sampled = (self.divergence(method, tokens) for tokens in (0, 5))

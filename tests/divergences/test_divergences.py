@@ -151,8 +151,8 @@ FAST = [
 def cases(leave_out=()):
     """A mark for all cases but some."""
     chosen = [case for case in CASES if case.name not in leave_out]
-    slow = {case.name: () if case.name in FAST else pytest.mark.slow for case in chosen}
-    params = [pytest.param(case, marks=slow[case.name]) for case in chosen]
+    marks = {case.name: () if case.name in FAST else pytest.mark.thorough for case in chosen}
+    params = [pytest.param(case, marks=marks[case.name]) for case in chosen]
     return pytest.mark.parametrize("case", params, ids=lambda case: case.name)
 
 

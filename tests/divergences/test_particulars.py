@@ -366,7 +366,7 @@ def test_the_slope_of_a_narrow_kernel_is_not_lost_beside_a_point_itself():
         (divergences.conditional_transport, 4),
         (divergences.maximum_mean_discrepancy, 2),
         # Another function of the same pairs.
-        pytest.param(divergences.energy_distance, 2, marks=pytest.mark.slow),
+        pytest.param(divergences.energy_distance, 2, marks=pytest.mark.thorough),
     ],
 )
 def test_blockwise_memory_is_linear_in_the_tokens(divergence, clouds):

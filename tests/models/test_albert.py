@@ -74,8 +74,8 @@ def test_groups_take_turns_in_order() -> None:
     [
         ("ct", True),  # MMD is below, in a loop and in a scan
         # The model itself does the same for every method.
-        pytest.param("gan", False, marks=pytest.mark.slow),
-        pytest.param("ot", True, marks=pytest.mark.slow),
+        pytest.param("gan", False, marks=pytest.mark.thorough),
+        pytest.param("ot", True, marks=pytest.mark.thorough),
     ],
 )
 def test_alignment_is_sown_once_per_application(method, remat) -> None:

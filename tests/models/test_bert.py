@@ -231,7 +231,7 @@ def aligned_loss(config, params):
 
 
 # Without remat a scan also runs in the next test.
-@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_a_scan_over_layers_is_the_loop(remat) -> None:
     """Values, gradients of every parameter, and one entry per layer in all that is reported."""
     rates = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -311,7 +311,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters() -> None:
 
 
 # With and without networks.
-@pytest.mark.parametrize("method", ["ct", "mmd", pytest.param("gan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["ct", "mmd", pytest.param("gan", marks=pytest.mark.thorough)])
 def test_alignment_sees_tokens_alone(method) -> None:
     """Nothing in the padding reaches the divergence: not its number, not its content."""
     model = SequenceClassifier(dataclasses.replace(ONE_LAYER, alignment=AlignmentConfig(method)))

@@ -202,7 +202,7 @@ class TestAlignment:
             ("gan", "nodes"),
             ("ct", "edges"),
             # The nodes' clouds, as of "gan".
-            *(pytest.param(x, "nodes", marks=pytest.mark.slow) for x in ("ct", "ot", "mmd")),
+            *(pytest.param(x, "nodes", marks=pytest.mark.thorough) for x in ("ct", "ot", "mmd")),
         ],
     )
     def test_adds_a_divergence_per_layer_and_head_and_changes_nothing_else(self, method, over):
@@ -226,7 +226,7 @@ class TestAlignment:
         [
             ("gan", "nodes"),
             ("ct", "edges"),
-            pytest.param("ct", "nodes", marks=pytest.mark.slow),  # both are tried already
+            pytest.param("ct", "nodes", marks=pytest.mark.thorough),  # both are tried already
         ],
     )
     def test_a_small_step_moves_every_group_in_its_direction(self, method, over):

@@ -79,7 +79,7 @@ def test_positions_matter() -> None:
 @pytest.mark.parametrize(
     "method",
     # With and without networks; at inference the methods have nothing else of their own.
-    ["ct", "mmd", *(pytest.param(x, marks=pytest.mark.slow) for x in ("gan", "ot"))],
+    ["ct", "mmd", *(pytest.param(x, marks=pytest.mark.thorough) for x in ("gan", "ot"))],
 )
 def test_alignment_leaves_the_outputs_and_the_plain_parameters_alone(method: str) -> None:
     (_, plain_variables), (_, variables) = build(), build(alignment=AlignmentConfig(method))

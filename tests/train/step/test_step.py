@@ -52,7 +52,7 @@ def state_and_batch(tiny_config):
     return make
 
 
-@pytest.mark.parametrize("method", ["ct", "none", pytest.param("gan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["ct", "none", pytest.param("gan", marks=pytest.mark.thorough)])
 def test_the_gradient_is_that_of_the_loss_written_down(state_and_batch, method: str) -> None:
     """Of the rows that are no padding."""
     rows = 13
@@ -206,9 +206,9 @@ def on_one_device():
     [
         ("pmap in parts", "energy", 13),
         ("mesh in parts", "energy", 13),
-        pytest.param("pmap in parts", "ct", 13, marks=pytest.mark.slow),
-        pytest.param("mesh in parts", "ct", 13, marks=pytest.mark.slow),
-        pytest.param("pmap", "gan", 16, marks=pytest.mark.slow),
+        pytest.param("pmap in parts", "ct", 13, marks=pytest.mark.thorough),
+        pytest.param("mesh in parts", "ct", 13, marks=pytest.mark.thorough),
+        pytest.param("pmap", "gan", 16, marks=pytest.mark.thorough),
     ],
     indirect=["four_way"],
 )

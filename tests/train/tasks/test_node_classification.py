@@ -123,8 +123,8 @@ def test_only_the_labels_of_the_split_train(config: ConfigDict) -> None:
         ("none", "nodes"),
         ("energy", "nodes"),
         ("ct", "edges"),
-        pytest.param("gan", "nodes", marks=pytest.mark.slow),
-        pytest.param("ct", "nodes", marks=pytest.mark.slow),
+        pytest.param("gan", "nodes", marks=pytest.mark.thorough),
+        pytest.param("ct", "nodes", marks=pytest.mark.thorough),
     ],
 )
 def test_the_common_loop_trains_a_graph(run, method: str, over: str) -> None:
