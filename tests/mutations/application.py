@@ -676,8 +676,8 @@ _RUNS: tuple[Mutation, ...] = (
         "tests/train/configs/test_transfer.py",
         (
             "logits-times-the-temperature",
-            "_calibration(logits / temperature",
-            "_calibration(logits * temperature",
+            "jnp.asarray(logits) / temperature",
+            "jnp.asarray(logits) * temperature",
         ),
     ),
     *faults(

@@ -130,23 +130,24 @@ def calibration_metrics(
         >>> round(found["nll"], 4)
         0.6931
     """
-    values = jax.device_get(_calibration(logits, labels, bins=bins))
+    true = jnp.asarray(labels)
+
+    def measured(logits: jax.Array) -> dict[str, float]:
+        shares = jax.nn.softmax(logits)
+        found = {
+            "ece": calibration.expected_calibration_error(shares, true, bins=bins),
+            "adaptive_ece": calibration.adaptive_calibration_error(shares, true, bins=bins),
+            "nll": calibration.negative_log_likelihood(logits, true),
+            "brier": calibration.brier_score(shares, true),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+    values = measured(jnp.asarray(logits))
     del values["ece"]
     if temperature is not None:
-        scaled = jax.device_get(_calibration(logits / temperature, labels, bins=bins))
+        scaled = measured(jnp.asarray(logits) / temperature)
         values |= {"temperature": temperature} | {f"{n}_scaled": x for n, x in scaled.items()}
-    return {name: float(value) for name, value in values.items()}
-
-
-@functools.partial(jax.jit, static_argnames="bins")
-def _calibration(logits: jax.Array, labels: jax.Array, *, bins: int) -> dict[str, jax.Array]:
-    shares = jax.nn.softmax(logits)
-    return {
-        "ece": calibration.expected_calibration_error(shares, labels, bins=bins),
-        "adaptive_ece": calibration.adaptive_calibration_error(shares, labels, bins=bins),
-        "nll": calibration.negative_log_likelihood(logits, labels),
-        "brier": calibration.brier_score(shares, labels),
-    }
+    return values
 
 
 def measure_uncertainty(
