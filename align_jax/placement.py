@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax import Array
 from jax.sharding import PartitionSpec
 
 
@@ -41,13 +42,15 @@ def spread_by_compiler() -> bool:
     return mesh.size > 1 and any(kind != jax.sharding.AxisType.Manual for kind in mesh.axis_types)
 
 
-# Those of a mesh along which samples and heads are sharded.
-_Axes = tuple[str | None, str | None]
+# Those of a mesh along which samples, heads and the features of words are sharded.
+_Axes = tuple[str | None, str | None, str | None]
 _AXES: contextvars.ContextVar[_Axes | None] = contextvars.ContextVar("axes", default=None)
 
 
 @contextlib.contextmanager
-def cut_along(*, samples: str | None = None, heads: str | None = None) -> Iterator[None]:
+def cut_along(
+    *, samples: str | None = None, heads: str | None = None, words: str | None = None
+) -> Iterator[None]:
     """Says along which axes of a mesh a model's arrays are sharded, while it is traced.
 
     Alignment compares the tokens of one sample and one head, so each device can do it for its own.
@@ -57,8 +60,10 @@ def cut_along(*, samples: str | None = None, heads: str | None = None) -> Iterat
     Args:
       samples: the axis of the batch, such as "data".
       heads: the axis of the attention's heads, such as "model".
+      words: the axis along which tables of embeddings have their features sharded, under FSDP that
+        of the batch; None where each device has whole embeddings.
     """
-    token = _AXES.set((samples, heads))
+    token = _AXES.set((samples, heads, words))
     try:
         yield
     finally:
@@ -92,6 +97,28 @@ def on_each_device(function: Callable[..., Any], *arguments: Any, whole_heads: b
         function, in_specs=specs, out_specs=PartitionSpec(samples, parts), check_vma=False
     )
     return mapped(*arguments)
+
+
+def look_up(table: Callable[[Array], Array], ids: Array, features: int) -> Array:
+    """Looks up embeddings: each device its features of all samples' ids, then whole for its own.
+
+    So no device ever holds the whole table, nor its gradient, which are most of what a small
+    encoder's step would have to gather and to add up over devices.
+
+    Args:
+      table: from ids `[B, ...]` to embeddings `[B, ..., F]`.
+      ids: its argument.
+      features: the number F.
+    """
+    samples, _, words = _AXES.get() or (None, None, None)
+    mesh = jax.sharding.get_abstract_mesh()
+    # What cannot be cut into equal parts is whole on each device.
+    if words is None or any(size % mesh.shape[words] for size in (ids.shape[0], features)):
+        return table(ids)
+    constrain = jax.lax.with_sharding_constraint
+    found = table(constrain(ids, PartitionSpec()))
+    found = constrain(found, PartitionSpec(*[None] * ids.ndim, words))
+    return constrain(found, PartitionSpec(samples))
 
 
 def matmul_precision() -> str | None:

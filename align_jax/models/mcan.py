@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from align_jax import placement
 from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import multi_head_attention
 from align_jax.models.dropout import Dropout
@@ -153,7 +154,8 @@ class MCAN(nn.Module):
         words_valid = question != 0 if question_mask is None else question_mask
         regions_valid = jnp.ones(image.shape[:2], bool) if image_mask is None else image_mask
 
-        words: Any = Embed(config.vocabulary_size, config.word_features, name="words")(question)
+        table = Embed(config.vocabulary_size, config.word_features, name="words")
+        words: Any = placement.look_up(table, question, config.word_features)
         # Words precede their padding, so what the LSTM makes of padding reaches none of them.
         words = nn.RNN(
             nn.OptimizedLSTMCell(config.hidden_size, dtype=jnp.dtype(config.dtype)), name="lstm"

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from align_jax import placement
 from align_jax.config import AlignmentConfig
 from align_jax.models.attention_function import multi_head_attention
 from align_jax.models.dropout import Dropout
@@ -190,7 +191,8 @@ class Embeddings(nn.Module):
     ) -> Float[Array, "B N F"]:
         """Embeds tokens; without `token_type_ids` every token has type 0."""
         config = self.config
-        words = self._table(config.vocab_size, "word")(input_ids)
+        table = self._table(config.vocab_size, "word")
+        words = placement.look_up(table, input_ids, self.features)
         # PyTorch's padding_idx: the padding token's embedding has no gradient.
         padding = (input_ids == config.pad_token_id)[..., None]
         words = jnp.where(padding, jax.lax.stop_gradient(words), words)

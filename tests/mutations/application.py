@@ -10,19 +10,16 @@ _TASKS: tuple[Mutation, ...] = (
         "tests/train/devices/test_mesh.py",
         (
             "plans-wait-for-those-of-other-devices",
-            "placement.cut_along(samples=DATA, heads=MODEL)",
-            "placement.cut_along()",
+            "placement.cut_along(samples=DATA, heads=MODEL, words=words)",
+            "placement.cut_along(words=words)",
         ),
         (
             "fsdp-gathers-the-batch",
-            "gather=gather if fsdp else lambda params: params",
-            "gather=lambda params: params",
+            "microbatch_size=microbatch_size, shares=shares, gather=gather",
+            "microbatch_size=microbatch_size, shares=shares",
         ),
-        (
-            "an-embeddings-gradient-from-the-whole-batch",
-            "for sharding in (whole, cut):",
-            "for sharding in (cut,):",
-        ),
+        ("a-table-that-is-gathered-to-be-looked-up-in", "DATA if fsdp else None", "None"),
+        ("evaluation-gathers-the-batch", "jax.jit(placed(eval_step)", "jax.jit(eval_step"),
     ),
     *faults(
         "train/run/log.py",
@@ -539,6 +536,8 @@ _STEP: tuple[Mutation, ...] = (
             '(r"mlp_out/kernel", ("embed", "mlp"))',
         ),
         ("fsdp-cuts-the-shortest-axis", "axes[max(free, key=", "axes[min(free, key="),
+        ("words-that-no-model-has", "(word|words)/embedding", "word_embeddings/embedding"),
+        ("a-table-whole-in-use", "(table or not in_use)", "not in_use"),
     ),
     *faults(
         "train/devices/mesh.py",

@@ -143,46 +143,49 @@ def _programs(mesh: Mesh, fsdp: bool, microbatch_size: int) -> _Programs:
     constrain = jax.lax.with_sharding_constraint
 
     def gather(params: Any) -> Any:
-        whole, cut = (shardings(params, mesh, fsdp=each) for each in (False, True))
-        return jax.tree.map(_gathered, params, whole, cut)
+        used, cut = (shardings(params, mesh, fsdp, in_use=each) for each in (True, False))
+        return jax.tree.map(_gathered, params, used, cut)
 
-    def placed_train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        # Left to itself, the partitioner gathers the batch rather than the parameters.
-        batch = constrain(batch, jax.tree.map(lambda _: rows, batch))
-        with placement.cut_along(samples=DATA, heads=MODEL):
-            state, report = train_step(
-                state,
-                batch,
-                microbatch_size=microbatch_size,
-                shares=mesh.shape[DATA],
-                gather=gather if fsdp else lambda params: params,
-            )
+    def placed(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def on_mesh(state: TrainState, batch: Any, *arguments: Any) -> Any:
+            # Left to itself, the partitioner gathers the batch rather than the parameters.
+            batch = constrain(batch, jax.tree.map(lambda _: rows, batch))
+            words = DATA if fsdp else None
+            with placement.cut_along(samples=DATA, heads=MODEL, words=words):
+                return step(state, batch, *arguments)
+
+        return on_mesh
+
+    @placed
+    def training(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        shares = mesh.shape[DATA]
+        state, report = train_step(
+            state, batch, microbatch_size=microbatch_size, shares=shares, gather=gather
+        )
         where = shardings(state, mesh, fsdp)
         return constrain(state, where), constrain(report, jax.tree.map(lambda _: whole, report))
 
     return _Programs(
-        train_step=jax.jit(placed_train_step, donate_argnums=(0,)),
-        eval_step=jax.jit(eval_step, out_shardings=(whole, rows)),
-        stochastic_step=jax.jit(stochastic_step, static_argnums=(3,), out_shardings=whole),
+        train_step=jax.jit(training, donate_argnums=(0,)),
+        eval_step=jax.jit(placed(eval_step), out_shardings=(whole, rows)),
+        stochastic_step=jax.jit(placed(stochastic_step), static_argnums=(3,), out_shardings=whole),
         replicate=jax.jit(lambda arrays: arrays, out_shardings=whole),
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(x: Any, whole: NamedSharding, cut: NamedSharding) -> Any:
-    """A parameter made whole for its use; what its gradient sums over devices comes back cut."""
-    return jax.lax.with_sharding_constraint(x, whole)
+def _gathered(x: Any, used: NamedSharding, cut: NamedSharding) -> Any:
+    """A parameter gathered for its use; each device gets the sum of its part of the gradient."""
+    return jax.lax.with_sharding_constraint(x, used)
 
 
-def _gathered_forward(x: Any, whole: NamedSharding, cut: NamedSharding) -> tuple[Any, None]:
-    return _gathered(x, whole, cut), None
+def _gathered_forward(x: Any, used: NamedSharding, cut: NamedSharding) -> tuple[Any, None]:
+    return _gathered(x, used, cut), None
 
 
-def _gathered_backward(whole: NamedSharding, cut: NamedSharding, _: None, gradient: Any) -> Any:
-    # Whole first: cut at once, the gradient of an embedding would be made from the whole batch's.
-    for sharding in (whole, cut):
-        gradient = jax.lax.with_sharding_constraint(gradient, sharding)
-    return (gradient,)
+def _gathered_backward(_: NamedSharding, cut: NamedSharding, __: None, gradient: Any) -> Any:
+    return (jax.lax.with_sharding_constraint(gradient, cut),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

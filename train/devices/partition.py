@@ -31,17 +31,18 @@ LOGICAL_AXES = (
     (r"mlp_in/kernel", ("embed", "mlp")),
     (r"mlp_in/bias", ("mlp",)),
     (r"mlp_out/kernel", ("mlp", "embed")),
-    (r"word_embeddings/embedding|words/embedding", ("vocabulary", "embed")),
+    (r"(word|words)/embedding", ("vocabulary", "embed")),
 )
 # Megatron's way (Shoeybi et al. 2019): heads and the hidden layer are computed apart, and their
 # contributions added once per block.
 TENSOR_RULES = (("heads", MODEL), ("mlp", MODEL), ("vocabulary", MODEL))
 
 
-def shardings(tree: Any, mesh: Mesh, fsdp: bool) -> Any:
+def shardings(tree: Any, mesh: Mesh, fsdp: bool, in_use: bool = False) -> Any:
     """Where each array of a state, or of shapes, lies on a mesh with the axes "data" and "model".
 
-    With `fsdp`, parameters are cut along "data" as well (Zhao et al. 2023).
+    With `fsdp`, parameters are cut along "data" as well (Zhao et al. 2023). While they are `in_use`
+    only tables of words are: of these a step takes few rows (`align_jax.placement.look_up`).
 
     Example:
         >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
@@ -51,23 +52,28 @@ def shardings(tree: Any, mesh: Mesh, fsdp: bool) -> Any:
     """
     keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, _spec(keystr(path), np.shape(x), mesh, fsdp)), tree
+        lambda path, x: NamedSharding(mesh, _spec(keystr(path), np.shape(x), mesh, fsdp, in_use)),
+        tree,
     )
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> PartitionSpec:
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, *fsdp: bool) -> PartitionSpec:
     if shape and STACK in name.split("/"):
         # Each layer is cut as it would be without the stack: a scan takes them one by one, and a
         # layer that lay on one device alone would have to be sent to all others.
-        return PartitionSpec(None, *_axes(name, shape[1:], mesh, fsdp))
-    return PartitionSpec(*_axes(name, shape, mesh, fsdp))
+        return PartitionSpec(None, *_axes(name, shape[1:], mesh, *fsdp))
+    return PartitionSpec(*_axes(name, shape, mesh, *fsdp))
 
 
-def _axes(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> list[str | None]:
+def _axes(
+    name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool, in_use: bool
+) -> list[str | None]:
     axes: list[str | None] = [None] * len(shape)
+    table = False
     for pattern, meanings in LOGICAL_AXES:
         if len(meanings) == len(shape) and re.search(rf"(^|/)({pattern})$", name):
             axes = list(nn.logical_to_mesh_axes(meanings, TENSOR_RULES) or axes)
+            table = "vocabulary" in meanings
             break
     # What cannot be cut into equal parts stays whole: 12 heads over 8 devices, 30,522 words over 4.
     pairs = list(zip(axes, shape, strict=True))
@@ -75,6 +81,6 @@ def _axes(name: str, shape: tuple[int, ...], mesh: Mesh, fsdp: bool) -> list[str
     if fsdp and np.prod(shape) >= LEAST_SIZE:
         whole = [number for number, axis in enumerate(axes) if axis is None]
         free = [number for number in whole if shape[number] % mesh.shape[DATA] == 0]
-        if free:
+        if free and (table or not in_use):
             axes[max(free, key=lambda number: shape[number])] = DATA
     return axes

@@ -72,15 +72,39 @@ def shapes_moved(text: str) -> dict[str, set[tuple[int, ...]]]:
     return found
 
 
+# Under FSDP a device looks up its features of all words, and sends them to whose words they are.
+LOOKED_UP = {("all-gather", (ROWS, TOKENS)), ("all-to-all", (1, ROWS // 4, TOKENS, HIDDEN // 4))}
+BACK = ("all-to-all", (ROWS // 4, TOKENS, 1, HIDDEN // 4))  # the gradient of what was sent
+
+
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_devices_exchange_parameters_and_never_the_batch(fsdp: bool) -> None:
     found = shapes_moved(compiled(fsdp=fsdp)[1].as_text())
     shapes = {x.shape for x in jax.tree.leaves(state().params)}
+    if fsdp:
+        for kind, shape in {*LOOKED_UP, BACK}:
+            found[kind].remove(shape)
+        assert not found.pop("all-to-all")
+        # At least the matrices of attention and MLP; the table of words stays where it lies.
+        assert {(HIDDEN, MLP), (MLP, HIDDEN)} <= found["all-gather"] <= shapes
+        assert not any(VOCABULARY in shape for shape in set().union(*found.values()))
     assert set(found) == ({"all-reduce", "all-gather"} if fsdp else {"all-reduce"})
-    if fsdp:  # at least the matrices of attention and MLP, and the words
-        assert {(VOCABULARY, HIDDEN), (HIDDEN, MLP), (MLP, HIDDEN)} <= found["all-gather"] <= shapes
     for shape in set().union(*found.values()):
         assert not {ROWS, ROWS * TOKENS, ROWS // 4, ROWS // 4 * TOKENS} & set(shape), shape
+
+
+@pytest.mark.parametrize("passes", [None, 2])
+def test_devices_that_evaluate_exchange_no_activations(passes: int | None) -> None:
+    runner = compiled(fsdp=True)[0]
+    arguments = runner.place(state()), runner.shard(example())
+    programs = runner._programs
+    with jax.set_mesh(runner._mesh):
+        if passes is None:
+            lowered = programs.eval_step.lower(*arguments)
+        else:
+            lowered = programs.stochastic_step.lower(*arguments, np.int32(0), passes)
+    moved = collectives(lowered.compile().as_text())
+    assert {(one.kind, one.shape) for one in moved if TOKENS in one.shape} == LOOKED_UP
 
 
 def test_cut_parameters_need_less_memory_beside_the_state_too() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax.sharding import PartitionSpec
 
+from align_jax.models import BertConfig, SequenceClassifier
 from train.devices.mesh import MeshRunner
-from train.devices.partition import shardings
+from train.devices.partition import LOGICAL_AXES, shardings
 from train.experiment.experiment import build_experiment
 from train.registry import ConfigError
 
@@ -31,15 +35,17 @@ SHAPES = {
         },
         "mlp_out": {"kernel": (128, 256, 64), "bias": (128, 64)},
     },
-    "word_embeddings": {"embedding": (30523, 64)},
+    "words": {"embedding": (30523, 64)},
+    "even": {"word": {"embedding": (30524, 64)}},
+    "narrow": {"word": {"embedding": (30524, 50)}},
     "classifier": {"kernel": (64, 3)},
 }
 
 
-def specs(model: int, fsdp: bool) -> dict[str, PartitionSpec]:
+def specs(model: int, fsdp: bool, in_use: bool = False) -> dict[str, PartitionSpec]:
     mesh = jax.make_mesh((4 // model, model), ("data", "model"), devices=jax.local_devices()[:4])
     tree = jax.tree.map(np.zeros, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
-    flat = jax.tree_util.tree_leaves_with_path(shardings(tree, mesh, fsdp))
+    flat = jax.tree_util.tree_leaves_with_path(shardings(tree, mesh, fsdp, in_use))
     return {"/".join(part.key for part in path): sharding.spec for path, sharding in flat}
 
 
@@ -59,15 +65,42 @@ def test_tensor_parallelism_cuts_heads_and_hidden_units() -> None:
     assert found["layer_0/mlp_in/kernel"] == [None, "model"]
     assert found["layer_0/mlp_out/kernel"] == ["model"]
     assert found["layer_0/attention/alignment/critic/hidden/kernel"] == []
-    assert found["word_embeddings/embedding"] == []  # an odd number of words
+    assert found["words/embedding"] == []  # an odd number of words
+    assert found["even/word/embedding"] == ["model"]
+
+
+def test_all_that_has_a_meaning_is_in_an_encoder() -> None:
+    """A pattern that no parameter's path ends in would leave what it is meant for whole."""
+    ids, model = np.ones((1, 4), np.int32), SequenceClassifier(BertConfig(layers=1), 2)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), ids, ids)["params"])
+    names = traverse_util.flatten_dict(params, sep="/")
+    for pattern, meanings in LOGICAL_AXES:
+        found = [x.shape for name, x in names.items() if re.search(rf"/({pattern})$", name)]
+        assert found, pattern
+        assert {len(shape) for shape in found} == {len(meanings)}, pattern
 
 
 def test_fsdp_cuts_the_longest_axis_that_is_left() -> None:
     found = {name: cut(spec) for name, spec in specs(model=2, fsdp=True).items()}
     assert found["layer_0/attention/query/kernel"] == ["data", "model"]
     assert found["layer_0/mlp_in/kernel"] == ["data", "model"]
-    assert found["word_embeddings/embedding"] == [None, "data"]
+    assert found["words/embedding"] == [
+        None,
+        "data",
+    ]  # looked up where it lies
     assert found["classifier/kernel"] == []  # too small to be worth it
+
+
+def test_words_are_cut_along_their_features_and_stay_so_in_use() -> None:
+    at_rest, in_use = (
+        {name: cut(spec) for name, spec in specs(model=1, fsdp=True, in_use=each).items()}
+        for each in (False, True)
+    )
+    for name in ("words/embedding", "even/word/embedding"):
+        assert at_rest[name] == in_use.pop(name)
+        assert at_rest[name][1] == "data"
+    assert "data" not in at_rest["narrow/word/embedding"]  # 50 features over 4 devices
+    assert "data" not in {axis for axes in in_use.values() for axis in axes}
 
 
 @pytest.mark.parametrize("fsdp", [False, True])
