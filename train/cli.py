@@ -93,6 +93,7 @@ def keep_logs_short() -> None:
     Orbax warns of options that it sets itself, and reports a checkpoint that it could not write as
     several errors with their traces, after which it raises what becomes the command's one line.
     """
+    logging.use_absl_handler()  # `app.run` does, which not every command goes through
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
 

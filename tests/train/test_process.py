@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging as standard_logging
 import os
 import re
 import signal
@@ -301,9 +302,12 @@ def test_libraries_errors_that_a_command_tells_itself_are_not_logged(monkeypatch
 
     handler = logging.get_absl_handler()
     monkeypatch.setattr(handler, "filters", [])
+    root = standard_logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])  # as in a command that is not started by absl
     verbosity = logging.get_verbosity()
     cli.keep_logs_short()
     logging.set_verbosity(verbosity)
+    assert root.handlers == [handler]
     make = logging.get_absl_logger().makeRecord
     path = "/site-packages/orbax/checkpoint/async_checkpointer.py"
     kept = [
