@@ -23,7 +23,7 @@ from train.run.evaluation import collect_clouds
 from train.step.state import TrainState
 from train.step.step import eval_step
 
-LABELS = {"words": "attention weight", "patches": "attention, in even shares"}
+LABELS = {"words": "attention weight", "patches": "attention (1: all patches alike)"}
 
 _eval_step = jax.jit(eval_step)
 
@@ -130,7 +130,7 @@ def draw_maps(
     """Draws one model's maps into a figure or a part of one; returns where most attention goes."""
     said = [f"{method_name(method)} answers {maps.prediction}."]
     rows = figure.subplots(len(kinds), squeeze=False)[:, 0]
-    rows[0].set_title(f"{method_name(method)}: {maps.prediction}")
+    rows[0].set_title(f"{method_name(method)} answers {maps.prediction}")
     for axes, (kind, limits) in zip(rows, kinds.items(), strict=True):
         values = getattr(maps, kind)
         place = np.unravel_index(values.argmax(), values.shape)
