@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import pathlib
 import shlex
 import sys
@@ -58,6 +59,9 @@ METHODS = flags.DEFINE_list(
     "Alignment methods to compare; ct:0.1 is one with another weight than the config's.",
 )
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; each method runs with each of them.")
+BUDGET = flags.DEFINE_float(
+    "budget", None, "Minutes after which to stop; the same command goes on from there."
+)
 COLUMNS = (
     "Scale-free MMD: how far apart keys and queries lie, 0 for one distribution. Classifier: how "
     "often a new one separates keys from queries, 0.5 by chance. Over plain: step time."
@@ -191,7 +195,7 @@ def _finished(
 
 def _check_time(deadline: float | None) -> None:
     if deadline is not None and time.monotonic() >= deadline:
-        raise OutOfTime("The time is over.")
+        raise OutOfTime("The time is over. The same command goes on with what is missing.")
 
 
 def _step_times(
@@ -216,7 +220,12 @@ def main() -> None:
     except ValueError as error:
         raise ConfigError(f"--seeds: {error}; expected whole numbers, such as 0,1,2.") from error
     command = shlex.join(["python", "-m", "train.sweep", *sys.argv[1:]])
-    sweep(config, METHODS.value, seeds, workdir, cli.console(), command=command)
+    minutes = math.inf if BUDGET.value is None else BUDGET.value
+    if not minutes >= 0:
+        raise ConfigError(f"--budget is {minutes:g}; expected minutes, 0 or more.")
+    deadline = time.monotonic() + 60 * minutes
+    console = cli.console()
+    sweep(config, METHODS.value, seeds, workdir, console, command=command, deadline=deadline)
 
 
 if __name__ == "__main__":

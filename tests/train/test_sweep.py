@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 
 import matplotlib.image
 import pytest
 import rich.console
 
+from tests.train.commands import command
 from tests.train.report.studies import write_run
 from train import sweep
 from train.registry import ConfigError
@@ -55,6 +57,20 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     monkeypatch.setattr(sweep, "measure_step_times", lambda *_: pytest.fail("timed again"))
     monkeypatch.setattr(sweep, "write_pictures", lambda *_: [])  # those are drawn again
     assert run(config, ["none", "ct"], [0, 1], tmp_path).count("finished before") == 4
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "nan"])
+def test_a_sweep_keeps_to_its_budget(tmp_path, budget) -> None:
+    arguments = "--config=train/configs/digits.py", f"--budget={budget}", f"--workdir={tmp_path}"
+    done = command(*arguments, module="train.sweep", forked=True)
+    said = (done.stdout + done.stderr).strip().splitlines()[-1]
+    if budget == "0":
+        assert said == "The time is over. The same command goes on with what is missing."
+        assert done.returncode == 128 + signal.SIGTERM
+    else:
+        assert "--budget" in said
+        assert done.returncode == 2
+    assert not list(tmp_path.glob("*-seed0"))
 
 
 def test_a_variant_has_its_method_weight_and_seed(tiny_config) -> None:
