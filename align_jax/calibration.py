@@ -113,7 +113,9 @@ def confidence_bins(
       Sums per bin.
 
     Raises:
-      ValueError: shapes that do not fit together, or a confidence outside of `[0, 1]`.
+      ValueError: shapes that do not fit together, fewer than 1 bin, or a confidence outside of
+        `[0, 1]`, unless `where` leaves it out.
+      TypeError: a `where` that is not bool.
 
     Example:
       >>> confidence_bins(jnp.array([0.85, 0.3]), jnp.array([True, False])).correct.tolist()[-2:]
@@ -123,8 +125,11 @@ def confidence_bins(
         raise ValueError(
             f"confidence and correct must be [B], got {confidence.shape} and {correct.shape}."
         )
+    _check_bins(bins)
+    check_where(where, confidence.shape)
     known = numerics.concrete(confidence)
-    if known is not None and where is None and ((known < 0) | (known > 1)).any():
+    counted = numerics.concrete(True if where is None else where)
+    if known is not None and counted is not None and (((known < 0) | (known > 1)) & counted).any():
         raise ValueError(f"confidence holds {known.tolist()}; expected numbers in [0, 1].")
     correct = correct.astype(jnp.float32)
     # A NaN goes into a bin, where it shows.
@@ -347,13 +352,17 @@ def _confidence(
     probabilities: Array, labels: Array, bins: int, where: Array | None
 ) -> tuple[Array, Array]:
     """The confidence of each prediction, and whether it is right; checks all there is."""
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}.")
+    _check_bins(bins)
     _check_pair("probabilities", probabilities, labels, where)
     check_probabilities(probabilities, where)
     largest = jnp.max(probabilities.astype(jnp.float32), axis=-1)
     confidence = _known(largest, probabilities, labels)
     return confidence, jnp.argmax(probabilities.astype(jnp.float32), axis=-1) == labels
+
+
+def _check_bins(bins: int) -> None:
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}.")
 
 
 def _check_possible(true: Array, where: Array | None) -> None:

@@ -238,6 +238,26 @@ def test_logits_are_no_probabilities(name):
             MEASURES[name](probabilities.at[1].set(jnp.array(bad)), labels)
 
 
+@pytest.mark.fault(
+    "Confidences outside of [0, 1], no bins, or a `where` that is no mask, in `confidence_bins`",
+    "Refused by name; left out where `where` says so",
+)
+def test_confidences_that_are_none_are_never_binned():
+    confidence, correct = jnp.array([0.5, 1.5]), jnp.array([True, True])
+    where = jnp.array([True, False])
+    assert calibration.confidence_bins(confidence, correct, where=where).count.sum() == 1.0
+    for counted in (None, ~where):
+        with pytest.raises(ValueError, match=r"confidence holds \[0.5, 1.5\]; expected numbers in"):
+            calibration.confidence_bins(confidence, correct, where=counted)
+    for bins in (0, -2, 2.5, True):
+        with pytest.raises(ValueError, match=f"bins must be at least 1, got {bins}"):
+            calibration.confidence_bins(confidence, correct, bins=bins, where=where)
+    with pytest.raises(TypeError, match="where must be bool"):
+        calibration.confidence_bins(confidence, correct, where=jnp.array([2, 0]))
+    with pytest.raises(ValueError, match=r"where must have shape \(2,\), got \(1,\)"):
+        calibration.confidence_bins(confidence, correct, where=where[:1])
+
+
 def test_a_class_that_an_example_cannot_have_counts_for_nothing():
     """-inf, as -1e9, which is as good as none."""
     low = jnp.array([[2.0, 1.0, -1e9], [1.0, 2.0, 0.5], [1.0, 0.0, -1e9], [0.3, 0.2, 0.9]])

@@ -161,6 +161,11 @@ _DIVERGENCES: tuple[Mutation, ...] = (
             "return jnp.where(known, values, values)",
         ),
         ("a-class-of-minus-inf-spoils-the-temperature", "logits > -jnp.inf", "logits >= -jnp.inf"),
+        (
+            "a-where-hides-any-confidence",
+            "numerics.concrete(True if where is None else where)\n    if known",
+            "None if where is not None else True\n    if known",
+        ),
     ),
     *faults(
         "align_jax/alignment.py",
