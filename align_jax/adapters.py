@@ -24,6 +24,7 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from align_jax.collection import label_parameters
+from align_jax.numerics import check_patterns
 
 QUERY_AND_KEY = r"(^|/)(query|key)/kernel$"
 NO_KERNELS = ("bias", "scale", "embedding")  # of a path's end, also where they have two axes
@@ -64,13 +65,7 @@ class AdapterConfig:
         for name in ("targets", "stacked"):
             given = getattr(self, name)
             expressions = (given,) if isinstance(given, str) else tuple(given)
-            for expression in expressions:
-                try:
-                    re.compile(expression)
-                except (re.error, TypeError) as error:
-                    raise ValueError(
-                        f"{name} holds {expression!r}, no regular expression: {error}."
-                    ) from None
+            check_patterns(name, expressions)
             # Lists come out of configuration files; a frozen config must be hashable.
             object.__setattr__(self, name, expressions)
         if not self.targets:

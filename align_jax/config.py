@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from align_jax.divergences.conditional_transport import COSTS, TRANSPORT_IMPLEMENTATIONS
-from align_jax.numerics import check_choice, check_fraction, check_positive
+from align_jax.numerics import check_choice, check_fraction, check_patterns, check_positive
 
 # Of `AlignmentConfig.paper`.
 PAPER: dict[str, Any] = {
@@ -137,13 +137,7 @@ class AlignmentConfig:
                 )
         if isinstance(self.layers, str):
             raise ValueError(f"layers must be a tuple of patterns, got the string {self.layers!r}.")
-        for pattern in self.layers or ():
-            try:
-                re.compile(pattern)
-            except (re.error, TypeError) as error:
-                raise ValueError(
-                    f"layers holds {pattern!r}, no regular expression: {error}."
-                ) from None
+        check_patterns("layers", self.layers or ())
         if self.layers is not None:
             # Lists come out of configuration files; a frozen config must be hashable.
             object.__setattr__(self, "layers", tuple(self.layers))

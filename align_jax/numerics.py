@@ -5,7 +5,8 @@ F feature dimension.
 """
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -267,6 +268,15 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         near = [folded[x] for x in difflib.get_close_matches(str(value).lower(), folded, n=1)]
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.{hint}")
+
+
+def check_patterns(name: str, patterns: Iterable[str]) -> None:
+    """Raises ValueError unless each of `patterns` is a regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{name} holds {pattern!r}, no regular expression: {error}.") from None
 
 
 def first_place(wrong: np.ndarray, counted: np.ndarray | None) -> tuple[int, ...] | None:

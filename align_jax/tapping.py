@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array
 
-from align_jax import finder
+from align_jax import finder, numerics
 from align_jax.alignment import CLOUDS, NAME, Alignment
 from align_jax.config import PLAIN, AlignmentConfig
 from align_jax.finder import Part, Steps
@@ -242,6 +242,7 @@ def patterns_of_missing(allow_missing: bool | Sequence[str]) -> tuple[str, ...]:
             f"allow_missing must be True, False or a tuple of patterns, got the string "
             f"{allow_missing!r}."
         )
+    numerics.check_patterns("allow_missing", allow_missing)
     return tuple(allow_missing)
 
 

@@ -402,6 +402,8 @@ def test_bad_models_are_named():
             aligned(drop_in, AlignmentConfig()).init(jax.random.key(0), X)
     with pytest.raises(ValueError, match="got the string 'abc'"):
         aligned(Model("nested"), AlignmentConfig(), allow_missing="abc")
+    with pytest.raises(ValueError, match=r"allow_missing holds '\[', no regular expression"):
+        aligned(Model("nested"), AlignmentConfig(), allow_missing=("[",))
     with pytest.raises(
         ValueError, match=r"\('none',\) matches no attention of the model.* Block_0/"
     ):

@@ -538,6 +538,11 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "align_jax/tapping.py",
         "tests/test_convert.py",
         (
+            "allow-missing-takes-any-text-for-a-pattern",
+            '    numerics.check_patterns("allow_missing", allow_missing)\n',
+            "",
+        ),
+        (
             "two-attentions-share-their-networks",
             'f"{NAME}_{index}" if index else NAME',
             "NAME",
