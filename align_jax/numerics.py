@@ -132,24 +132,13 @@ def products(x: Float[Array, "B N H F"], y: Float[Array, "B M H F"]) -> Float[Ar
     return jnp.einsum("bnhf,bmhf->bhnm", x, y, precision=PRECISION)
 
 
-def pairwise_cost(
-    query: Float[Array, "B N H F"],
-    key: Float[Array, "B M H F"],
-    cost: str,
-    query_mask: Bool[Array, "B N"],
-    key_mask: Bool[Array, "B M"],
-) -> Float[Array, "B H N M"]:
-    """The cost of moving each query to each key; of no meaning for padding.
-
-    It is `1 - cosine`, in `[0, 2]` and 1 against a zero vector, or the squared distance.
-    """
-    return vector_costs(*cost_vectors(query, key, cost, query_mask, key_mask), cost)
-
-
 def vector_costs(
     query: Float[Array, "B N H F"], key: Float[Array, "B M H F"], cost: str
 ) -> Float[Array, "B H N M"]:
-    """The cost between what `cost_vectors` returns."""
+    """The cost of moving each query to each key, of what `cost_vectors` returns.
+
+    It is `1 - cosine`, in `[0, 2]` and 1 against a zero vector, or the squared distance.
+    """
     return 1.0 - products(query, key) if cost == "cosine" else squared_distance(query, key)
 
 

@@ -118,7 +118,8 @@ def optimal_transport(
         raise ValueError(f"max_iterations must be a whole number, got {max_iterations}.")
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)
-    costs = numerics.pairwise_cost(query, key, cost, query_mask, key_mask)
+    vectors = numerics.cost_vectors(query, key, cost, query_mask, key_mask)
+    costs = numerics.vector_costs(*vectors, cost)
     if cost == "cosine":
         _check_reach(2.0, epsilon, threshold, "the cosine's costs reach")
     elif (known := numerics.concrete(costs)) is not None:
