@@ -86,9 +86,7 @@ def map_heads(function: Callable[..., Tree], group: int, *arrays: Array) -> Tree
 def split(x: Array, size: int) -> Array:
     """`[L, N, ...]` to `[blocks, L, size, ...]`, the last block filled up with zeros (False)."""
     blocks = -(-x.shape[1] // size)
-    padding = [(0, 0)] * x.ndim
-    padding[1] = (0, blocks * size - x.shape[1])
-    x = jnp.pad(x, padding)
+    x = jnp.pad(x, [(0, 0), (0, blocks * size - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
     x = x.reshape(x.shape[0], blocks, size, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
 
@@ -131,11 +129,6 @@ def over_blocks(make: Any, query: Any, key: Any) -> Any:
     return in_blocks(of_shape, heads, queries, key[0].shape[1], *query, *key)
 
 
-def transposed(x: Array) -> Array:
-    """The last two axes swapped."""
-    return jnp.swapaxes(x, -1, -2)
-
-
 def column_sums(weights: Float[Array, "L N M"], rows: Float[Array, "L N K"]) -> Array:
     """`weights' rows`, the other way round: `[L, K, M]`.
 
@@ -144,7 +137,7 @@ def column_sums(weights: Float[Array, "L N M"], rows: Float[Array, "L N K"]) -> 
     if min(weights.shape[-2:]) < _LEAST_PRODUCT:
         return jnp.sum(rows[..., :, None] * weights[..., None, :], axis=-3)
     # Without the barrier XLA would turn the product round again for a transposition that follows.
-    return jax.lax.optimization_barrier(numerics.product(transposed(rows), weights))
+    return jax.lax.optimization_barrier(numerics.product(rows.mT, weights))
 
 
 def mean_over_pairs(
@@ -236,9 +229,9 @@ def _mean_and_slopes(
 
         def finish(carry: tuple[Array, ...]) -> tuple[Array, ...]:
             total, sums = carry
-            return (total,) if y is None else (total, _pulled(points, weights, transposed(sums)))
+            return (total,) if y is None else (total, _pulled(points, weights, sums.mT))
 
-        start = jnp.zeros(len(points), jnp.float32), jnp.zeros_like(transposed(weighed))
+        start = jnp.zeros(len(points), jnp.float32), jnp.zeros_like(weighed.mT)
         return start, body, finish
 
     place = jnp.broadcast_to(jnp.arange(x[1].shape[1]), x[1].shape)

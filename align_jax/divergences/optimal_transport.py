@@ -279,7 +279,7 @@ def _solve_symmetric(
     root_rows = jnp.sqrt(jnp.where(rows > 0, rows, 1.0))
     root_columns = jnp.sqrt(jnp.where(columns > 0, columns, 1.0))
     scaled = plan / root_rows[..., :, None] / root_columns[..., None, :]
-    transposed = jnp.swapaxes(scaled, -1, -2)
+    transposed = scaled.mT
 
     def times(matrix: Array, vector: Array) -> Array:
         return numerics.product(matrix, vector[..., None])[..., 0]

@@ -117,12 +117,12 @@ mean_costs.defvjp(_forward, _backward)
 
 
 def _scores(query_navigation: Array, key_navigation: Array) -> Array:
-    return numerics.product(query_navigation, blocks.transposed(key_navigation))
+    return numerics.product(query_navigation, key_navigation.mT)
 
 
 def _counted(query: Array, key: Array) -> tuple[Bool[Array, "L N 1"], Bool[Array, "L 1 M"]]:
     """Which tokens take part, read off the columns of ones."""
-    return query[..., -1:] > 0, blocks.transposed(key[..., -2:-1] > 0)
+    return query[..., -1:] > 0, (key[..., -2:-1] > 0).mT
 
 
 def _normalised(sums: Float[Array, "L T K"], count: Float[Array, "L T 1"]) -> _Plans:
@@ -132,7 +132,7 @@ def _normalised(sums: Float[Array, "L T K"], count: Float[Array, "L T 1"]) -> _P
 
 
 def _normalised_columns(sums: Float[Array, "L K M"]) -> _Plans:
-    sums = blocks.transposed(sums)
+    sums = sums.mT
     return _normalised(sums, sums[..., -1:])
 
 
@@ -207,7 +207,7 @@ def _shared_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Array,
             weights = jnp.exp(_scores(query_navigation, key_navigation))
             of_query = numerics.product(weights, scaled_key)
             of_key = sums[0] + blocks.column_sums(weights, scaled_query)
-            costs = numerics.product(query, blocks.transposed(key))
+            costs = numerics.product(query, key.mT)
             of_scores = costs * (row_scale + column_scale) - (row_mean + column_mean)
             of_scores *= weights
             of_query_navigation = numerics.product(of_scores, key_navigation)
@@ -222,11 +222,11 @@ def _shared_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Array,
 
 def _column_start(*tokens: Array) -> tuple[Array, ...]:
     """Zeros for `blocks.column_sums` to be added to."""
-    return tuple(jnp.zeros_like(blocks.transposed(x)) for x in tokens)
+    return tuple(jnp.zeros_like(x.mT) for x in tokens)
 
 
 def _columns_as_tokens(sums: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(map(blocks.transposed, sums))
+    return tuple(x.mT for x in sums)
 
 
 def _separate_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Array, Array]:
@@ -239,7 +239,7 @@ def _separate_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Arra
             query, query_navigation, *of_rows = rows
             row_log, row_weight, row_mean = (x[..., None] for x in of_rows)
             scores = _scores(query_navigation, key_navigation)
-            costs = numerics.product(query, blocks.transposed(key))
+            costs = numerics.product(query, key.mT)
             valid_queries, valid_keys = _counted(query, key)
             row_plan = jnp.exp(jnp.where(valid_keys, scores, MASKED) - row_log) * row_weight
             column_plan = jnp.exp(jnp.where(valid_queries, scores, MASKED) - column_log)
@@ -248,10 +248,8 @@ def _separate_gradients(rows: _Side, columns: _Side) -> tuple[Array, Array, Arra
             of_key = sums[0] + blocks.column_sums(row_plan, query)
             of_key_navigation = sums[1] + blocks.column_sums(of_scores, query_navigation)
             of_query = numerics.product(column_plan, key)
-            return (of_key, of_key_navigation), (
-                of_query,
-                numerics.product(of_scores, key_navigation),
-            )
+            of_query_navigation = numerics.product(of_scores, key_navigation)
+            return (of_key, of_key_navigation), (of_query, of_query_navigation)
 
         return _column_start(key, key_navigation), body, _columns_as_tokens
 
