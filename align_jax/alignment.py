@@ -307,11 +307,10 @@ def _divergence(
     if config.method == CONTROL:
         return _squared_logits(*query, *key, **masks), {}
     if config.method == "ct":
+        features, navigation = zip(query, key, strict=True)
         value = divergences.conditional_transport(
-            query[0],
-            key[0],
-            query[1],
-            key[1],
+            *features,
+            *navigation,
             **masks,
             rho=config.rho,
             cost=config.cost,

@@ -219,18 +219,9 @@ class EdgeAlignment(Alignment):
 
     def _divergence(self, query: Any, key: Any, *_: Any, **__: Any) -> tuple[Array, dict]:
         # Masks have no part in it: a node that takes no part has no edges.
-        (query_features,), (query_navigation,) = query
-        (key_features,), (key_navigation,) = key
-        value = edge_conditional_transport(
-            query_features,
-            key_features,
-            query_navigation,
-            key_navigation,
-            self.senders,
-            self.receivers,
-            rho=self.config.rho,
-            cost=self.config.cost,
-        )
+        pairs = zip(query, key, strict=True)  # of features, and of navigation
+        arrays = [*(x for pair in pairs for (x,) in pair), self.senders, self.receivers]
+        value = edge_conditional_transport(*arrays, rho=self.config.rho, cost=self.config.cost)
         return value[None], {}
 
 
