@@ -97,9 +97,7 @@ class Alignment(nn.Module):
             x if x is None else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
             for x in (query_mask, key_mask)
         )
-        numerics.check_clouds(
-            query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D"
-        )
+        numerics.check_clouds(query, key, query_mask, key_mask)
         if measuring:
             self.sow(CLOUDS, "query", query)
             self.sow(CLOUDS, "key", key)

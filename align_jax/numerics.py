@@ -330,12 +330,12 @@ def check_clouds(
     query_mask: Array | None,
     key_mask: Array | None,
     *,
-    names: tuple[str, str],
-    axes: str,
+    names: tuple[str, str] = ("query", "key"),
+    axes: str = "B N H D",
 ) -> None:
     """Raises ValueError or TypeError unless two clouds and their masks fit together.
 
-    `axes` are the letters of the query's, such as "B N H D"; the key's differ in M alone.
+    `axes` are the letters of the query's; the key's differ in M alone.
     """
     letters = axes.split()
     key_axes = axes.replace("N", "M")

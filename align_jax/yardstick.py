@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from align_jax import collection, numerics
-from align_jax.collection import alignment_clouds
+from align_jax import numerics
+from align_jax.collection import Clouds, alignment_clouds
 
 
 class CloudDistance(NamedTuple):
@@ -165,8 +165,7 @@ def scale_free_mmd(
       True
     """
     masks = [mask if mask is None else mask[None] for mask in (query_mask, key_mask)]
-    names = ("query", "key")
-    numerics.check_clouds(query[None], key[None], *masks, names=names, axes="B N H D")
+    numerics.check_clouds(query[None], key[None], *masks)
     queries, keys = numerics.prepare(query[None], masks[0]), numerics.prepare(key[None], masks[1])
     (query, query_valid), (key, key_valid) = queries, keys
 
@@ -293,7 +292,7 @@ def attention_statistics(
     }
 
 
-def _statistics(clouds: collection.Clouds, sample_mask: Array | None) -> AttentionStatistics:
+def _statistics(clouds: Clouds, sample_mask: Array | None) -> AttentionStatistics:
     rows = clouds.query_mask if sample_mask is None else clouds.query_mask & sample_mask[:, None]
     query = numerics.zero_padding(clouds.query, rows).astype(jnp.float32)
     key = numerics.zero_padding(clouds.key, clouds.key_mask).astype(jnp.float32)

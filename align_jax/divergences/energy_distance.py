@@ -53,7 +53,7 @@ def energy_distance(
       >>> energy_distance(cloud[:, :1], cloud[:, 1:2] + 9.0).tolist()
       [[1.0, 1.0]]
     """
-    numerics.check_clouds(query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D")
+    numerics.check_clouds(query, key, query_mask, key_mask)
     numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)

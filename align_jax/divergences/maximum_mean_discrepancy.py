@@ -49,7 +49,7 @@ def maximum_mean_discrepancy(
       >>> maximum_mean_discrepancy(cloud, cloud).tolist()
       [[0.0, 0.0]]
     """
-    numerics.check_clouds(query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D")
+    numerics.check_clouds(query, key, query_mask, key_mask)
     if bandwidth is not None:
         numerics.check_positive("bandwidth", bandwidth)
     numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)

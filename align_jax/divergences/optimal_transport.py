@@ -104,7 +104,7 @@ def optimal_transport(
       >>> optimal_transport(cloud, cloud).round(3).tolist()
       [[0.0]]
     """
-    numerics.check_clouds(query, key, query_mask, key_mask, names=("query", "key"), axes="B N H D")
+    numerics.check_clouds(query, key, query_mask, key_mask)
     numerics.check_choice("cost", cost, COSTS)
     if getattr(jax.config, "jax_enable_checks", False):
         raise ValueError(
