@@ -168,26 +168,16 @@ def has_stack(config: EncoderConfig) -> bool:
     return isinstance(config, BertConfig) and config.scan_layers
 
 
-def parameter_shapes(model: nn.Module) -> dict[Path, tuple[int, ...]]:
-    """Path -> shape of every parameter, alignment networks included; nothing is computed."""
-    return dict(_parameter_shapes(model))
-
-
 @functools.cache  # a model is traced once, however often it is loaded and saved
-def _parameter_shapes(model: nn.Module) -> dict[Path, tuple[int, ...]]:
+def parameter_shapes(model: nn.Module) -> Mapping[Path, tuple[int, ...]]:
+    """Path -> shape of every parameter, alignment networks included; nothing is computed."""
     shapes = jax.eval_shape(lambda: _init(model, 0))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
 
 
-def fresh_parameters(model: nn.Module, wanted: set[Path], seed: int) -> dict[Path, jax.Array]:
-    """The model's own initial values of some parameters; the others are never computed."""
-    return _fresh_parameters(model, frozenset(wanted), seed)
-
-
 @functools.partial(jax.jit, static_argnames=("model", "wanted", "seed"))
-def _fresh_parameters(
-    model: nn.Module, wanted: frozenset[Path], seed: int
-) -> dict[Path, jax.Array]:
+def fresh_parameters(model: nn.Module, wanted: frozenset[Path], seed: int) -> dict[Path, jax.Array]:
+    """The model's own initial values of some parameters; the others are never computed."""
     flat = traverse_util.flatten_dict(_init(model, seed))
     return {path: flat[path] for path in wanted}
 

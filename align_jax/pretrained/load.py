@@ -312,10 +312,11 @@ def _load_parameters(
     place = str(folder)
     found, unused = to_parameters(single, config, shapes, tensors, folder=place, new_head=new_head)
     networks, unused_networks = _load_alignment(folder, shapes)
-    missing = set(shapes) - set(found) - set(networks)
+    fresh = frozenset(shapes) - set(found) - set(networks)
     stacked = has_stack(config)
+    if stacked:
+        fresh = frozenset(tuple(map(in_stack, path)) for path in fresh)
     # By the model as it is: many layers' own initialisation takes long to compile.
-    fresh = {tuple(map(in_stack, path)) for path in missing} if stacked else missing
     made = traverse_util.unflatten_dict(fresh_parameters(model, fresh, seed)) if fresh else {}
     if stacked:
         made = unstack_layers(jax.device_get(made))
@@ -327,7 +328,7 @@ def _load_parameters(
 
 
 def _load_alignment(
-    folder: Path, shapes: dict[tuple[str, ...], tuple[int, ...]]
+    folder: Path, shapes: Mapping[tuple[str, ...], tuple[int, ...]]
 ) -> tuple[dict[tuple[str, ...], np.ndarray], tuple[str, ...]]:
     """The alignment networks that `save` wrote beside the model, if the model wants any."""
     path = folder / ALIGNMENT
