@@ -20,17 +20,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from align_jax import placement
 from align_jax.config import AlignmentConfig
+from align_jax.models import settings
 from align_jax.models.attention_function import multi_head_attention
 from align_jax.models.dropout import Dropout
 from align_jax.models.embedding import Embed
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
-from align_jax.models.settings import (
-    check_counts,
-    check_probabilities,
-    check_transformer,
-    name_alignment,
-)
 from align_jax.numerics import check_indices
 
 
@@ -87,10 +82,10 @@ class MCANConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        name_alignment(self)
-        check_counts(self, {**dict.fromkeys(self.counts, 1), "region_positions": 0})
-        check_probabilities(self, ("dropout", "attention_dropout"))
-        check_transformer(self)
+        settings.name_alignment(self)
+        settings.check_counts(self, {**dict.fromkeys(self.counts, 1), "region_positions": 0})
+        settings.check_probabilities(self, ("dropout", "attention_dropout"))
+        settings.check_transformer(self)
 
     @classmethod
     def small(cls, **changes: Any) -> MCANConfig:

@@ -22,17 +22,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from align_jax import placement
 from align_jax.config import AlignmentConfig
+from align_jax.models import settings
 from align_jax.models.attention_function import multi_head_attention
 from align_jax.models.dropout import Dropout
 from align_jax.models.embedding import Embed
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
-from align_jax.models.settings import (
-    check_counts,
-    check_probabilities,
-    check_transformer,
-    name_alignment,
-)
 from align_jax.numerics import check_indices, concrete
 
 
@@ -96,17 +91,17 @@ class EncoderConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        name_alignment(self)
+        settings.name_alignment(self)
         kind = type(self).__name__
-        check_counts(self, dict.fromkeys(self.counts, 1))
-        check_transformer(self)
+        settings.check_counts(self, dict.fromkeys(self.counts, 1))
+        settings.check_transformer(self)
         if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"{kind}.pad_token_id is {self.pad_token_id!r}; expected a token in "
                 f"[0, {self.vocab_size}), the vocabulary."
             )
         own = ["classifier_dropout"] if self.classifier_dropout is not None else []
-        check_probabilities(self, ["dropout", "attention_dropout", *own])
+        settings.check_probabilities(self, ["dropout", "attention_dropout", *own])
         for name in ("layer_norm_epsilon", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{kind}.{name} is {getattr(self, name)!r}; expected above 0.")

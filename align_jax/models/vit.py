@@ -16,12 +16,7 @@ from jaxtyping import Array, Float
 
 from align_jax.attention import MultiHeadDotProductAttention
 from align_jax.config import AlignmentConfig
-from align_jax.models.settings import (
-    check_counts,
-    check_probabilities,
-    check_transformer,
-    name_alignment,
-)
+from align_jax.models import settings
 from align_jax.numerics import check_choice
 
 POOLS = ("mean", "cls")
@@ -72,17 +67,17 @@ class ViTConfig:
     alignment: AlignmentConfig | None = None
 
     def __post_init__(self) -> None:
-        name_alignment(self)
+        settings.name_alignment(self)
         counts = ("image_size", "channels", "num_classes", "patch_size", "hidden_size", "layers",
                   "heads", "mlp_size")  # fmt: skip
-        check_counts(self, dict.fromkeys(counts, 1))
-        check_probabilities(self, ("dropout", "attention_dropout"))
+        settings.check_counts(self, dict.fromkeys(counts, 1))
+        settings.check_probabilities(self, ("dropout", "attention_dropout"))
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"ViTConfig.patch_size is {self.patch_size}, which does not divide image_size "
                 f"{self.image_size}; choose a divisor, so that every pixel belongs to a patch."
             )
-        check_transformer(self)
+        settings.check_transformer(self)
         check_choice("ViTConfig.pool", self.pool, POOLS)
 
     @property
