@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from align_jax.calibration import certain_predictions
+from align_jax import calibration
 from train.registry import ConfigError
 from train.tasks.base import Batch, Task
 from train.tasks.metrics import Calibration, Mean
@@ -59,11 +59,12 @@ class Classification(Task):
         """Accuracy in [0, 1], the reliability bins, and the Brier score in [0, 2]."""
         probabilities, mask = self.probabilities(outputs), batch["mask"]
         truth = jax.nn.one_hot(batch["label"], probabilities.shape[-1])
+        bins = calibration.calibration_bins(
+            probabilities, batch["label"], bins=self.calibration_bins, where=mask
+        )
         return {
             "accuracy": Mean.of(probabilities.argmax(axis=-1) == batch["label"], mask),
-            "ece": Calibration.of(
-                probabilities, batch["label"], bins=self.calibration_bins, where=mask
-            ),
+            "ece": Calibration(bins),
             "brier": Mean.of(jnp.square(probabilities - truth).sum(axis=-1), mask),
         }
 
@@ -71,7 +72,7 @@ class Classification(Task):
         """PAvPU, and the share of certain predictions; the mean of the passes predicts."""
         probabilities, mask = self.probabilities(outputs), batch["mask"]
         correct = probabilities.mean(axis=0).argmax(axis=-1) == batch["label"]
-        certain = certain_predictions(probabilities)
+        certain = calibration.certain_predictions(probabilities)
         return {"pavpu": Mean.of(correct == certain, mask), "certain": Mean.of(certain, mask)}
 
     def probabilities(self, outputs: Float[Array, "*S B C"]) -> Float[Array, "*S B C"]:

@@ -14,9 +14,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
-from align_jax.calibration import CalibrationBins, calibration_bins
+from align_jax.calibration import CalibrationBins
 
 
 class Mean(flax.struct.PyTreeNode):
@@ -55,17 +55,6 @@ class Calibration(flax.struct.PyTreeNode):
     """The reliability bins of a classifier; computes to the expected calibration error."""
 
     bins: CalibrationBins
-
-    @classmethod
-    def of(
-        cls,
-        probabilities: Float[Array, "B C"],
-        labels: Int[Array, "B"],
-        bins: int = 10,
-        where: Bool[Array, "B"] | None = None,
-    ) -> Calibration:
-        """Bins the confidences of a batch, leaving out examples where `where` is False."""
-        return cls(calibration_bins(probabilities, labels, bins=bins, where=where))
 
     def compute(self) -> float:
         """The expected calibration error, in [0, 1]."""

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from align_jax.calibration import calibration_bins
 from train.tasks.metrics import Calibration, Mean, compute, merge
 
 
@@ -39,8 +40,7 @@ def test_calibration_merges_to_the_error_of_all_examples() -> None:
 
     parts = [slice(0, 37), slice(37, 50)]
     merged = merge(
-        {"ece": Calibration.of(jnp.asarray(probabilities[p]), jnp.asarray(labels[p]))}
-        for p in parts
+        {"ece": Calibration(calibration_bins(probabilities[p], labels[p]))} for p in parts
     )
 
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
