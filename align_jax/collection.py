@@ -371,7 +371,7 @@ def _leaves(
             number = path[-1][len(NAME) + 1 :] if path and owner != path else ""
             yield "/".join(owner) + (f":{number}" if number else ""), node
             return
-        for name in sorted(node, key=_natural):
+        for name in sorted(node, key=natural):
             if isinstance(node[name], Mapping):
                 yield from walk(node[name], (*path, name))
 
@@ -393,10 +393,9 @@ def _leaves(
     return found
 
 
-def _natural(name: str) -> list[Any]:
+def natural(name: str) -> list[tuple[str, int]]:
     """Sorts layer_2 before layer_10."""
-    head = name.rstrip("0123456789")
-    return [head, int(name[len(head) :] or -1)]
+    return [(text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _sown(

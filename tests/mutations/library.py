@@ -459,8 +459,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/test_alignment.py",
         (
             "layers-sorted-by-their-letters",
-            "return [head, int(name[len(head) :] or -1)]",
-            "return [name]",
+            "return [(text, int(number or -1)) for text, number in",
+            "return [(text + number, 0) for text, number in",
         ),
         (
             "strip-takes-any-module-of-that-name",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import Normalize
 
+from align_jax.collection import natural
 from align_jax.config import PLAIN
 from train.comparison.table import method_name
 from train.report.contents import Picture, Section
@@ -37,7 +37,7 @@ def moments(runs: Mapping[int, Run], record: str) -> Moments | None:
     found = [series for run in runs.values() if (series := head_series(run.records, record))]
     if not found:
         return None
-    layers = sorted(found[0], key=_natural)
+    layers = sorted(found[0], key=natural)
     steps = [next(iter(series.values()))[0] for series in found]
     places = np.linspace(0.0, 1.0, min(MOMENTS, *map(len, steps)))
     picked = [np.rint(places * (len(x) - 1)).astype(int) for x in steps]
@@ -118,8 +118,3 @@ def _grid(series: Series, layers: Sequence[str]) -> np.ndarray:
 def _title(steps: np.ndarray) -> str:
     low, high = steps.min(), steps.max()
     return f"step {low}" if low == high else f"steps {low} to {high}"
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts layer_2 before layer_10."""
-    return [(int(x or 0), y) for x, y in re.findall(r"(\d*)(\D*)", name)]
