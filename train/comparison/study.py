@@ -25,7 +25,7 @@ from train.comparison.statistics import (
     holm,
     paired_t_test,
 )
-from train.comparison.table import Cell
+from train.comparison.table import over_seeds
 from train.registry import ConfigError
 
 ARM = ("config", "method", "weight")  # what names one, of the columns before the metrics
@@ -229,7 +229,8 @@ def to_markdown(runs: Runs, baseline: str = "plain", arms: str = "") -> str:
     of = {(one.arm, one.metric): one for one in found}
 
     def means(arm: Arm, names: Sequence[str]) -> list[str]:
-        return [str(_cell([x[name] for x in runs[arm].values()], name)) for name in names]
+        columns = {name: [x[name] * factor(name) for x in runs[arm].values()] for name in names}
+        return [str(over_seeds(column, _digits(name))) for name, column in columns.items()]
 
     titles = [literal(title(name)) for name in metrics]
     rows = []
@@ -293,12 +294,6 @@ def title(metric: str) -> str:
         ('accuracy, points', 'loss')
     """
     return f"{metric}, points" if factor(metric) > 1 else metric
-
-
-def _cell(values: Sequence[float], metric: str) -> Cell:
-    scale = factor(metric)
-    std = float(np.std(values, ddof=1)) * scale if len(values) > 1 else None
-    return Cell(float(np.mean(values)) * scale, std, _digits(metric))
 
 
 def _shown(one: Comparison) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from train.comparison.table import method_name
+from train.comparison.table import method_name, over_seeds
 from train.report.contents import Section
 from train.report.pictures import new_figure, picture, seed_count
 from train.report.runs import Run, Study
@@ -54,8 +54,7 @@ def draw_reliability(figure: Any, method: str, records: Sequence[Mapping[str, An
         for name in ("count", "confidence", "correct")
     }
     errors = [100 * record["ece"] for record in records]
-    spread = f" ± {np.std(errors, ddof=1):.1f}" if len(errors) > 1 else ""
-    said = f"{method_name(method)}: ECE {np.mean(errors):.1f}{spread}%"
+    said = f"{method_name(method)}: ECE {over_seeds(errors, digits=1)}%"
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[2.5, 1.0])
     draw_bins(top, bottom, bins)
     top.set_title(said)

@@ -284,8 +284,7 @@ def _metrics(study: Study, split: str) -> dict[str, dict[int, dict[str, float]]]
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     """Such as "81.45 ± 1.44 (3 seeds)"."""
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread} ({seed_count(len(values))})"
+    return f"{table.over_seeds(values, digits)} ({seed_count(len(values))})"
 
 
 def _text(value: Any) -> str:
