@@ -6,6 +6,7 @@ can say that it was interrupted while it imports the rest.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
@@ -68,6 +69,15 @@ def run(main: Callable[[], object], interrupted: str = INTERRUPTED) -> NoReturn:
     if status and jax is not None and jax.distributed.is_initialized():
         os._exit(status if isinstance(status, int) else 1)  # else it waits for other processes
     sys.exit(status)
+
+
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """Of a command whose help is its module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def status_of(main: Callable[[], object], interrupted: str = INTERRUPTED) -> Status:

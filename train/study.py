@@ -129,10 +129,7 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.study", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = process.parser("train.study", __doc__)
     parser.add_argument("sources", nargs="+", metavar="SOURCE",
                         help="folders of runs or sweeps, or one table of them (*.csv)")  # fmt: skip
     parser.add_argument("--csv", help="where to write the table of the runs")

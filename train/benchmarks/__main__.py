@@ -23,12 +23,12 @@ import jax
 from align_jax.config import METHODS, PLAIN
 from train import process
 from train.benchmarks import alignment_cost
-from train.benchmarks.turns import at_least, listed, parser, solvable
+from train.benchmarks.turns import at_least, listed, solvable
 
 
 def main() -> None:
     """Runs the command."""
-    arguments = parser("train.benchmarks", __doc__)
+    arguments = process.parser("train.benchmarks", __doc__)
     add = arguments.add_argument
     models = alignment_cost.MODELS
     add("--models", type=listed(known=models), default=[*models], help="minilm,bert-base")

@@ -25,7 +25,7 @@ from align_jax import AlignmentConfig
 from align_jax.config import METHODS
 from align_jax.models import BertConfig, SequenceClassifier
 from train import process
-from train.benchmarks.turns import at_least, listed, parser
+from train.benchmarks.turns import at_least, listed
 from train.devices.mesh import MeshRunner
 from train.registry import ConfigError
 from train.step.optimizer import OptimizerConfig, make_optimizer
@@ -130,7 +130,7 @@ def report(
 
 def main() -> None:
     """Runs the command."""
-    arguments = parser("train.benchmarks.mesh_report", __doc__)
+    arguments = process.parser("train.benchmarks.mesh_report", __doc__)
     add, ways = arguments.add_argument, ["data", "fsdp", "model=2"]
     add("--target", default="cpu:16", help="cpu:N or tpu:TOPOLOGY, such as tpu:v5e:4x4")
     add("--ways", type=listed(), default=ways, help="of data, fsdp, model=N, fsdp+model=N")

@@ -47,7 +47,7 @@ from align_jax import Alignment, AlignmentConfig, alignment_loss
 from align_jax.config import METHODS, PLAIN
 from align_jax.yardstick import cloud_distances
 from train import process
-from train.benchmarks.turns import at_least, listed, parser, solvable
+from train.benchmarks.turns import at_least, listed, solvable
 from train.run.hardware import hardware
 from train.run.runaway import LEAST_OBJECTIVE
 from train.step.optimizer import OptimizerConfig, make_optimizer
@@ -285,7 +285,7 @@ def measure(
 
 def main() -> None:
     """Runs the command."""
-    arguments = parser("train.benchmarks.moving_clouds", __doc__)
+    arguments = process.parser("train.benchmarks.moving_clouds", __doc__)
     add, aligned = arguments.add_argument, [method for method in METHODS if method != PLAIN]
     weights = listed(lambda text: text if text == DEFAULT else at_least(0, float)(text))
     add("--scenes", type=listed(known=SCENES), default=[*SCENES], help=f"of {', '.join(SCENES)}")

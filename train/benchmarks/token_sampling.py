@@ -16,7 +16,7 @@ import numpy as np
 from align_jax import AlignmentConfig
 from align_jax.alignment import Alignment
 from train import process
-from train.benchmarks.turns import at_least, parser, solvable
+from train.benchmarks.turns import at_least, solvable
 
 SHAPE = (4, 512, 4, 32)  # B N H D
 
@@ -41,7 +41,7 @@ def draws(method: str, tokens: int, count: int, shape: tuple[int, ...] = SHAPE) 
 
 def main() -> None:
     """Runs the command."""
-    arguments = parser("train.benchmarks.token_sampling", __doc__)
+    arguments = process.parser("train.benchmarks.token_sampling", __doc__)
     arguments.add_argument("--draws", type=at_least(2), default=50, help="(default: %(default)s)")
     count = arguments.parse_args().draws
     print(f"{SHAPE[1]} tokens; bias of the mean over {count} draws, and spread of a draw")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: taking turns, ratios within each turn, and the flags of a command."""
+"""What the benchmarks share: taking turns, ratios within each turn, and types of flags."""
 
 from __future__ import annotations
 
@@ -57,15 +57,6 @@ def spread(values: Sequence[float]) -> str:
         '2.00 [1.00, 4.00]'
     """
     return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
-
-
-def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """Of a command whose help is its module's docstring."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def listed(kind: Callable[[str], Any] = str, known: Collection[str] = ()) -> Callable[[str], list]:

@@ -39,10 +39,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.report", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = process.parser("train.report", __doc__)
 
     def numbers(text: str) -> list[int]:
         found = sorted({int(number) for number in text.split(",") if number})

@@ -148,10 +148,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.reproduce", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = process.parser("train.reproduce", __doc__)
 
     def minutes(text: str) -> float:
         value = float(text)
