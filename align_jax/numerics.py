@@ -35,9 +35,7 @@ PRECISION = jax.lax.Precision.HIGHEST
 
 
 def masked_mean(
-    values: Float[Array, "*shape"],
-    mask: Bool[Array, "*shape"],
-    axis: int | tuple[int, ...],
+    values: Float[Array, "*shape"], mask: Bool[Array, "*shape"], axis: int | tuple[int, ...]
 ) -> Float[Array, "..."]:
     """Mean over `axis` of the entries that `mask` admits, whatever others are; 0 where it has none.
 

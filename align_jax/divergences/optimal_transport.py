@@ -197,12 +197,7 @@ def _transport_costs(
 
 
 def _plan(
-    costs: Array,
-    rows: Array,
-    columns: Array,
-    epsilon: float,
-    threshold: float,
-    max_iterations: int,
+    costs: Array, rows: Array, columns: Array, epsilon: float, threshold: float, max_iterations: int
 ) -> tuple[Float[Array, "N M"], SinkhornReport]:
     try:
         from ott.geometry import epsilon_scheduler, geometry

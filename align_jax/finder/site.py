@@ -44,9 +44,8 @@ class Operand:
 
     ref: Ref
     axes: Axes  # of the array; one along which it does not change has no factors
-    numbers: tuple[
-        tuple[int | None, ...], ...
-    ]  # of each factor in the product; None if summed over
+    # Of each factor in the product; None if summed over.
+    numbers: tuple[tuple[int | None, ...], ...]
     scale: float = 1.0  # the number that the program has multiplied it by
 
     @property

@@ -39,9 +39,8 @@ class Score:
     """An array made of the logits of a product."""
 
     product: int  # its number
-    stage: str = (
-        "logits"  # or "largest" (over keys), "weights" (their exponentials), "sum" of those
-    )
+    # Or "largest" (over keys), "weights" (their exponentials), "sum" of those.
+    stage: str = "logits"
     normalized: bool = False  # of weights, whether they were divided by something
     weighted: bool = False  # whether they were multiplied with values: a sum over keys reads out
     # Other products of whose weights these are the sum or difference, each with its numbers for the

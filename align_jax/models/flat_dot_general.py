@@ -73,10 +73,7 @@ def _product(
 
 @_product.defjvp
 def _product_jvp(
-    precision: Any,
-    dtype: Any,
-    primals: tuple[Array, Array],
-    tangents: tuple[Array, Array],
+    precision: Any, dtype: Any, primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """Backwards, the kernel's gradient is a product of two matrices as they lie in memory."""
     (rows, kernel), (rows_tangent, kernel_tangent) = primals, tangents

@@ -45,13 +45,7 @@ from align_jax.pretrained.convert import (
     to_parameters,
 )
 from align_jax.pretrained.errors import PretrainedError
-from align_jax.pretrained.files import (
-    ALIGNMENT,
-    find_folder,
-    read_file,
-    read_json,
-    read_tensors,
-)
+from align_jax.pretrained.files import ALIGNMENT, find_folder, read_file, read_json, read_tensors
 from align_jax.pretrained.predict import Prediction, predict
 from align_jax.pretrained.tokenizer import Tokenizer
 from align_jax.pretrained.tokenizer_files import load_tokenizer, tokenizer_files

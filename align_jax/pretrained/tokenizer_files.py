@@ -12,12 +12,7 @@ from align_jax.models.transformer import EncoderConfig
 from align_jax.pretrained.errors import PretrainedError, require
 from align_jax.pretrained.files import TOKENIZERS
 from align_jax.pretrained.tokenizer import Tokenizer
-from align_jax.pretrained.tokenizer_settings import (
-    Settings,
-    add_tokens,
-    agreeing_json,
-    check_roles,
-)
+from align_jax.pretrained.tokenizer_settings import Settings, add_tokens, agreeing_json, check_roles
 
 
 def tokenizer_files(folder: Path) -> tuple[str, ...] | None:

@@ -72,9 +72,7 @@ def read_step_times(folder: pathlib.Path) -> dict[str, StepTime]:
 
 
 def stepper(
-    config: ConfigDict,
-    batch: Batch | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    config: ConfigDict, batch: Batch | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Callable[[], Any]:
     """A function that takes one training step from where the last one ended, and waits for it.
 

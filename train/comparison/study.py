@@ -19,12 +19,7 @@ import numpy as np
 from align_jax.config import PLAIN
 from train.comparison import markdown
 from train.comparison.markdown import literal
-from train.comparison.statistics import (
-    CONFIDENCE,
-    detectable_difference,
-    holm,
-    paired_t_test,
-)
+from train.comparison.statistics import CONFIDENCE, detectable_difference, holm, paired_t_test
 from train.comparison.table import over_seeds
 from train.registry import ConfigError
 

@@ -63,10 +63,8 @@ def default_config() -> ConfigDict:
     config.eval.at_start = True  # the curves' first point; and a mistake shows now, not in hours
     config.eval.during = ("validation",)  # splits evaluated while training
     config.eval.final = ("validation", "test")  # splits evaluated at the end
-    config.eval.report = (
-        "accuracy",
-        "ece",
-    )  # a sweep's columns: of the last of final, or SPLIT/METRIC
+    # A sweep's columns: of the last of final, or SPLIT/METRIC.
+    config.eval.report = ("accuracy", "ece")
     config.eval.stochastic_passes = 0  # with dropout, at the end, for PAvPU; the paper has 20
     # Held out: at the end, a temperature fitted on it scales the other splits' logits; "": none.
     config.eval.temperature_split = ""

@@ -140,11 +140,7 @@ class TokenizedTexts:
         return lengths.reshape(-1, self.choices).max(axis=1)
 
     def batch(
-        self,
-        rows: np.ndarray,
-        tokenizer: Tokenizer,
-        buckets: Sequence[int],
-        share: Share = WHOLE,
+        self, rows: np.ndarray, tokenizer: Tokenizer, buckets: Sequence[int], share: Share = WHOLE
     ) -> Batch:
         """Some of the examples, padded to the smallest bucket that holds the longest of them all.
 

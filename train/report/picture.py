@@ -11,14 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from train.comparison.table import method_name
 from train.experiment.experiment import Experiment
-from train.report.style import (
-    COLORS,
-    KEY_STYLE,
-    MARKERS,
-    QUERY_STYLE,
-    UNITS,
-    line_style,
-)
+from train.report.style import COLORS, KEY_STYLE, MARKERS, QUERY_STYLE, UNITS, line_style
 from train.run.evaluation import collect_clouds
 from train.step.state import TrainState
 

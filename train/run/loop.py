@@ -129,9 +129,7 @@ def run(
 
 
 def restore_run(
-    workdir: str | pathlib.Path,
-    config: ConfigDict | None = None,
-    step: int | None = None,
+    workdir: str | pathlib.Path, config: ConfigDict | None = None, step: int | None = None
 ) -> tuple[Experiment, TrainState]:
     """The experiment and the state of a run's folder.
 
