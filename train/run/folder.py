@@ -31,6 +31,7 @@ COMMAND = "command.txt"  # of a sweep: what it was started with
 STEP_TIMES = "step_times.json"  # of a sweep
 TABLE = "table.json"  # of a sweep that is done
 FREE_SECTIONS = ("train", "eval", "name")  # may change between a run's start and its resumption
+WARMUP = ("warmup_steps", "warmup_share")  # the same, given in steps or as a share of them
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -167,8 +168,8 @@ def making_sense_of(path: pathlib.Path) -> Iterator[None]:
 def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """'section.key: saved -> given' for each key that determines the model or its training."""
     free: set[tuple[str, ...]] = {(name,) for name in FREE_SECTIONS}
-    if _warmup(saved) == _warmup(given):  # the same, given in steps or as a share of them
-        free |= {("optimizer", "warmup_steps"), ("optimizer", "warmup_share")}
+    if _warmup(saved) == _warmup(given):
+        free |= {("optimizer", name) for name in WARMUP}
     flat = (traverse_util.flatten_dict(dict(config)) for config in (saved, given))
     old, new = (
         {key: x for key, x in config.items() if not {key, key[:1]} & free} for config in flat
@@ -194,12 +195,8 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
 def _warmup(config: Mapping[str, Any]) -> int | None:
     """How many steps the rate rises; None if the config does not say."""
     optimizer, steps = config.get("optimizer", {}), config.get("train", {}).get("steps")
-    if steps is None or not {"warmup_steps", "warmup_share"} & optimizer.keys():
-        return None
-    given = optimizer.get("warmup_steps")
-    return OptimizerConfig(
-        warmup_steps=given, warmup_share=optimizer.get("warmup_share", 0.0)
-    ).warmup(steps)
+    given = {name: optimizer[name] for name in WARMUP if name in optimizer}
+    return OptimizerConfig(**given).warmup(steps) if given and steps is not None else None
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
