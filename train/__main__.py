@@ -38,7 +38,8 @@ def main() -> None:
     if DISTRIBUTED.value or COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
         hosts.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     config = cli.require_config(CONFIG)
-    loop.run(config, WORKDIR.value or cli.default_workdir(config), console=cli.console())
+    default = f"runs/{config.name}/{config.alignment.method}-seed{config.seed}"
+    loop.run(config, WORKDIR.value or default, console=cli.console())
 
 
 if __name__ == "__main__":

@@ -254,8 +254,3 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
         if isinstance(config[key], ConfigDict):
             found += _keys(config[key], f"{prefix}{key}.")
     return found
-
-
-def default_workdir(config: ConfigDict) -> pathlib.Path:
-    """Where a run goes if the user does not say: runs/digits/ct-seed0."""
-    return pathlib.Path("runs") / config.name / f"{config.alignment.method}-seed{config.seed}"
