@@ -121,9 +121,9 @@ class OwnTexts(LabelledTexts):
     @functools.cached_property
     def label_names(self) -> tuple[str, ...]:
         """The names of the classes in order; none for a regression."""
-        if self.regression or self.labels:
-            return () if self.regression else self.labels
-        return _classes(self._raw("train"))
+        if self.regression:
+            return ()
+        return self.labels or _classes(self._raw("train"))
 
     @functools.cached_property
     def examples(self) -> dict[str, int]:
@@ -369,8 +369,8 @@ def _alike(names: Sequence[str]) -> list[str]:
         return []
     return [
         f"Classes that differ in capitals, blanks or what is not seen alone: "
-        f"{', '.join(pairs)[:200]}. They are "
-        f"learnt as different ones; write them alike if they are not."
+        f"{', '.join(pairs)[:200]}. They are learnt as different ones; write them alike if they "
+        f"are not."
     ]
 
 

@@ -139,8 +139,9 @@ def _separated(path: Path, columns: Mapping[str, str], problems: Problems) -> It
         blank.clear()
         if len(fields) != len(names):
             more = f"; a field with a {what} in it must stand in double quotes, no blank before"
+            plural = "" if len(fields) == 1 else "s"
             problems.add(
-                path, f"line {line}", f"has {_number(len(fields), 'field')}, the first line "
+                path, f"line {line}", f"has {len(fields)} field{plural}, the first line "
                 f"{len(names)}{more if len(fields) > len(names) else ''}",
             )  # fmt: skip
             continue
@@ -253,10 +254,6 @@ def _content(path: Path) -> str:
         return read_text(path)
     except ValueError as error:
         raise ConfigError(f"{path}, {error}. Save it as UTF-8.") from error
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 READERS: dict[str, Callable[[Path, Mapping[str, str], Problems], Iterator[Row]]] = {
