@@ -1,7 +1,4 @@
-"""The moving parts of a run: steps, records, evaluations, checkpoints, and what stops it.
-
-Nothing here knows a task, a model or a data source; an experiment is a config.
-"""
+"""The moving parts of a run: steps, records, evaluations, checkpoints, and what stops it."""
 
 from __future__ import annotations
 
@@ -74,8 +71,8 @@ class Trainer:
         """Places the initial state, or the last checkpoint's, on the devices.
 
         Raises:
-            ConfigError: the config's evaluation does not fit the data or the task.
-                Or several processes were to share data that cannot be split.
+            ConfigError: the config's evaluation does not fit the data or the task, or several
+                processes were to share data that cannot be split.
             CheckpointError: the checkpoint cannot be read, or is that of a longer run.
         """
         config = experiment.config
