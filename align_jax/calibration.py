@@ -138,13 +138,8 @@ def confidence_bins(
     member = jnp.arange(bins)[:, None] == index[None, :]
     if where is not None:
         member &= where[None, :]
-
-    def per_bin(values: Array) -> Array:
-        return jnp.sum(jnp.where(member, values[None, :], 0.0), axis=-1)
-
-    return CalibrationBins(
-        per_bin(jnp.ones_like(confidence)), per_bin(confidence), per_bin(correct)
-    )
+    values = jnp.ones_like(confidence), confidence, correct
+    return CalibrationBins(*(jnp.sum(jnp.where(member, x[None, :], 0.0), axis=-1) for x in values))
 
 
 def expected_calibration_error(
@@ -172,9 +167,8 @@ def expected_calibration_error(
       >>> float(expected_calibration_error(jnp.array([[1.0, 0.0]]), jnp.array([0])))
       0.0
     """
-    return calibration_bins(
-        probabilities, labels, bins=bins, where=where
-    ).expected_calibration_error()
+    found = calibration_bins(probabilities, labels, bins=bins, where=where)
+    return found.expected_calibration_error()
 
 
 def adaptive_calibration_error(

@@ -173,12 +173,8 @@ def scale_free_mmd(
         return numerics.squared_distance(*numerics.centred(x[0], y[0], x[1], y[1]))[0]
 
     between = squared_distances(queries, keys)
-    squared = jnp.block(  # [H, N + M, N + M]
-        [
-            [squared_distances(queries, queries), between],
-            [jnp.swapaxes(between, 1, 2), squared_distances(keys, keys)],
-        ]
-    )
+    within = squared_distances(queries, queries), squared_distances(keys, keys)
+    squared = jnp.block([[within[0], between], [between.mT, within[1]]])  # [H, N + M, N + M]
     valid = jnp.concatenate([query_valid, key_valid], axis=1)[0]
 
     pairs = valid[:, None] & valid[None, :] & ~jnp.eye(len(valid), dtype=bool)
