@@ -208,7 +208,8 @@ def shuffled_batches(
         order = np.random.default_rng((seed, epoch)).permutation(examples)
         for chosen in order[: steps * batch_size].reshape(steps, batch_size)[position:]:
             rows = share.of(chosen)
-            yield _with_mask({name: array[rows] for name, array in arrays.items()}, len(rows))
+            batch = {name: array[rows] for name, array in arrays.items()}
+            yield batch | {"mask": np.ones(len(rows), bool)}
         epoch, position = epoch + 1, 0
 
 
@@ -223,9 +224,9 @@ def ordered_batches(
     if batch_size < 1:
         raise ConfigError(f"data.eval_batch_size is {batch_size}; expected 1 or more.")
     for start in range(0, examples, batch_size):
-        chunk = {name: array[start : start + batch_size] for name, array in arrays.items()}
-        whole = pad(_with_mask(chunk, len(next(iter(chunk.values())))), batch_size)
-        yield share.of_batch(whole)
+        batch = {name: array[start : start + batch_size] for name, array in arrays.items()}
+        batch["mask"] = np.ones(min(batch_size, examples - start), bool)
+        yield share.of_batch(pad(batch, batch_size))
 
 
 def pad(batch: Batch, rows: int) -> Batch:
@@ -243,10 +244,6 @@ def pad(batch: Batch, rows: int) -> Batch:
     }
     padded["mask"] = np.concatenate([batch["mask"], np.zeros(missing, bool)])
     return padded
-
-
-def _with_mask(arrays: dict[str, np.ndarray], rows: int) -> Batch:
-    return {**arrays, "mask": np.ones(rows, bool)}
 
 
 def _common_length(arrays: Mapping[str, np.ndarray]) -> int:
