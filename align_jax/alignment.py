@@ -38,8 +38,8 @@ class Alignment(nn.Module):
       queries or keys, which counts in no mean), and for "ot" `sinkhorn_iterations`,
       `sinkhorn_residual` and `sinkhorn_unconverged` (1 for a plan whose residual exceeds the
       threshold), each `[B, H]` (over heads, their mean over tokens; over both, those over tokens).
-      Its networks' parameters are already adversarial through
-      gradient reversal: minimise task loss plus weight times `alignment_loss(...)`.
+      Its networks' parameters are already adversarial through gradient reversal: minimise task
+      loss plus weight times `alignment_loss(...)`.
     * "alignment_clouds": sows `query`, `key` and their masks, for MMD and pictures.
     * neither: computes nothing, and needs no parameters.
 

@@ -1,7 +1,7 @@
 """One backward pass for a game: gradients that are negated, and ones that are weighed anew.
 
-What comes of them is the derivative of no function. A second derivative is that of these gradients,
-as differences of them are. Forward mode (`jax.jvp`) knows of no game, and JAX refuses it.
+The result is the derivative of no function. A second derivative is that of these gradients, as
+differences of them are. Forward mode (`jax.jvp`) knows of no game, and JAX refuses it.
 """
 
 from typing import Any

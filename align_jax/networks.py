@@ -4,7 +4,7 @@ All act on the last axis alone, so one set of parameters can serve every token a
 `for_each_head` makes a set for each head. They are so narrow that most of their time goes into
 reading and writing vectors. What reads the same vectors is therefore one matrix product: the
 highway's gate and transform, and with them the navigator's first layer where critic and navigator
-read the same cloud (`CriticAndNavigator`).
+read the same vectors (`CriticAndNavigator`).
 """
 
 import dataclasses

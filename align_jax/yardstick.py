@@ -1,9 +1,8 @@
-"""How far apart queries and keys lie, whatever was trained and however long the vectors are.
+"""How far apart queries and keys lie, whatever was trained, and how concentrated attention is.
 
-Also what the attention that comes of them looks like.
-
-A divergence that is being minimised says little of whether the clouds come together: its critic may
-lag, and longer vectors change it too. What is here depends on no network, and not on the scale.
+A divergence that is being minimised says little of whether queries and keys come together: its
+critic may lag, and longer vectors change it too. The distances here depend on no network, and not
+on how long the vectors are.
 """
 
 import functools

@@ -69,11 +69,11 @@ def comparison(
     for method, runs in results.items():
         row: Row = {column: over_seeds(values) for column, values in of_seeds[method].items()}
         row["MMD"] = over_seeds([run["mmd"] for run in runs])
-        # Runs of old have neither.
+        # Older runs have neither of these two.
         row["scale-free MMD"] = over_seeds([run.get("scale_free_mmd") for run in runs])
         row["classifier"] = over_seeds([run.get("classifier_accuracy") for run in runs], digits=3)
         row["divergence"] = over_seeds([run["alignment"] for run in runs])
-        parameters, time = runs[0].get("parameters"), times.get(method)  # runs of old have none
+        parameters, time = runs[0].get("parameters"), times.get(method)  # older runs have none
         row["parameters"] = Cell(parameters / 1e6, digits=3, unit="M") if parameters else None
         row["ms per step"] = Cell(time.milliseconds, digits=2) if time else None
         row["over plain"] = Cell(time.ratio, digits=2, unit="x") if time else None

@@ -1,8 +1,8 @@
 """The numbers of the paper, to stand beside what runs measure.
 
 Source: "Alignment Attention by Matching Key and Query Distributions" (Zhang, Fan, Zheng, Tanwisuth,
-Zhou; NeurIPS 2021; arXiv 2110.12567). Means over 5 seeds, in percent unless a
-table says otherwise.
+Zhou; NeurIPS 2021; arXiv 2110.12567). Means over 5 seeds, in percent unless a table says
+otherwise.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Notices an alignment that tears queries and keys apart, and says where and what to do.
 
 A loss that stays finite is no sign that a game goes well. Three things are: the discriminator does
-worse than a coin, so that the clouds have swapped sides and run on; the vectors grow without end;
-queries and keys lie further apart than before training.
+worse than a coin, so that queries and keys have swapped sides and run on; the vectors grow without
+end; queries and keys lie further apart than before training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The optimiser: Adam or AdamW, warm-up and decay, clipping, and a rate of its own for alignment.
 
 The model and the alignment networks (critic, navigator, discriminator) are two groups, each with a
-rate and a momentum of its own: a game needs networks that follow the clouds closely. Each is
+rate and a momentum of its own: a game needs networks that follow queries and keys closely. Each is
 clipped by its own norm: the critic ascends and its gradients can be large, and clipping both by
 their common norm would let it shrink the model's step - a plain model and an aligned one would
 then differ by more than their loss.
@@ -50,7 +50,7 @@ class OptimizerConfig:
         beta1, beta2, epsilon: Adam's.
         clip_norm: largest global norm of each group's gradient; 0 switches clipping off.
         alignment_learning_rate: the alignment networks' rate, constant over the run. They start
-            from nothing and must keep ahead of the clouds, whatever rate suits the model.
+            from nothing and must keep ahead of the model, whatever rate suits the model.
         alignment_beta1: their momentum; a player of a game that goes on in its old direction comes
             to circle around the solution instead of reaching it.
         head_rate_multiplier: likewise of a new head on a pretrained encoder: of whatever lies
