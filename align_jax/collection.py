@@ -213,7 +213,7 @@ def cloud_mmd(
             query, key, query_mask=query_mask, key_mask=key_mask, bandwidth=bandwidth
         )
         valid = jnp.any(query_mask, axis=1) & jnp.any(key_mask, axis=1)
-        valid = _apply_sample_mask(valid, sample_mask)
+        valid = of_samples(valid, sample_mask)
         result[name] = numerics.masked_mean(value, valid[:, None], axis=0)
     return result
 
@@ -405,7 +405,7 @@ def _sown(
     for path, calls in _leaves(variables, NAME, "divergence"):
         divergence = jnp.concatenate([_stack(x, 2) for x in calls["divergence"]])
         valid = jnp.concatenate([_stack(x, 1) for x in calls["valid"]])
-        yield path, divergence, _apply_sample_mask(valid, sample_mask)
+        yield path, divergence, of_samples(valid, sample_mask)
 
 
 def _stack(x: Array, axes: int) -> Array:
@@ -413,15 +413,21 @@ def _stack(x: Array, axes: int) -> Array:
     return x.reshape(-1, *x.shape[x.ndim - axes :])
 
 
-def _apply_sample_mask(valid: Array, sample_mask: Array | None) -> Array:
+def of_samples(valid: Bool[Array, "*L B"], sample_mask: Any) -> Bool[Array, "*L B"]:
+    """What is valid of the samples that the mask `[B]` counts, of all if it is None.
+
+    Raises:
+      ValueError: the mask's shape is not `[B]`.
+    """
     if sample_mask is None:
         return valid
+    sample_mask = jnp.asarray(sample_mask, bool)
     if sample_mask.shape != valid.shape[-1:]:
         raise ValueError(
             f"sample_mask must have shape {valid.shape[-1:]}, one entry per sample, "
             f"got {sample_mask.shape}."
         )
-    return valid & sample_mask.astype(bool)
+    return valid & sample_mask
 
 
 def _named(path: str, per_call: Iterable[Any]) -> Iterator[tuple[str, Any]]:

@@ -57,6 +57,9 @@ def cut_along(
     The compiler does not see that by itself: it makes iterations of Sinkhorn wait for each other on
     all devices, and gathers heads that are put on one axis with the samples.
 
+    The mesh is that of `jax.set_mesh`, with axes of the type Auto. Without a mesh, and for an axis
+    that it does not have, nothing changes.
+
     Args:
       samples: the axis of the batch, such as "data".
       heads: the axis of the attention's heads, such as "model".
@@ -112,8 +115,10 @@ def look_up(table: Callable[[Array], Array], ids: Array, features: int) -> Array
     """
     samples, _, words = _AXES.get() or (None, None, None)
     mesh = jax.sharding.get_abstract_mesh()
+    if words not in mesh.axis_names or not spread_by_compiler():
+        return table(ids)
     # What cannot be cut into equal parts is whole on each device.
-    if words is None or any(size % mesh.shape[words] for size in (ids.shape[0], features)):
+    if any(size % mesh.shape[words] for size in (ids.shape[0], features)):
         return table(ids)
     constrain = jax.lax.with_sharding_constraint
     found = table(constrain(ids, PartitionSpec()))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from align_jax import numerics
-from align_jax.collection import Clouds, alignment_clouds
+from align_jax.collection import Clouds, alignment_clouds, of_samples
 
 
 class CloudDistance(NamedTuple):
@@ -103,7 +103,7 @@ def sample_tokens(
       Per attention call, in the order of the layers and named as in `alignment_table`.
 
     Raises:
-      ValueError: when nothing was sown, or `tokens` is below 1.
+      ValueError: when nothing was sown, `tokens` is below 1, or the mask's shape is not `[B]`.
 
     Example:
       See `cloud_distances`, which measures the sample.
@@ -112,9 +112,7 @@ def sample_tokens(
         raise ValueError(f"tokens must be at least 1, got {tokens}.")
 
     def drawn(x: Array, mask: Array, rng: Array) -> tuple[Array, Array]:
-        if sample_mask is not None:
-            mask = mask & sample_mask[:, None]
-        x, mask = x.reshape(-1, *x.shape[2:]), mask.reshape(-1)
+        x, mask = x.reshape(-1, *x.shape[2:]), of_samples(mask.T, sample_mask).T.reshape(-1)
         order = jnp.where(mask, jax.random.uniform(rng, mask.shape), -1.0)
         chosen = jax.lax.top_k(order, min(tokens, len(mask)))[1]
         return x[chosen].astype(jnp.float32), mask[chosen]
@@ -288,7 +286,7 @@ def attention_statistics(
 
 
 def _statistics(clouds: Clouds, sample_mask: Array | None) -> AttentionStatistics:
-    rows = clouds.query_mask if sample_mask is None else clouds.query_mask & sample_mask[:, None]
+    rows = of_samples(clouds.query_mask.T, sample_mask).T
     query = numerics.zero_padding(clouds.query, rows).astype(jnp.float32)
     key = numerics.zero_padding(clouds.key, clouds.key_mask).astype(jnp.float32)
     logits = jnp.einsum("bnhd,bmhd->bhnm", query, key) / query.shape[-1] ** 0.5

@@ -67,6 +67,24 @@ def test_each_device_has_its_samples_and_heads(shape, whole, expected) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), spread, alone)
 
 
+@pytest.mark.parametrize("words", ["data", "rows"])
+def test_without_a_mesh_that_has_the_axis_words_are_looked_up_as_ever(words) -> None:
+    table, ids = jnp.arange(32.0).reshape(4, 8), jnp.array([[0, 3], [2, 2]])
+    axes = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("data",), axes, devices=jax.devices()[:2])
+
+    def look_up(ids):
+        with placement.cut_along(samples="data", words=words):
+            return placement.look_up(lambda x: table[x], ids, 8)
+
+    np.testing.assert_array_equal(jax.jit(look_up)(ids), table[ids])
+    mapped = jax.shard_map(
+        look_up, mesh=mesh, in_specs=jax.sharding.PartitionSpec("data"),
+        out_specs=jax.sharding.PartitionSpec("data"),
+    )  # fmt: skip
+    np.testing.assert_array_equal(jax.jit(mapped)(ids), table[ids])
+
+
 # Each is a function, its arguments, and what the lowered program has on a CPU and nowhere else.
 
 

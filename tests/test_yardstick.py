@@ -127,6 +127,29 @@ def test_rows_that_fill_up_the_batch_are_left_out(sown):
     assert int(sample.query_mask.sum()) == 8
 
 
+@pytest.mark.parametrize(
+    "measure",
+    [
+        yardstick.attention_statistics,
+        lambda sown, sample_mask: yardstick.cloud_distances(
+            sown, jax.random.key(0), sample_mask=sample_mask
+        ),
+    ],
+)
+def test_a_mask_is_of_samples_and_may_be_a_list(sown, measure):
+    (clouds,) = yardstick.alignment_clouds(sown).values()
+    samples = len(clouds.query)
+    of = [True] * (samples - 1) + [False]
+    expected = measure(sown, sample_mask=np.array(of))
+    jax.tree.map(np.testing.assert_array_equal, measure(sown, sample_mask=of), expected)
+    jax.tree.map(
+        np.testing.assert_array_equal, measure(sown, sample_mask=2 * np.array(of)), expected
+    )
+    for wrong in (np.ones((samples, 1), bool), np.ones(1, bool), clouds.query_mask):
+        with pytest.raises(ValueError, match="sample_mask must have shape .*, one entry per"):
+            measure(sown, sample_mask=wrong)
+
+
 def test_distances_are_those_of_all_tokens(sown):
     clouds = yardstick.alignment_clouds(sown)[""]
     query, key = (np.asarray(x)[np.asarray(clouds.query_mask)] for x in (clouds.query, clouds.key))
