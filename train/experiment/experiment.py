@@ -42,7 +42,7 @@ MODELS = {
 LEAST = {
     "train.steps": 0, "train.min_steps": 0, "train.log_every": 0, "train.keep_checkpoints": 0,
     "train.patience": 0, "train.checkpoint_every": EACH_EPOCH, "eval.every": EACH_EPOCH,
-    "eval.mmd_examples": 0, "eval.mmd_every": 0,
+    "eval.mmd_examples": 0, "eval.mmd_every": 0, "train.mesh_model": 1,
 }  # fmt: skip
 
 
@@ -111,6 +111,9 @@ def build_experiment(config: ConfigDict) -> Experiment:
         value = config[section].get(name, least)
         if value < least:
             raise ConfigError(f"{key} is {value}; expected a whole number of at least {least}.")
+    bandwidth = config.eval.get("mmd_bandwidth", 1.0)
+    if not 0 < bandwidth < float("inf"):
+        raise ConfigError(f"eval.mmd_bandwidth is {bandwidth}; expected a number above 0.")
     check_no_url(config)
     alignment = build_alignment(config)
     config, data = _settled_data(config)

@@ -87,7 +87,7 @@ def opened(name: str, workdir: pathlib.Path, title: str, config: ConfigDict) -> 
     module, _, attribute = SINKS.get(name, name).partition(":")
     try:
         sink = getattr(importlib.import_module(module), attribute)(workdir, title, config)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"config.train.log_to is {name!r}, which cannot be used ({error}). Expected one of "
             f"{', '.join(SINKS)}, with its package installed, or 'module:class'."

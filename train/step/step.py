@@ -19,6 +19,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 
 from align_jax import alignment_sums, alignment_table
+from train.registry import ConfigError
 from train.step.freezing import join, split
 from train.step.state import TrainState
 from train.tasks.base import Batch
@@ -187,9 +188,16 @@ def _forward(
     variables = state.replace(params=params).variables
     if not state.alignment.active:
         return state.task.apply(state.model, variables, batch, train=True, rngs=rngs), {}
-    return state.task.apply(
+    outputs, collections = state.task.apply(
         state.model, variables, batch, train=True, rngs=rngs, mutable=["alignment"]
     )
+    if not collections:
+        raise ConfigError(
+            f"config.alignment.layers is {state.alignment.config.layers!r}, which no attention of "
+            f"the model has in its path: nothing would be aligned. Expected regular expressions, "
+            f"such as ('layer_0/',), or None for all layers."
+        )
+    return outputs, collections
 
 
 def _alignment(

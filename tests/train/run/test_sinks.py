@@ -86,7 +86,13 @@ def test_weights_and_biases_gets_one_call_for_each_record(tmp_path, monkeypatch)
     ]
 
 
-@pytest.mark.parametrize("name", ["wandb", "no_such_module:Sink", "train.run.sinks:Nothing", "x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wandb", "no_such_module:Sink", "train.run.sinks:Nothing", "x", "os:path",
+        "train.run.sinks:Sink",
+    ],
+)  # fmt: skip
 def test_a_sink_that_cannot_be_used_is_named(name, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
     with (

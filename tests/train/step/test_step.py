@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import chex
 import jax
@@ -18,6 +19,7 @@ from train.data.base import ordered_batches
 from train.devices import partition
 from train.devices.parallel import Parallel, Pmap, make_parallel
 from train.experiment.experiment import build_experiment
+from train.registry import ConfigError
 from train.step.state import AlignmentTerm
 from train.step.step import _sinkhorn, eval_step, train_step
 from train.tasks.classification import Classification
@@ -303,3 +305,13 @@ def test_losses_of_another_shape_are_refused_and_not_broadcast(
     monkeypatch.setattr(Classification, "loss", lambda *arguments: loss(*arguments)[:, None])
     with pytest.raises(AssertionError, match="Classification.loss must return one number per"):
         jax.eval_shape(functools.partial(step), state, batch)  # traced anew
+
+
+@pytest.mark.parametrize("layers", [("zzz",), ()])
+def test_alignment_of_no_layer_is_refused(tiny_config, layers) -> None:
+    experiment = build_experiment(tiny_config("energy", alignment__layers=layers))
+    state, batch = experiment.initial_state(), experiment.data.example_batch()
+    with pytest.raises(ConfigError, match=re.escape(f"alignment.layers is {layers}")):
+        jax.eval_shape(train_step, state, batch)
+    with pytest.raises(ConfigError, match="no attention of the model has in its path"):
+        jax.eval_shape(functools.partial(train_step, microbatch_size=2), state, batch)
