@@ -450,8 +450,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "statistics-count-rows-that-fill-up",
-            "clouds.query_mask & sample_mask[:, None]",
-            "clouds.query_mask | sample_mask[:, None]",
+            "of_samples(clouds.query_mask.T, sample_mask).T",
+            "clouds.query_mask",
         ),
     ),
     *faults(
