@@ -435,8 +435,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "yardstick-counts-rows-that-fill-up",
-            "mask = mask & sample_mask[:, None]",
-            "mask = mask | sample_mask[:, None]",
+            "of_samples(mask.T, sample_mask).T.reshape(-1)",
+            "mask.reshape(-1)",
         ),
         (
             "attention-looks-at-padding",
