@@ -847,8 +847,8 @@ _RESULTS: tuple[Mutation, ...] = (
         ("a-run-that-is-there-twice-counts-once", "if seed in of_arm:", "if False:"),
         (
             "alike-compares-with-the-first-plain-model",
-            "{arm: plain[arm[0]] for arm",
-            "{arm: next(iter(plain.values())) for arm",
+            'alike = {arm: plain.get(_ALIGNMENT.sub("", arm[0]).strip())',
+            "alike = {arm: next(iter(plain.values()))",
         ),
     ),
     *faults(

@@ -29,6 +29,7 @@ COLUMNS = (*ARM, "seed")
 BESIDE = ("scale_free_mmd", "query_norm", "key_norm")
 PERCENT = ("accuracy", "ece", "ece_scaled", "adaptive_ece")  # of any split; shown in points
 ALIKE = "alike"  # a baseline: the plain model of the same config
+_ALIGNMENT = re.compile(r"(^| )alignment\.[\w.]+=.*?(?= [\w.]+=|$)")  # settings in a config's text
 
 Arm = tuple[str, str, str]
 # Of each arm: seed -> metric -> value.
@@ -134,7 +135,7 @@ def baselines(runs: Runs, baseline: str = "plain", arms: str = "") -> dict[Arm, 
     Args:
         runs: of the study.
         baseline: the name of an arm, such as "plain"; or `ALIKE`: each aligned arm is compared with
-            the plain model of the same config.
+            the plain model of the same config, whose settings of alignment have no effect.
         arms: a regular expression; an arm whose name it is not found in is not compared.
 
     Raises:
@@ -148,8 +149,9 @@ def baselines(runs: Runs, baseline: str = "plain", arms: str = "") -> dict[Arm, 
     """
     names = "; ".join(map(name_of, runs))
     if baseline == ALIKE:
-        plain = {arm[0]: arm for arm in runs if arm[1] == PLAIN}
-        pairs = {arm: plain[arm[0]] for arm in runs if arm[1] != PLAIN and arm[0] in plain}
+        plain = {_ALIGNMENT.sub("", arm[0]).strip(): arm for arm in runs if arm[1] == PLAIN}
+        alike = {arm: plain.get(_ALIGNMENT.sub("", arm[0]).strip()) for arm in runs}
+        pairs = {arm: base for arm, base in alike.items() if arm[1] != PLAIN and base}
     else:
         base = [arm for arm in runs if name_of(arm) == baseline]
         if not base:
@@ -249,7 +251,14 @@ def to_markdown(runs: Runs, baseline: str = "plain", arms: str = "") -> str:
         f"after the stroke, at 5 % divided by {len(found)}.",
     )
     above, below = (textwrap.fill(sentence, 98) for sentence in said)
-    return f"{above}\n\n{differences}\n{below}\n\n{_table(['', *titles], least)}"
+    alone = [
+        literal(name_of(arm)) for arm in runs
+        if baseline == ALIKE and arm[1] != PLAIN and arm not in pairs
+        and re.search(arms, name_of(arm))
+    ]  # fmt: skip
+    left_out = f"\nLeft out, for no plain model has their settings: {'; '.join(alone)}.\n"
+    text = f"{above}\n\n{differences}\n{below}\n\n{_table(['', *titles], least)}"
+    return text + left_out if alone else text
 
 
 def name_of(arm: Arm) -> str:

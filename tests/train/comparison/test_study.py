@@ -91,8 +91,22 @@ def test_an_aligned_arm_is_compared_with_the_plain_one_of_its_config(rng) -> Non
     rows = re.findall(r"^\| (\w[^|]*) \| 6 \|", to_markdown(runs, ALIKE), flags=re.MULTILINE)
     assert rows == ["plain", "energy (weight 1)", "plain, dropout=0.5",
                     "energy (weight 1), dropout=0.5"]  # fmt: skip
+    text = to_markdown(runs, ALIKE)
+    assert text.endswith("\nLeft out, for no plain model has their settings: "
+                         "energy (weight 1), steps=9.\n")  # fmt: skip
+    assert "Left out" not in to_markdown(runs, ALIKE, "dropout") + to_markdown(runs)
     with pytest.raises(ConfigError, match="no arm that '' is found in is left to compare"):
         compare({alone: runs[alone]}, ALIKE)
+
+
+def test_a_plain_partner_needs_no_settings_of_alignment(rng) -> None:
+    runs = made_up(rng)
+    settings = ("alignment.over=heads,energy", "alignment.layers=[0, 1] dropout=0.5",
+                "dropout=0.5 alignment.over=a alignment.cost=l 2", "x.alignment.x=1")  # fmt: skip
+    arms = [(config, "energy", "1") for config in settings]
+    runs |= dict.fromkeys(arms, runs[ENERGY])
+    expected = {ENERGY: PLAIN, arms[0]: PLAIN, arms[1]: DROPOUT, arms[2]: DROPOUT}
+    assert baselines(runs, ALIKE) == expected
 
 
 def test_any_arm_may_be_the_baseline(rng) -> None:
