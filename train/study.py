@@ -21,12 +21,20 @@ from typing import Any
 from align_jax import AlignmentConfig
 from align_jax.config import PLAIN
 from train import process
-from train.comparison.study import BESIDE, Runs, read_csv, to_csv, to_markdown, with_metrics
+from train.comparison.study import (
+    BESIDE,
+    Runs,
+    name_of,
+    read_csv,
+    to_csv,
+    to_markdown,
+    with_metrics,
+)
 from train.comparison.table import place
 from train.places import place_of
 from train.registry import ConfigError
 from train.report.differences import draw_differences
-from train.report.runs import Run, config_keys, read_studies
+from train.report.runs import Run, config_keys, read_studies, short
 from train.run.folder import write_text
 
 SKIPPED = ("seed", "alignment.method", "alignment.weight")  # columns of their own
@@ -58,9 +66,15 @@ def collect(folders: Sequence[pathlib.Path]) -> Runs:
     if plain is None:
         raise ConfigError("There is no plain run among these (method none) to compare with.")
     runs: Runs = {}
+    first: dict[Any, pathlib.Path] = {}
     for run in found:
         section = run.values["alignment"]
         arm = (_differences(run, plain), section["method"], _weight(section))
+        if first.setdefault((arm, run.seed), run.folder) is not run.folder:
+            raise ConfigError(
+                f"{run.folder} is the run of {first[arm, run.seed]} again: both are "
+                f"{name_of(arm)} with seed {run.seed}. Give each run once."
+            )
         runs.setdefault(arm, {})[run.seed] = _measured(run, plain)
     return runs
 
@@ -100,7 +114,7 @@ def _weight(section: dict[str, Any]) -> str:
     if section["method"] == PLAIN:
         return ""
     weight = section["weight"]
-    return f"{AlignmentConfig(section['method']).default_weight if weight is None else weight:g}"
+    return short(AlignmentConfig(section["method"]).default_weight if weight is None else weight)
 
 
 def main(arguments: list[str] | None = None) -> process.Status:

@@ -56,3 +56,15 @@ def test_what_is_missing_or_there_twice_is_named(folders, tmp_path, tiny_config,
         collect([folders[0], tmp_path / "c"])
     assert main([str(tmp_path / "x.csv"), str(folders[0])]) == 2
     assert "alone or the folders of runs" in capsys.readouterr().err
+
+
+def test_weights_are_told_apart_and_a_methods_own_is_one_of_them(
+    folders, tmp_path, tiny_config
+) -> None:
+    names, metrics = {"eval__report": ("accuracy", "loss")}, {"test": {"accuracy": 0.5, "loss": 1}}
+    write_run(tmp_path / "c", tiny_config("none", **names), "energy:1.0000001", 0, metrics,
+              scale_free_mmd=0.5)  # fmt: skip
+    assert ("", "energy", "1.0000001") in collect([*folders, tmp_path / "c"])
+    write_run(tmp_path / "d", tiny_config("none", **names), "energy:1", 0, metrics)
+    with pytest.raises(ConfigError, match=r"energy-seed0 again: both are energy .* with seed 0"):
+        collect([*folders, tmp_path / "d"])

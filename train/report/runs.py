@@ -182,10 +182,21 @@ def _labels(sections: Sequence[Mapping[str, Any]]) -> list[str]:
         differing = [key for key in keys if len({json.dumps(x.get(key)) for x in same}) > 1]
         # As `train.sweep` writes it if the weight is all there is; a method's own needs no name.
         weight = section.get("weight")
-        named = [f"{weight:g}"] if "weight" in differing and weight is not None else []
+        named = [short(weight)] if "weight" in differing and weight is not None else []
         named += [f"{x} {section.get(x)}" for x in differing if x != "weight"]
         labels.append(f"{method}:{' '.join(named)}" if named else method)
     return labels
+
+
+def short(weight: float) -> str:
+    """A weight in six digits, or in as many as tell it from every other.
+
+    Example:
+        >>> short(1.0), short(1.0000001)
+        ('1', '1.0000001')
+    """
+    text = f"{weight:g}"
+    return text if float(text) == weight else repr(weight)
 
 
 def _order(label: str) -> tuple[int, str]:
