@@ -80,11 +80,11 @@ def read_csv(path: pathlib.Path) -> Runs:
             metric.
 
     Raises:
-        ConfigError: it cannot be read, lacks a column, holds a run twice, or what should be a
-            finite number is none.
+        ConfigError: it cannot be read, lacks a column, holds one or a run twice, or what should be
+            a finite number is none.
     """
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline=""), strict=True)
         lines = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} cannot be read as a table: {error}.") from error
@@ -96,6 +96,9 @@ def read_csv(path: pathlib.Path) -> Runs:
             f"{path} is no study: expected the columns {', '.join(COLUMNS)} and one for each "
             f"metric, and a line per run; it has {', '.join(names)} and {len(lines)} runs."
         )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{path} has the column {twice!r} twice; expected it once. Remove one.")
     runs: Runs = {}
     for number, row in lines:
         try:

@@ -171,6 +171,8 @@ def test_the_picture_has_a_row_for_each_split(rng, tmp_path, monkeypatch) -> Non
 
 def test_the_table_of_the_file_is_the_one_of_the_runs(rng, tmp_path) -> None:
     runs, path = made_up(rng), tmp_path / "study.csv"
+    path.write_text("\ufeff" + to_csv(runs), "utf-8")  # as Excel begins a file
+    assert read_csv(path) == runs
     path.write_text(to_csv(runs))
     assert read_csv(path) == runs
     assert to_markdown(read_csv(path)) == to_markdown(runs)
@@ -206,6 +208,8 @@ HEAD = "config,method,weight,seed,accuracy\n"
         ("", "is no study: expected the columns config, method"),
         (HEAD, "0 runs"),
         ("config,method,weight,seed\n,none,,0\n", "one for each metric"),
+        ("seed," + HEAD + "0,,none,,0,0.9\n", "has the column 'seed' twice; expected it once"),
+        (HEAD[:-1] + ",accuracy\n,none,,0,0.9,0.8\n", "has the column 'accuracy' twice"),
         (HEAD + ",none,,0,0.9\n,none,,0,0.8\n", "line 3: this run is there twice"),
         (HEAD + ",none,,x,0.9\n", "line 2: invalid literal"),
         (HEAD + ",none,,0,high\n", "line 2: could not convert"),
