@@ -38,6 +38,7 @@ from train.report.runs import Run, config_keys, read_studies, short
 from train.run.folder import write_text
 
 SKIPPED = ("seed", "alignment.method", "alignment.weight")  # columns of their own
+ENDINGS = (".png", ".pdf", ".svg")  # of a picture
 
 
 def collect(folders: Sequence[pathlib.Path]) -> Runs:
@@ -124,6 +125,12 @@ def main(arguments: list[str] | None = None) -> process.Status:
 
 
 def _study(options: argparse.Namespace) -> None:
+    picture = place_of(options.picture, "--picture") if options.picture else None
+    if picture and picture.suffix.lower() not in ENDINGS:
+        raise ConfigError(
+            f"--picture is {options.picture!r}; expected a name that ends in {', '.join(ENDINGS)}. "
+            f"Give it one of these endings."
+        )
     sources = [place_of(source, "SOURCE") for source in options.sources]
     tables = [source for source in sources if source.suffix == ".csv"]
     if tables and (len(sources) > 1 or options.csv):
@@ -136,10 +143,9 @@ def _study(options: argparse.Namespace) -> None:
         write_text(path, to_csv(runs))
         print(f"{sum(map(len, runs.values()))} runs: {path}\n")
     print(text, end="")
-    if options.picture:
-        path = place_of(options.picture, "--picture")
-        draw_differences(shown, path, options.baseline, options.arms)
-        print(f"Picture: {path}")
+    if picture:
+        draw_differences(shown, picture, options.baseline, options.arms)
+        print(f"Picture: {picture}")
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -152,7 +158,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
                         "whose names it is found; all by default")  # fmt: skip
     parser.add_argument("--baseline", default="plain", help='the arm to compare with, or "alike": '
                         "the plain model of the same settings")  # fmt: skip
-    parser.add_argument("--picture", help="where to draw the differences, as .png or .svg")
+    parser.add_argument("--picture", help="where to draw the differences, as .png, .pdf or .svg")
     return parser.parse_args(arguments)
 
 

@@ -68,3 +68,22 @@ def test_weights_are_told_apart_and_a_methods_own_is_one_of_them(
     write_run(tmp_path / "d", tiny_config("none", **names), "energy:1", 0, metrics)
     with pytest.raises(ConfigError, match=r"energy-seed0 again: both are energy .* with seed 0"):
         collect([*folders, tmp_path / "d"])
+
+
+@pytest.mark.parametrize("name", ["x.foo", "noext", ".png"])
+def test_a_picture_of_no_known_kind_is_refused_at_once(tmp_path, capsys, name) -> None:
+    """Before the table is looked for, which is not there."""
+    assert main([str(tmp_path / "none.csv"), f"--picture={tmp_path / name}"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{name}'; expected a name that ends in .png, .pdf, .svg" in said
+
+
+def test_a_picture_is_drawn_in_each_kind(folders, tmp_path, capsys) -> None:
+    for ending in (".pdf", ".svg", ".PNG"):
+        path = tmp_path / f"a{ending}"
+        assert main([*map(str, folders), "--metrics=loss", f"--picture={path}"]) == 0
+        assert capsys.readouterr().out.endswith(f"Picture: {path}\n")
+        assert path.stat().st_size > 1000
+    assert main([*map(str, folders), "--metrics=scale_free_mmd"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "nothing to compare: scale_free_mmd can only stand beside" in said

@@ -184,8 +184,14 @@ def compare(runs: Runs, baseline: str = "plain", arms: str = "") -> list[Compari
         arms: see `baselines`.
 
     Raises:
-        ConfigError: as of `baselines`, or an arm has fewer than two seeds that its baseline has.
+        ConfigError: as of `baselines`, an arm has fewer than two seeds that its baseline has, or
+            all metrics are of `BESIDE`.
     """
+    if set(_metrics(runs)) <= set(BESIDE):
+        raise ConfigError(
+            f"There is nothing to compare: {', '.join(_metrics(runs))} can only stand beside other "
+            f"metrics; expected another one, such as accuracy. Name one with --metrics."
+        )
     found, p_values = [], []
     for arm, base in baselines(runs, baseline, arms).items():
         seeds = sorted(set(runs[arm]) & set(runs[base]))
