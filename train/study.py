@@ -34,8 +34,8 @@ from train.comparison.table import place
 from train.places import place_of
 from train.registry import ConfigError
 from train.report.differences import draw_differences
-from train.report.runs import Run, config_keys, read_studies, short
-from train.run.folder import write_text
+from train.report.runs import Run, config_keys, is_number, read_studies, short
+from train.run.folder import RESULT, making_sense_of, write_text
 
 SKIPPED = ("seed", "alignment.method", "alignment.weight")  # columns of their own
 ENDINGS = (".png", ".pdf", ".svg")  # of a picture
@@ -69,14 +69,15 @@ def collect(folders: Sequence[pathlib.Path]) -> Runs:
     runs: Runs = {}
     first: dict[Any, pathlib.Path] = {}
     for run in found:
-        section = run.values["alignment"]
-        arm = (_differences(run, plain), section["method"], _weight(section))
-        if first.setdefault((arm, run.seed), run.folder) is not run.folder:
-            raise ConfigError(
-                f"{run.folder} is the run of {first[arm, run.seed]} again: both are "
-                f"{name_of(arm)} with seed {run.seed}. Give each run once."
-            )
-        runs.setdefault(arm, {})[run.seed] = _measured(run, plain)
+        with making_sense_of(run.folder / RESULT):
+            section = run.values["alignment"]
+            arm = (_differences(run, plain), section["method"], _weight(section))
+            if first.setdefault((arm, run.seed), run.folder) is not run.folder:
+                raise ConfigError(
+                    f"{run.folder} is the run of {first[arm, run.seed]} again: both are "
+                    f"{name_of(arm)} with seed {run.seed}. Give each run once."
+                )
+            runs.setdefault(arm, {})[run.seed] = _measured(run, plain)
     return runs
 
 
@@ -84,10 +85,17 @@ def _measured(run: Run, plain: Run) -> dict[str, float]:
     """The metrics that the plain run's config reports, and whether the method aligned."""
     assert run.result is not None  # all are finished
     assert plain.result is not None
-    values = {}
-    for name in plain.values["eval"]["report"]:
-        split, metric = place(name, plain.values["eval"]["final"][-1])
-        values[name] = run.result["metrics"].get(split, {}).get(metric)
+    values: dict[str, Any] = {}
+    report, final = plain.values["eval"]["report"], plain.values["eval"]["final"]
+    if not final:
+        raise ConfigError(
+            f"{plain.folder}: its config's eval.final is {final!r}; expected a split to compare. "
+            f"Make the runs with one, such as --config.eval.final=test."
+        )
+    for name in report:
+        split, metric = place(name, final[-1])
+        found = run.result["metrics"].get(split, {})
+        values[name] = found.get(metric) if isinstance(found, dict) else found
     values |= {name: run.result.get(name) for name in BESIDE if plain.result.get(name) is not None}
     lacking = [name for name, value in values.items() if value is None]
     if lacking:
@@ -95,6 +103,12 @@ def _measured(run: Run, plain: Run) -> dict[str, float]:
             f"{run.folder} has no {', '.join(lacking)}, which {plain.folder} reports; make both "
             f"with one config."
         )
+    for name, value in values.items():
+        if not is_number(value):
+            raise ConfigError(
+                f"{run.folder / RESULT}: {name} is {value!r:.40}; expected a finite number. Undo "
+                f"what was changed in it, or leave the run out."
+            )
     return values
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from tests.train.report.studies import write_run
@@ -87,3 +90,43 @@ def test_a_picture_is_drawn_in_each_kind(folders, tmp_path, capsys) -> None:
     assert main([*map(str, folders), "--metrics=scale_free_mmd"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert "nothing to compare: scale_free_mmd can only stand beside" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("metrics", "test", "loss"), float("nan"), "loss is nan; expected a finite number"),
+        (("metrics", "test", "loss"), float("inf"), "loss is inf; expected a finite number"),
+        (("metrics", "test", "loss"), "0.5", "loss is '0.5'; expected a finite number"),
+        (("metrics", "test", "loss"), [1], r"loss is \[1\]; expected a finite number"),
+        (("metrics", "test", "loss"), True, "loss is True; expected a finite number"),
+        (("metrics", "test", "loss"), 10**400, "loss is 10+; expected a finite number"),
+        (("metrics", "test"), [0.5], r"accuracy is \[0.5\]; expected a finite number"),
+        (("scale_free_mmd",), "x", "scale_free_mmd is 'x'; expected a finite number"),
+        (("config", "seed"), "1", "seed is '1'; expected a whole number"),
+        (("config", "seed"), [1], r"seed is \[1\]; expected a whole number"),
+        (("config", "alignment", "weight"), "x", "alignment.weight is 'x'; expected a number or"),
+        (("config", "alignment", "method"), None, "alignment.method is None; expected a method's"),
+        (("config", "alignment", "method"), "zt", "does not hold what a run writes: .*'zt'"),
+        (("config", "alignment"), 3, "alignment.method is 3; expected a method's name"),
+    ],
+)
+def test_what_a_run_does_not_write_is_named_with_its_file(
+    folders, capsys, path, value, said
+) -> None:
+    file = folders[0] / "energy-seed1" / "result.json"
+    whole = section = json.loads(file.read_text())
+    for name in path[:-1]:
+        section = section[name]
+    section[path[-1]] = value
+    file.write_text(json.dumps(whole))
+    assert main(list(map(str, folders))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"{file}:? {said}", line)
+
+
+def test_runs_without_a_split_to_compare_are_refused(tmp_path, tiny_config, capsys) -> None:
+    write_run(tmp_path, tiny_config("none", eval__final=()), "none", 0, {})
+    assert main([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "none-seed0: its config's eval.final is []; expected a split to compare" in line

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -124,6 +125,7 @@ def read_run(folder: pathlib.Path) -> Run:
         CheckpointError: the folder is no run's, or a file in it is damaged.
     """
     values, path, result = read_config(folder), folder / RESULT, None
+    source = folder / CONFIG  # of `values`
     if path.is_file():
         result = read_json(path)
         lacking = [name for name in RESULTS if name not in result]
@@ -135,12 +137,25 @@ def read_run(folder: pathlib.Path) -> Run:
                 f"Remove it, and start the run's command again."
             )
         # A run may go on with other sections `train` and `eval` than it began with.
-        values = result.pop("config", values)
+        source, values = path if "config" in result else source, result.pop("config", values)
     missing = [name for name in SECTIONS if not isinstance(values, dict) or name not in values]
     if missing:
         raise CheckpointError(
             f"{folder / CONFIG} is not that of a run: it has no {', '.join(missing)}."
         )
+    section, seed = values["alignment"], values["seed"]
+    known = section if isinstance(section, dict) else {"method": section}
+    method, weight = known.get("method"), known.get("weight")
+    for name, value, expected, fits in (
+        ("alignment.method", method, "a method's name", isinstance(method, str)),
+        ("alignment.weight", weight, "a number or null", weight is None or is_number(weight)),
+        ("seed", seed, "a whole number", type(seed) is int),
+    ):
+        if not fits:
+            raise CheckpointError(
+                f"{source}: {name} is {value!r:.40}; expected {expected}. Undo what was changed "
+                f"in it."
+            )
     return Run(folder, values, result)
 
 
@@ -186,6 +201,16 @@ def _labels(sections: Sequence[Mapping[str, Any]]) -> list[str]:
         named += [f"{x} {section.get(x)}" for x in differing if x != "weight"]
         labels.append(f"{method}:{' '.join(named)}" if named else method)
     return labels
+
+
+def is_number(value: object) -> bool:
+    """Whether something out of JSON is a number that a float can hold.
+
+    Example:
+        >>> is_number(1), is_number(True), is_number(float("nan")), is_number(10**400)
+        (True, False, False, False)
+    """
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def short(weight: float) -> str:
