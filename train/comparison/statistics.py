@@ -64,6 +64,8 @@ class Difference:
 def paired_t_test(values: Sequence[float], base: Sequence[float], unit: str = "seed") -> Difference:
     """The mean difference with Student's interval and p-value, of however many pairs.
 
+    Without any spread there is no p-value: the test says nothing.
+
     For a study whose test is named before it is run; `paired_difference` chooses one by the number
     of pairs.
 
@@ -91,8 +93,7 @@ def paired_t_test(values: Sequence[float], base: Sequence[float], unit: str = "s
     if count == 1:
         return Difference(mean, None, None, count, "", unit)
     if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):  # nothing to divide by, or to resample
-        p_value = 1.0 if abs(mean) <= 1e-12 else 0.0
-        return Difference(mean, mean, mean, count, "no spread", unit, p_value)
+        return Difference(mean, mean, mean, count, "no spread", unit)
     error = scipy.stats.sem(differences)
     low, high = scipy.stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=error)
     p_value = 2.0 * float(scipy.stats.t.sf(abs(mean) / error, count - 1))

@@ -46,7 +46,7 @@ class Comparison:
         pairs: seeds that both have.
         mean: of the differences.
         low, high: the interval of that mean, not adjusted for being one of many.
-        spread: standard deviation of the differences.
+        spread: standard deviation of the differences; without any, the test says nothing.
         adjusted: p-value of the paired t-test after Holm's correction over all of the study.
     """
 
@@ -206,11 +206,11 @@ def compare(runs: Runs, baseline: str = "plain", arms: str = "") -> list[Compari
             values, others = ([runs[of][x][metric] for x in seeds] for of in (arm, base))
             difference = paired_t_test(values, others)
             spread = float(np.std(np.subtract(values, others), ddof=1))
-            low, high, p_value = difference.low, difference.high, difference.p_value
+            spread = 0.0 if difference.p_value is None else spread  # without what rounding leaves
+            low, high = difference.low, difference.high
             assert low is not None  # there are two seeds or more
             assert high is not None
-            assert p_value is not None
-            p_values.append(p_value)
+            p_values.append(1.0 if difference.p_value is None else difference.p_value)
             found.append(Comparison(arm, metric, len(seeds), difference.mean, low, high, spread, 1))
     return [
         dataclasses.replace(comparison, adjusted=p_value)
@@ -312,10 +312,12 @@ def title(metric: str) -> str:
 def _shown(one: Comparison) -> str:
     scale, digits = factor(one.metric), _digits(one.metric)
     mean, low, high = (f"{x * scale:+.{digits}f}" for x in (one.mean, one.low, one.high))
-    return f"{mean} [{low}, {high}], p = {one.adjusted:.2g}"
+    return f"{mean} [{low}, {high}], p = {f'{one.adjusted:.2g}' if one.spread else '-'}"
 
 
 def _detectable(one: Comparison, comparisons: int) -> str:
+    if not one.spread:
+        return "-"
     scale, digits = factor(one.metric), _digits(one.metric)
     alone, of_many = (
         detectable_difference(one.spread, one.pairs, significance=(1 - CONFIDENCE) / count)

@@ -116,9 +116,9 @@ def test_the_named_test_is_scipys_paired_t_test_of_any_number_of_pairs(rng, coun
     assert "sign flips" not in found.sentence("ct", "accuracy")
 
 
-def test_equal_differences_are_certain_and_no_difference_is_none() -> None:
-    assert paired_t_test([2.0, 3.0], [1.0, 2.0]).p_value == 0.0
-    assert paired_t_test([2.0, 3.0], [2.0, 3.0]).p_value == 1.0
+def test_the_test_says_nothing_of_equal_differences_or_one() -> None:
+    assert paired_t_test([2.0, 3.0], [1.0, 2.0]).p_value is None
+    assert paired_t_test([2.0, 3.0], [2.0, 3.0]).p_value is None
     assert paired_t_test([2.0], [1.0]).p_value is None
 
 

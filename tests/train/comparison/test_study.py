@@ -193,6 +193,23 @@ def test_the_table_says_points_intervals_and_what_could_have_been_found(rng) -> 
     assert re.search(r"^\| plain \| 6 \| \d\d\.\d\d ± ", text, flags=re.MULTILINE)
 
 
+def test_differences_without_spread_show_nothing() -> None:
+    """Two seeds that both gain a point, but for what rounding leaves."""
+    gains = {PLAIN: (0.7, 0.9), ENERGY: (0.71, 0.91), DROPOUT: (0.7, 0.9)}
+    runs = {
+        arm: {seed: {"accuracy": x, "loss": x * x} for seed, x in enumerate(values)}
+        for arm, values in gains.items()
+    }
+    found = compare(runs)
+    assert [(one.spread, one.adjusted) for one in found if one.metric == "accuracy"] == 2 * [(0, 1)]
+    test = scipy.stats.ttest_rel([0.71**2, 0.91**2], [0.7**2, 0.9**2])
+    assert found[1].adjusted == pytest.approx(min(1.0, 4 * test.pvalue))
+    text = to_markdown(runs)
+    assert "| energy (weight 1) | 2 | +1.00 [+1.00, +1.00], p = - | +0.016 [" in text
+    assert "| energy (weight 1) | - | 0." in text
+    assert "| plain, dropout=0.5 | - | - |" in text
+
+
 def test_arms_have_names() -> None:
     assert [name_of(arm) for arm in (PLAIN, ENERGY, DROPOUT)] == [
         "plain", "energy (weight 1)", "plain, dropout=0.5",
