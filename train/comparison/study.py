@@ -6,13 +6,15 @@ a number for each metric. What shares the first three is an arm; arms are paired
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import pathlib
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -101,18 +103,32 @@ def read_csv(path: pathlib.Path) -> Runs:
         raise ConfigError(f"{path} has the column {twice!r} twice; expected it once. Remove one.")
     runs: Runs = {}
     for number, row in lines:
-        try:
-            config, method, weight = (row[name] for name in ARM)
-            seed, values = int(row["seed"]), {name: float(row[name]) for name in metrics}
-            if None in row or not np.isfinite(list(values.values())).all():
-                raise ValueError("a number is not finite, or there are more fields than columns")
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{path}, line {number}: {error}; correct or remove it.") from error
+        if None in row:
+            raise ConfigError(
+                f"{path}, line {number}: there are more fields than columns; correct or remove it."
+            )
+        config, method, weight = (_field(path, number, row, name, str, "text") for name in ARM)
+        seed = _field(path, number, row, "seed", int, "a whole number")
+        values = {x: _field(path, number, row, x, float, "a finite number") for x in metrics}
         of_arm = runs.setdefault((config, method, weight), {})
         if seed in of_arm:
             raise ConfigError(f"{path}, line {number}: this run is there twice; remove one.")
         of_arm[seed] = values
     return runs
+
+
+def _field(
+    path: pathlib.Path, line: int, row: Mapping[str, str | None], column: str,
+    kind: Callable[[str], Any], expected: str,
+) -> Any:  # fmt: skip
+    text = row[column]
+    with contextlib.suppress(ValueError):
+        if text is not None and (kind is not float or np.isfinite(float(text))):
+            return kind(text)
+    given = "is not there" if text is None else f"is {text!r:.40}"
+    raise ConfigError(
+        f"{path}, line {line}: {column!r} {given}; expected {expected}. Correct or remove the line."
+    )
 
 
 def with_metrics(runs: Runs, metrics: Sequence[str]) -> Runs:
