@@ -21,15 +21,7 @@ from typing import Any
 from align_jax import AlignmentConfig
 from align_jax.config import PLAIN
 from train import process
-from train.comparison.study import (
-    BESIDE,
-    Runs,
-    name_of,
-    read_csv,
-    to_csv,
-    to_markdown,
-    with_metrics,
-)
+from train.comparison import study
 from train.comparison.table import place
 from train.places import place_of
 from train.registry import ConfigError
@@ -41,7 +33,7 @@ SKIPPED = ("seed", "alignment.method", "alignment.weight")  # columns of their o
 ENDINGS = (".png", ".pdf", ".svg")  # of a picture
 
 
-def collect(folders: Sequence[pathlib.Path]) -> Runs:
+def collect(folders: Sequence[pathlib.Path]) -> study.Runs:
     """The finished runs in some folders, with the metrics that the first one reports.
 
     Args:
@@ -53,10 +45,10 @@ def collect(folders: Sequence[pathlib.Path]) -> Runs:
         CheckpointError: a folder holds no run, or a file in it is damaged.
     """
     studies = read_studies(folders)
-    notes = [note for study in studies for note in study.notes]
+    notes = [note for one in studies for note in one.notes]
     if notes:
         raise ConfigError(f"{notes[0]} Give each run once.")
-    found = [run for study in studies for seeds in study.runs.values() for run in seeds.values()]
+    found = [run for one in studies for seeds in one.runs.values() for run in seeds.values()]
     unfinished = [run.folder for run in found if run.result is None]
     if unfinished:
         raise ConfigError(
@@ -66,7 +58,7 @@ def collect(folders: Sequence[pathlib.Path]) -> Runs:
     plain = next((run for run in found if run.values["alignment"]["method"] == PLAIN), None)
     if plain is None:
         raise ConfigError("There is no plain run among these (method none) to compare with.")
-    runs: Runs = {}
+    runs: study.Runs = {}
     first: dict[Any, pathlib.Path] = {}
     for run in found:
         with making_sense_of(run.folder / RESULT):
@@ -75,7 +67,7 @@ def collect(folders: Sequence[pathlib.Path]) -> Runs:
             if first.setdefault((arm, run.seed), run.folder) is not run.folder:
                 raise ConfigError(
                     f"{run.folder} is the run of {first[arm, run.seed]} again: both are "
-                    f"{name_of(arm)} with seed {run.seed}. Give each run once."
+                    f"{study.name_of(arm)} with seed {run.seed}. Give each run once."
                 )
             runs.setdefault(arm, {})[run.seed] = _measured(run, plain)
     return runs
@@ -89,14 +81,15 @@ def _measured(run: Run, plain: Run) -> dict[str, float]:
     report, final = plain.values["eval"]["report"], plain.values["eval"]["final"]
     if not final:
         raise ConfigError(
-            f"{plain.folder}: its config's eval.final is {final!r}; expected a split to compare. "
-            f"Make the runs with one, such as --config.eval.final=test."
+            f"{plain.folder}: its config's eval.final is {final!r}; expected a split to compare, "
+            f"such as ('test',). Run it again with one."
         )
     for name in report:
         split, metric = place(name, final[-1])
         found = run.result["metrics"].get(split, {})
         values[name] = found.get(metric) if isinstance(found, dict) else found
-    values |= {name: run.result.get(name) for name in BESIDE if plain.result.get(name) is not None}
+    beside = [name for name in study.BESIDE if plain.result.get(name) is not None]
+    values |= {name: run.result.get(name) for name in beside}
     lacking = [name for name, value in values.items() if value is None]
     if lacking:
         raise ConfigError(
@@ -105,10 +98,8 @@ def _measured(run: Run, plain: Run) -> dict[str, float]:
         )
     for name, value in values.items():
         if not is_number(value):
-            raise ConfigError(
-                f"{run.folder / RESULT}: {name} is {value!r:.40}; expected a finite number. Undo "
-                f"what was changed in it, or leave the run out."
-            )
+            where = run.folder / RESULT
+            raise ConfigError(f"{where}: {name} is {value!r:.40}; expected a finite number.")
     return values
 
 
@@ -141,20 +132,18 @@ def main(arguments: list[str] | None = None) -> process.Status:
 def _study(options: argparse.Namespace) -> None:
     picture = place_of(options.picture, "--picture") if options.picture else None
     if picture and picture.suffix.lower() not in ENDINGS:
-        raise ConfigError(
-            f"--picture is {options.picture!r}; expected a name that ends in {', '.join(ENDINGS)}. "
-            f"Give it one of these endings."
-        )
+        endings = " or ".join(ENDINGS)
+        raise ConfigError(f"--picture is {options.picture!r}; expected a name in {endings}.")
     sources = [place_of(source, "SOURCE") for source in options.sources]
     tables = [source for source in sources if source.suffix == ".csv"]
     if tables and (len(sources) > 1 or options.csv):
         raise ConfigError(f"Give either {tables[0]} alone or the folders of runs.")
-    runs = read_csv(tables[0]) if tables else collect(sources)
-    shown = with_metrics(runs, options.metrics.split(",")) if options.metrics else runs
-    text = to_markdown(shown, options.baseline, options.arms)
+    runs = study.read_csv(tables[0]) if tables else collect(sources)
+    shown = study.with_metrics(runs, options.metrics.split(",")) if options.metrics else runs
+    text = study.to_markdown(shown, options.baseline, options.arms)
     if options.csv:
         path = place_of(options.csv, "--csv")
-        write_text(path, to_csv(runs))
+        write_text(path, study.to_csv(runs))
         print(f"{sum(map(len, runs.values()))} runs: {path}\n")
     print(text, end="")
     if picture:

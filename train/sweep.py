@@ -59,9 +59,7 @@ METHODS = flags.DEFINE_list(
     "Alignment methods to compare; ct:0.1 is one with another weight than the config's.",
 )
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; each method runs with each of them.")
-BUDGET = flags.DEFINE_float(
-    "budget", None, "Minutes after which to stop; the same command goes on from there."
-)
+BUDGET = flags.DEFINE_float("budget", math.inf, "Minutes; the same command goes on from there.")
 COLUMNS = (
     "Scale-free MMD: how far apart keys and queries lie, 0 for one distribution. Classifier: how "
     "often a new one separates keys from queries, 0.5 by chance. Over plain: step time."
@@ -220,10 +218,9 @@ def main() -> None:
     except ValueError as error:
         raise ConfigError(f"--seeds: {error}; expected whole numbers, such as 0,1,2.") from error
     command = shlex.join(["python", "-m", "train.sweep", *sys.argv[1:]])
-    minutes = math.inf if BUDGET.value is None else BUDGET.value
-    if not minutes >= 0:
-        raise ConfigError(f"--budget is {minutes:g}; expected minutes, 0 or more.")
-    deadline = time.monotonic() + 60 * minutes
+    if not BUDGET.value >= 0:
+        raise ConfigError(f"--budget is {BUDGET.value:g}; expected minutes, 0 or more.")
+    deadline = time.monotonic() + 60 * BUDGET.value
     console = cli.console()
     sweep(config, METHODS.value, seeds, workdir, console, command=command, deadline=deadline)
 

@@ -78,7 +78,7 @@ def test_a_picture_of_no_known_kind_is_refused_at_once(tmp_path, capsys, name) -
     """Before the table is looked for, which is not there."""
     assert main([str(tmp_path / "none.csv"), f"--picture={tmp_path / name}"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert f"{name}'; expected a name that ends in .png, .pdf, .svg" in said
+    assert f"{name}'; expected a name in .png or .pdf or .svg." in said
 
 
 def test_a_picture_is_drawn_in_each_kind(folders, tmp_path, capsys) -> None:

@@ -152,10 +152,7 @@ def read_run(folder: pathlib.Path) -> Run:
         ("seed", seed, "a whole number", type(seed) is int),
     ):
         if not fits:
-            raise CheckpointError(
-                f"{source}: {name} is {value!r:.40}; expected {expected}. Undo what was changed "
-                f"in it."
-            )
+            raise CheckpointError(f"{source}: {name} is {value!r:.40}; expected {expected}.")
     return Run(folder, values, result)
 
 

@@ -194,8 +194,7 @@ def _forward(
     if not collections:
         raise ConfigError(
             f"config.alignment.layers is {state.alignment.config.layers!r}, which no attention of "
-            f"the model has in its path: nothing would be aligned. Expected regular expressions, "
-            f"such as ('layer_0/',), or None for all layers."
+            f"the model has in its path; expected such as ('layer_0/',), or None for all."
         )
     return outputs, collections
 
