@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from align_jax import numerics
-from align_jax.collection import Clouds, alignment_clouds, of_samples
+from align_jax import collection, numerics
+from align_jax.collection import alignment_clouds, of_samples
 
 
 class CloudDistance(NamedTuple):
@@ -285,7 +285,7 @@ def attention_statistics(
     }
 
 
-def _statistics(clouds: Clouds, sample_mask: Array | None) -> AttentionStatistics:
+def _statistics(clouds: collection.Clouds, sample_mask: Array | None) -> AttentionStatistics:
     rows = of_samples(clouds.query_mask.T, sample_mask).T
     query = numerics.zero_padding(clouds.query, rows).astype(jnp.float32)
     key = numerics.zero_padding(clouds.key, clouds.key_mask).astype(jnp.float32)
