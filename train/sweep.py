@@ -108,9 +108,10 @@ def sweep(
     if not config.eval.final:
         raise ConfigError("config.eval.final is empty; name the split whose metrics to compare.")
     with claimed(workdir, variant(config, PLAIN, 0)):
-        if command:
+        rows = _sweep(config, methods, seeds, workdir, console, deadline)
+        if command:  # of what the table holds, and of no start that was refused
             write_text(workdir / COMMAND, command + "\n")
-        return _sweep(config, methods, seeds, workdir, console, deadline)
+        return rows
 
 
 def _sweep(

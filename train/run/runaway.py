@@ -98,6 +98,6 @@ def _advice(config: AlignmentConfig) -> str:
         if config.method == "gan" and config.saturating:
             ways.append("set alignment.saturating=False")
         ways.append("raise optimizer.alignment_learning_rate, with optimizer.alignment_beta1=0.0")
-    ways.append("lower alignment.weight")
-    ways.append("take a method without networks, alignment.method=energy")
+        ways.append("take a method without networks, alignment.method=energy")
+    ways.append("lower alignment.weight, unless a plain model (alignment.method=none) does so too")
     return f"Ways out: {'; '.join(ways)}."
