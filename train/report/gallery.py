@@ -18,6 +18,7 @@ from train.report.picture import (
     draw_method,
     farthest_head,
     head_series,
+    legend_of,
     run_points,
 )
 from train.report.pictures import COLUMN, Draw, new_figure, picture, side_by_side
@@ -89,7 +90,8 @@ def from_models(study: Study, numbers: Sequence[int] | None) -> list[Section]:
         clouds.text = f"{_which_head(gallery.place, split, chosen)} {YARDSTICK}"
         limits = distance_limits(run.records for run in chosen.values())
         for method, points in gallery.points.items():
-            figure, run = new_figure(_height(points)), chosen[method]
+            run = chosen[method]
+            figure = new_figure(_height(points, run))
             alt = draw_method(figure, method, points, run.records, gallery.place, limits)
             caption = f"{method_name(method)}, seed {run.seed}."
             clouds.pictures.append(picture(figure, f"clouds {method}", alt, caption))
@@ -136,7 +138,7 @@ def write_pictures(runs: Mapping[str, Run], workdir: pathlib.Path) -> list[str]:
             "picture",
             lambda part, m: draw_method(part, m, points[m], runs[m].records, place, limits),
             points, _which_head(place, split, runs), text=YARDSTICK,
-            height=max(map(_height, points.values())),
+            height=max(_height(points[m], runs[m]) for m in points),
         )  # fmt: skip
     else:
         lines.append("No picture: eval.mmd_examples is 0, so no keys and queries were measured.")
@@ -178,6 +180,7 @@ def _which_example(numbers: Iterable[int] | None) -> str:
     return f"Last layers, mean over the heads, one scale for all methods.{chosen}"
 
 
-def _height(points: Points) -> float:
-    """Of a method's column, in inches."""
-    return 7.6 if points.embeddings is None else 10.6
+def _height(points: Points, run: Run) -> float:
+    """Of a method's column, in inches; a legend of many lines needs room."""
+    names, columns = legend_of(list(head_series(run.records, DISTANCE)))
+    return (7.6 if points.embeddings is None else 10.6) + 0.2 * (-(-len(names) // columns))

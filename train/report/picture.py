@@ -121,16 +121,23 @@ def draw_method(
     draw_heads(bottom, head_series(records, "divergence"), "own divergence", place)
     bottom.set_title(f"its own divergence ({UNITS.get(method.partition(':')[0], 'none')})")
     # Below all: lines may be anywhere.
-    names = short_names(list(distance))
+    names, columns = legend_of(list(distance))
     bottom.legend(
         middle.get_legend_handles_labels()[0], names, loc="upper center",
-        bbox_to_anchor=(0.5, -0.3), ncols=3, frameon=False, handlelength=1.5, columnspacing=1.0,
+        bbox_to_anchor=(0.5, -0.3), ncols=columns, frameon=False, handlelength=1.5,
+        columnspacing=1.0,
     )  # fmt: skip
     return (
         f"t-SNE of {len(points.queries)} queries, circles, and {len(points.keys)} keys, crosses, "
         f"of {method_name(method)}{measured}; below, lines of that distance and of the method's "
         f"own divergence over the steps."
     )
+
+
+def legend_of(layers: Sequence[str]) -> tuple[list[str], int]:
+    """The layers' names in a legend, and in how many columns they fit below a picture."""
+    names = short_names(layers)
+    return names, max(1, min(3, 40 // (5 + max(map(len, names), default=0))))
 
 
 def short_names(layers: Sequence[str]) -> list[str]:
