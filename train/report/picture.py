@@ -89,13 +89,9 @@ def distance_limits(runs: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[float,
 
 
 def draw_method(
-    figure: Any,
-    method: str,
-    points: Points,
-    records: Sequence[Mapping[str, Any]],
-    place: tuple[str, int],
-    limits: tuple[float, float],
-) -> str:
+    figure: Any, method: str, points: Points, records: Sequence[Mapping[str, Any]],
+    place: tuple[str, int], limits: tuple[float, float],
+) -> str:  # fmt: skip
     """Draws a method's column into a figure or a part of one; returns it in a sentence.
 
     That is clouds of the head at `place`, their distance, and its own divergence over training.

@@ -134,14 +134,9 @@ def create_state(
 # Once for all seeds.
 @functools.partial(jax.jit, static_argnames=("model", "tx", "task", "freeze", "adapters"))
 def _initialised(
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    task: Task,
-    freeze: tuple[str, ...],
-    adapters: AdapterConfig | None,
-    rng: Array,
-    batch: Batch,
-) -> tuple[Any, optax.OptState]:
+    model: nn.Module, tx: optax.GradientTransformation, task: Task, freeze: tuple[str, ...],
+    adapters: AdapterConfig | None, rng: Array, batch: Batch,
+) -> tuple[Any, optax.OptState]:  # fmt: skip
     params = task.init(model, rng, batch)
     if adapters is not None:
         try:
