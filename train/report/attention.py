@@ -23,7 +23,7 @@ from train.run.evaluation import collect_clouds
 from train.step.state import TrainState
 from train.step.step import eval_step
 
-LABELS = {"words": "attention weight", "patches": "attention (1: all patches alike)"}
+LABELS = {"words": "attention weight (root scale)", "patches": "attention (1: all patches alike)"}
 
 _eval_step = jax.jit(eval_step)
 
