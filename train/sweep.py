@@ -62,7 +62,7 @@ SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; each method runs with each of 
 BUDGET = flags.DEFINE_float("budget", math.inf, "Minutes; the same command goes on from there.")
 COLUMNS = (
     "Scale-free MMD: how far apart keys and queries lie, 0 for one distribution. Classifier: how "
-    "often a new one separates keys from queries, 0.5 by chance. Over plain: step time."
+    "often a new one separates keys from queries, 0.5 by chance. Over plain: median ratio of times."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder; by default runs/<name>-sweep.")
 
