@@ -108,8 +108,10 @@ def sweep(
     if not config.eval.final:
         raise ConfigError("config.eval.final is empty; name the split whose metrics to compare.")
     with claimed(workdir, variant(config, PLAIN, 0)):
+        if command and not (workdir / COMMAND).exists():
+            write_text(workdir / COMMAND, command + "\n")
         rows = _sweep(config, methods, seeds, workdir, console, deadline)
-        if command:  # of what the table holds, and of no start that was refused
+        if command:  # now of what the table holds; one that was refused has left the other's
             write_text(workdir / COMMAND, command + "\n")
         return rows
 
@@ -221,8 +223,7 @@ def main() -> None:
     command = shlex.join(["python", "-m", "train.sweep", *sys.argv[1:]])
     if not BUDGET.value >= 0:
         raise ConfigError(f"--budget is {BUDGET.value:g}; expected minutes, 0 or more.")
-    deadline = time.monotonic() + 60 * BUDGET.value
-    console = cli.console()
+    console, deadline = cli.console(), time.monotonic() + 60 * BUDGET.value
     sweep(config, METHODS.value, seeds, workdir, console, command=command, deadline=deadline)
 
 

@@ -16,6 +16,7 @@ from train import sweep
 from train.registry import ConfigError
 from train.run import loop
 from train.run.folder import CheckpointError, claim_folder
+from train.run.interruption import OutOfTime
 from train.run.lock import InUse, locked
 
 
@@ -71,6 +72,29 @@ def test_a_sweep_keeps_to_its_budget(tmp_path, budget) -> None:
         assert "--budget" in said
         assert done.returncode == 2
     assert not list(tmp_path.glob("*-seed0"))
+
+
+def test_the_command_is_that_of_the_runs_and_of_none_that_was_refused(
+    tmp_path, tiny_config, monkeypatch
+) -> None:
+    config, console = tiny_config("none"), rich.console.Console(file=io.StringIO())
+
+    def start(command, **options) -> str:
+        sweep.sweep(config, ["none"], [0], tmp_path, console, command=command, **options)
+        return (tmp_path / "command.txt").read_text()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise CheckpointError("of another length")
+
+    with pytest.raises(OutOfTime):
+        start("first", deadline=0.0)
+    assert (tmp_path / "command.txt").read_text() == "first\n"
+    monkeypatch.setattr(loop, "run", refuse)
+    with pytest.raises(CheckpointError):
+        start("refused")
+    assert (tmp_path / "command.txt").read_text() == "first\n"
+    monkeypatch.setattr(sweep, "_sweep", lambda *_: {})
+    assert start("finished") == "finished\n"
 
 
 def test_a_variant_has_its_method_weight_and_seed(tiny_config) -> None:

@@ -50,7 +50,7 @@ class OptimizerConfig:
         beta1, beta2, epsilon: Adam's.
         clip_norm: largest global norm of each group's gradient; 0 switches clipping off.
         alignment_learning_rate: the alignment networks' rate, constant over the run. They start
-            from nothing and must keep ahead of the model, whatever rate suits the model.
+            from nothing and must keep ahead of queries and keys, whatever rate suits the model.
         alignment_beta1: their momentum; a player of a game that goes on in its old direction comes
             to circle around the solution instead of reaching it.
         head_rate_multiplier: likewise of a new head on a pretrained encoder: of whatever lies

@@ -84,10 +84,7 @@ def test_fsdp_cuts_the_longest_axis_that_is_left() -> None:
     found = {name: cut(spec) for name, spec in specs(model=2, fsdp=True).items()}
     assert found["layer_0/attention/query/kernel"] == ["data", "model"]
     assert found["layer_0/mlp_in/kernel"] == ["data", "model"]
-    assert found["words/embedding"] == [
-        None,
-        "data",
-    ]  # looked up where it lies
+    assert found["words/embedding"] == [None, "data"]
     assert found["classifier/kernel"] == []  # too small to be worth it
 
 
