@@ -64,10 +64,10 @@ class AdapterConfig:
             raise ValueError(f"alpha must be above 0 and finite, got {self.alpha!r}.")
         for name in ("targets", "stacked"):
             given = getattr(self, name)
-            expressions = (given,) if isinstance(given, str) else tuple(given)
+            expressions = (given,) if isinstance(given, str) else given
             check_patterns(name, expressions)
             # Lists come out of configuration files; a frozen config must be hashable.
-            object.__setattr__(self, name, expressions)
+            object.__setattr__(self, name, tuple(expressions))
         if not self.targets:
             raise ValueError("targets is empty; expected the kernels to adapt, such as 'query'.")
 

@@ -135,10 +135,8 @@ class AlignmentConfig:
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {value!r}."
                 )
-        if isinstance(self.layers, str):
-            raise ValueError(f"layers must be a tuple of patterns, got the string {self.layers!r}.")
-        check_patterns("layers", self.layers or ())
         if self.layers is not None:
+            check_patterns("layers", self.layers)
             # Lists come out of configuration files; a frozen config must be hashable.
             object.__setattr__(self, "layers", tuple(self.layers))
 

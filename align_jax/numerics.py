@@ -258,7 +258,9 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_patterns(name: str, patterns: Iterable[str]) -> None:
-    """Raises ValueError unless each of `patterns` is a regular expression."""
+    """Raises ValueError unless `patterns` are several, each a regular expression."""
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise ValueError(f"{name} must be a tuple of regular expressions, got {patterns!r}.")
     for pattern in patterns:
         try:
             re.compile(pattern)

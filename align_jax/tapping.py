@@ -237,11 +237,6 @@ def patterns_of_missing(allow_missing: bool | Sequence[str]) -> tuple[str, ...]:
     """Patterns of the names of what may be left out; True is one that fits any name."""
     if isinstance(allow_missing, bool):
         return ("",) if allow_missing else ()
-    if isinstance(allow_missing, str):
-        raise ValueError(
-            f"allow_missing must be True, False or a tuple of patterns, got the string "
-            f"{allow_missing!r}."
-        )
     numerics.check_patterns("allow_missing", allow_missing)
     return tuple(allow_missing)
 

@@ -149,6 +149,7 @@ def test_a_converted_model_takes_merged_parameters():
         ({"alpha": 0.0}, "alpha must be above 0 and finite, got 0.0"),
         ({"alpha": float("nan")}, "alpha must be above 0"),
         ({"targets": ()}, "targets is empty"),
+        ({"targets": 5}, "targets must be a tuple of regular expressions, got 5"),
         ({"targets": ("query[",)}, "targets holds 'query\\[', no regular expression"),
         ({"stacked": (3,)}, "stacked holds 3, no regular expression"),
     ],

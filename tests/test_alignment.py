@@ -635,7 +635,8 @@ def test_layers_select_by_path():
         ({"features": 0}, "features must be a whole number of at least 1, got 0"),
         ({"hidden_features": 2.5}, "hidden_features must be a whole number"),
         ({"tokens": -1}, "tokens must be a whole number of at least 0, got -1"),
-        ({"layers": "layer_0"}, "layers must be a tuple of patterns, got the string 'layer_0'"),
+        ({"layers": "layer_0"}, "layers must be a tuple of regular expressions, got 'layer_0'"),
+        ({"layers": 5}, "layers must be a tuple of regular expressions, got 5"),
         ({"layers": ("(",)}, r"layers holds '\(', no regular expression"),
     ],
 )

@@ -400,7 +400,7 @@ def test_bad_models_are_named():
         drop_in = MultiHeadDotProductAttention(num_heads=2, alignment=AlignmentConfig(method))
         with pytest.raises(ValueError, match="already has an alignment of its own"):
             aligned(drop_in, AlignmentConfig()).init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match="got the string 'abc'"):
+    with pytest.raises(ValueError, match="must be a tuple of regular expressions, got 'abc'"):
         aligned(Model("nested"), AlignmentConfig(), allow_missing="abc")
     with pytest.raises(ValueError, match=r"allow_missing holds '\[', no regular expression"):
         aligned(Model("nested"), AlignmentConfig(), allow_missing=("[",))
