@@ -25,7 +25,13 @@ def inputs(seed=0, tokens=N):
     return jax.random.normal(jax.random.key(seed), (B, tokens, E))
 
 
-@pytest.mark.parametrize("method", ["gan", "ot", "ct", "mmd", "none"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ct", "none",  # the others change the output as little
+        *(pytest.param(method, marks=pytest.mark.thorough) for method in ("gan", "ot", "mmd")),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("options", [{}, {"normalize_qk": True, "dropout_rate": 0.3}])
 def test_equals_flax_bit_for_bit(method, options):
     original = nn.MultiHeadDotProductAttention(num_heads=H, **options)

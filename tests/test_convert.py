@@ -78,7 +78,15 @@ KINDS = ("nested", "setup", "scan", "vmap", "remat", "shared", "jit")
 ATTENTIONS = {kind: 1 if kind == "vmap" else LAYERS for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.thorough)
+        if kind in ("nested", "vmap", "jit")
+        else kind
+        for kind in KINDS
+    ],
+)
 def test_converts_without_touching_the_model(kind):
     model = Model(kind)
     variables = model.init(jax.random.key(0), X)  # whose operations all kinds share
@@ -203,6 +211,7 @@ class Decoder(nn.Module):
         return nn.Dense(11)(nn.RMSNorm()(x))
 
 
+@pytest.mark.thorough
 def test_a_decoder_is_fine_tuned_with_alignment():
     ids = jax.random.randint(jax.random.key(1), (3, 6), 0, 11)
     valid = jnp.arange(6) < jnp.array([[6], [4], [3]])

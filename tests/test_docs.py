@@ -53,6 +53,7 @@ def run_block(page, block, names):
     exec(compile(block, str(page), "exec"), names)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run(page):
     assert len(run(page)) > 1  # more than what Python itself puts there
@@ -136,6 +137,7 @@ def test_the_exports_agree():
     np.testing.assert_allclose(names["logits"], ours, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_recipes_align_what_they_say():
     """Every group of parameters has a gradient, padding takes no part, the critic ascends."""
     names = run(DOCS / "migration.md")

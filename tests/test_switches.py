@@ -131,9 +131,16 @@ def under(*switches):
     return pytest.mark.parametrize("switches", switches, indirect=True, ids="-".join)
 
 
-def under_all(names):
+def under_all(names, thorough=()):
     """A test of each name under all switches, but for ott without JAX's checks."""
-    pairs = [(name, WITHOUT_CHECKS if "ot" in name.split("-") else ALL) for name in names]
+    pairs = [
+        pytest.param(
+            name,
+            WITHOUT_CHECKS if "ot" in name.split("-") else ALL,
+            marks=[pytest.mark.thorough] * (name in thorough),
+        )
+        for name in names
+    ]
     return pytest.mark.parametrize(
         ("name", "switches"), pairs, indirect=["switches"], ids=list(names)
     )
@@ -163,7 +170,7 @@ def test_transport_refuses_jaxs_checks(switches):
         divergences.optimal_transport(QUERY, KEY)
 
 
-@under_all(MODELS)
+@under_all(MODELS, thorough=("both", "albert", "mcan", "gat"))
 def test_models_under_all_switches(name, switches):
     model, inputs = MODELS[name]
     rngs = {"alignment": jax.random.key(0)}

@@ -44,13 +44,13 @@ def compiled(name, options, sizes):
     "2 or 3 queries against any number of keys, or the other way round, on a CPU",
     "Gradients compile (XLA would end the process)",
 )
+@pytest.mark.thorough
 def test_conditional_transport_between_few_tokens():
     sizes = [(2, 2, 10), (3, 2, 10), (2, 40, 10), (40, 3, 10), (5, 2, 2), (5, 3, 2)]
     compiled("conditional_transport", BLOCKWISE, sizes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", [2, 3, 10])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -63,5 +63,5 @@ def test_conditional_transport_between_few_tokens():
         ("optimal_transport", {}),
     ],
 )
-def test_every_divergence_between_few_tokens(name, options, features):
-    compiled(name, options, [(n, m, features) for n, m in FEW + MANY])
+def test_every_divergence_between_few_tokens(name, options):
+    compiled(name, options, [(n, m, features) for features in (2, 3, 10) for n, m in FEW + MANY])

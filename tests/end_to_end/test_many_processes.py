@@ -66,7 +66,7 @@ def alone(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("processes", "devices", "options"),
     [
-        (2, 1, {}),
+        pytest.param(2, 1, {}, marks=pytest.mark.thorough),
         pytest.param(2, 2, CUT, marks=pytest.mark.slow),
         pytest.param(4, 1, {}, marks=pytest.mark.slow),
     ],

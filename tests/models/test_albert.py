@@ -99,6 +99,7 @@ def test_alignment_is_sown_once_per_application(method, remat) -> None:
     assert query.any()
 
 
+@pytest.mark.thorough
 def test_a_scan_over_applications_is_the_loop() -> None:
     """Same parameters, values, gradients and reports."""
     results = []

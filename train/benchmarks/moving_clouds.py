@@ -261,11 +261,6 @@ def measure(
     """Trains every setting, scene by scene; the plain model comes first in any case.
 
     Weights are numbers, and "default" for a method's own; the form is "default" or "paper".
-
-    Example:
-        >>> rows = measure({"plane": SCENES["plane"]}, ["energy"], ["default"], seeds=2, steps=3)
-        >>> [(row.method, row.weight) for row in rows]
-        [('none', 0.0), ('energy', 1.0)]
     """
     for name, scene in scenes.items():
         plain: Outcome | None = None

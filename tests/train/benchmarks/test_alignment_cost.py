@@ -33,6 +33,7 @@ def step(method: str) -> Step:
     return Step("tiny", method, alignment_cost.random_batch(4, 8))
 
 
+@pytest.mark.thorough
 def test_every_method_takes_real_steps(tiny, monkeypatch) -> None:
     monkeypatch.setattr(alignment_cost, "Step", lambda _name, method, _batch: step(method))
     costs = list(alignment_cost.measure(["tiny"], [8], ["energy", "ct"], turns=2))
@@ -96,6 +97,7 @@ def test_a_step_trains(tiny) -> None:
     assert all((x != y).any() for x, y in zip(before, _leaves(step("ct")), strict=True))
 
 
+@pytest.mark.thorough
 def test_attention_that_is_found_takes_the_same_step(tiny) -> None:
     written, found = step("energy"), step("aligned-energy")
     found._carry = jax.tree.map(jnp.copy, written._carry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import pytest
 
 from train.benchmarks import step_time
 
@@ -34,6 +35,7 @@ def test_ratios_are_those_of_the_steps_and_turns_alternate(tiny_config, monkeypa
     assert {turn[0] for turn in turns} == set(seconds)
 
 
+@pytest.mark.thorough
 def test_real_steps_are_timed(tiny_config) -> None:
     devices = jax.local_devices()[:1]
     times = step_time.measure_step_times(tiny_config(), ["energy"], turns=2, devices=devices)

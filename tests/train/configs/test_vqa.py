@@ -98,6 +98,7 @@ def test_a_sweep_ends_in_a_table_and_pictures(tmp_path) -> None:
     answers_as_evaluated(tmp_path / "sweep" / "ct-seed0", tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_run_on_easy_vqa_answers_new_questions(tmp_path) -> None:
     """On made-up pictures; tests/train/data/test_vqa.py reads the published ones."""
     result = run_quietly(tiny_easy(tmp_path / "data"), tmp_path / "run")

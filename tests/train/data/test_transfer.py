@@ -173,6 +173,7 @@ def test_a_label_may_be_a_name(tmp_path) -> None:
     assert found == ([["a"]], [1])
 
 
+@pytest.mark.thorough
 def test_the_real_reviews_and_sst2_are_read_whole(checkpoint, real_data, monkeypatch) -> None:
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setenv("ALIGN_JAX_DATA", str(real_data))

@@ -131,7 +131,7 @@ def test_the_step_is_that_of_one_device() -> None:
     assert len(moved) > 0.9 * len(after)
 
 
-@pytest.mark.parametrize("method", ["ot", "energy"])
+@pytest.mark.parametrize("method", [pytest.param("ot", marks=pytest.mark.thorough), "energy"])
 def test_devices_align_their_own_samples_and_heads(method: str) -> None:
     """Heads are cut over two devices and samples over two; the numbers are those of one device."""
     runner, program = compiled(method, model=2)

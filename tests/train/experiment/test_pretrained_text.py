@@ -70,6 +70,7 @@ def scanned_and_looped(tmp_path_factory):
     return batch, *found
 
 
+@pytest.mark.thorough
 def test_scanned_layers_train_and_report_as_the_loop(scanned_and_looped, monkeypatch) -> None:
     """One step, on one device and on four with parameters cut."""
     monkeypatch.setattr(partition, "LEAST_SIZE", 16)

@@ -314,7 +314,7 @@ def test_a_run_may_start_from_anothers_parameters(stayed, tiny_config, tmp_path)
     "It goes on with the numbers of one that stayed",
 )
 @pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
-@pytest.mark.parametrize("way", ["pmap", "mesh"])
+@pytest.mark.parametrize("way", [pytest.param("pmap", marks=pytest.mark.thorough), "mesh"])
 def test_a_run_goes_on_on_other_devices(tmp_path, tiny_config, stayed, way, monkeypatch) -> None:
     monkeypatch.setattr(partition, "LEAST_SIZE", 16)
     fsdp = way == "mesh"

@@ -108,7 +108,9 @@ def partly_masked(state_and_batch):
     return make
 
 
-@pytest.mark.parametrize(("method", "layers"), [("none", 1), ("ct", 1), ("ot", 2)])
+@pytest.mark.parametrize(("method", "layers"), [
+    ("none", 1), ("ct", 1), pytest.param("ot", 2, marks=pytest.mark.thorough),
+])  # fmt: skip
 def test_parts_take_the_step_of_the_whole(partly_masked, method: str, layers: int) -> None:
     """Three parts of five rows, of which the first holds no example."""
     state, batch, whole = partly_masked(method, layers)
@@ -206,8 +208,8 @@ def on_one_device():
 @pytest.mark.parametrize(
     ("four_way", "method", "rows"),
     [
-        ("pmap in parts", "energy", 13),
         ("mesh in parts", "energy", 13),
+        pytest.param("pmap in parts", "energy", 13, marks=pytest.mark.thorough),
         pytest.param("pmap in parts", "ct", 13, marks=pytest.mark.thorough),
         pytest.param("mesh in parts", "ct", 13, marks=pytest.mark.thorough),
         pytest.param("pmap", "gan", 16, marks=pytest.mark.thorough),

@@ -122,7 +122,7 @@ def test_only_the_labels_of_the_split_train(config: ConfigDict) -> None:
     [
         ("none", "nodes"),
         ("energy", "nodes"),
-        ("ct", "edges"),
+        pytest.param("ct", "edges", marks=pytest.mark.thorough),
         pytest.param("gan", "nodes", marks=pytest.mark.thorough),
         pytest.param("ct", "nodes", marks=pytest.mark.thorough),
     ],
