@@ -44,7 +44,6 @@ def compiled(name, options, sizes):
     "2 or 3 queries against any number of keys, or the other way round, on a CPU",
     "Gradients compile (XLA would end the process)",
 )
-@pytest.mark.thorough
 def test_conditional_transport_between_few_tokens():
     sizes = [(2, 2, 10), (3, 2, 10), (2, 40, 10), (40, 3, 10), (5, 2, 2), (5, 3, 2)]
     compiled("conditional_transport", BLOCKWISE, sizes)
