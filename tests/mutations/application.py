@@ -645,6 +645,16 @@ _RUNS: tuple[Mutation, ...] = (
             "if any(x.name != LOCK and",
             "if all(x.name != LOCK and",
         ),
+        (
+            "a-refused-config-empties-an-older-runs-folder",
+            "if new and not any(",
+            "if not any(",
+        ),
+        (
+            "a-refused-config-takes-what-was-saved",
+            "if new and not any(workdir.rglob(",
+            "if new and not any(workdir.glob(",
+        ),
     ),
     *faults(
         "train/run/trainer.py",

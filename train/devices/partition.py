@@ -7,7 +7,6 @@ nothing, stays whole, or is cut along its longest axis under FSDP.
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import Any
 
@@ -50,19 +49,16 @@ def shardings(tree: Any, mesh: Mesh, fsdp: bool, in_use: bool = False) -> Any:
         >>> tuple(found["mlp_in"]["bias"].spec)
         ('model',)
     """
-    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, _spec(keystr(path), np.shape(x), mesh, fsdp, in_use)),
-        tree,
-    )
 
-
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, *fsdp: bool) -> PartitionSpec:
-    if shape and STACK in name.split("/"):
+    def placed(path: Any, x: Any) -> NamedSharding:
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(x)
         # Each layer is cut as it would be without the stack: a scan takes them one by one, and a
         # layer that lay on one device alone would have to be sent to all others.
-        return PartitionSpec(None, *_axes(name, shape[1:], mesh, *fsdp))
-    return PartitionSpec(*_axes(name, shape, mesh, *fsdp))
+        stack = int(bool(shape) and STACK in name.split("/"))
+        axes = _axes(name, shape[stack:], mesh, fsdp, in_use)
+        return NamedSharding(mesh, PartitionSpec(*[None] * stack, *axes))
+
+    return jax.tree_util.tree_map_with_path(placed, tree)
 
 
 def _axes(

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from train.experiment.experiment import default_settings
 from train.places import is_remote, reaching
 from train.process import UserError, naming
+from train.registry import ConfigError
 from train.run.lock import LOCK, locked
 from train.step.optimizer import OptimizerConfig
 
@@ -46,18 +48,30 @@ class NotWritten(CheckpointError):
 def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
     """Makes a folder ours, as `claim_folder` does, and keeps other processes out while it is open.
 
+    If it was new, and the config is refused before anything has been saved, it is empty again.
+
     Raises:
         CheckpointError: as of `claim_folder`.
         InUse: another process has it.
     """
     with reaching(workdir):
         _check_ours(workdir)  # before anything is written
+        new = not is_remote(workdir) and not (workdir / CONFIG).exists()
     if not is_remote(workdir):  # a bucket has neither folders nor locks
         workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if is_remote(workdir) else locked(workdir):
         with reaching(workdir):
             claim_folder(workdir, config)
-        yield
+        try:
+            yield
+        except ConfigError:
+            if new and not any(workdir.rglob(f"{CHECKPOINTS}/*")):
+                for path in workdir.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.name != LOCK:
+                        path.unlink()
+            raise
 
 
 def claim_folder(workdir: pathlib.Path, config: ConfigDict) -> None:

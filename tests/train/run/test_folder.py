@@ -6,10 +6,12 @@ import json
 
 import pytest
 
+from train.registry import ConfigError
 from train.run.folder import (
     CheckpointError,
     check_is_one_run,
     claim_folder,
+    claimed,
     config_differences,
     read_config,
     to_json,
@@ -22,6 +24,35 @@ def test_a_folder_left_by_a_run_killed_at_its_start_is_taken(tmp_path, tiny_conf
     (tmp_path / ".config.json.4711").write_text("{")
     claim_folder(tmp_path, tiny_config())
     assert read_config(tmp_path) == to_json(tiny_config())
+
+
+@pytest.mark.fault(
+    "A config is refused once its run has begun, before anything is saved",
+    "The folder is empty again; what was there or has been saved stays",
+)
+@pytest.mark.parametrize(
+    ("before", "during", "stays"),
+    [
+        ([], ["checkpoints", "tensorboard"], []),
+        (["config.json"], ["tensorboard"], ["config.json", "tensorboard"]),
+        ([], ["none-seed0/checkpoints/4"], ["config.json", "none-seed0"]),
+    ],
+)
+def test_a_refused_config_leaves_nothing_behind(
+    tmp_path, tiny_config, before, during, stays
+) -> None:
+    for name in before:
+        write_json(tmp_path / name, to_json(tiny_config()))
+
+    def refused() -> None:
+        with claimed(tmp_path, tiny_config()):
+            for name in during:
+                (tmp_path / name).mkdir(parents=True)
+            raise ConfigError("of no use")
+
+    with pytest.raises(ConfigError, match="of no use"):
+        refused()
+    assert sorted(path.name for path in tmp_path.iterdir()) == stays
 
 
 @pytest.mark.fault(
