@@ -13,6 +13,7 @@ CONFIDENCE = 0.95
 # With fewer, resampling a handful of differences gives intervals that are too narrow (of three, a
 # ninth of the resamples hold one value alone).
 LEAST_FOR_BOOTSTRAP = 8
+NO_SPREAD = "no spread"  # in place of an interval's name: all differences are the same
 RESAMPLES = 10_000
 
 
@@ -33,7 +34,8 @@ class Difference:
     @property
     def within_noise(self) -> bool:
         """Whether the interval holds 0, or there is none, or the test finds nothing."""
-        if self.p_value is not None and self.p_value > 1.0 - CONFIDENCE:
+        chance = self.interval == NO_SPREAD and self.pairs < LEAST_FOR_BOOTSTRAP
+        if chance or (self.p_value is not None and self.p_value > 1.0 - CONFIDENCE):
             return True
         return self.low is None or self.high is None or self.low <= 0.0 <= self.high
 
@@ -41,9 +43,8 @@ class Difference:
     def gain(self) -> str:
         """Mean and verdict in plain words."""
         if self.pairs == 1:
-            return (
-                f"{self.mean:+.4f} over plain with one {self.unit}, which tells nothing about noise"
-            )
+            pair = f"one {self.unit}, which tells nothing about noise"
+            return f"{self.mean:+.4f} over plain with {pair}"
         verdict = "within noise" if self.within_noise else "more than noise"
         return f"{self.mean:+.4f} over plain: {verdict}"
 
@@ -64,10 +65,8 @@ class Difference:
 def paired_t_test(values: Sequence[float], base: Sequence[float], unit: str = "seed") -> Difference:
     """The mean difference with Student's interval and p-value, of however many pairs.
 
-    Without any spread there is no p-value: the test says nothing.
-
-    For a study whose test is named before it is run; `paired_difference` chooses one by the number
-    of pairs.
+    Without any spread there is no p-value. It is for a study whose test is named before it is run;
+    `paired_difference` chooses one by the number of pairs.
 
     Args:
         values: one method's, by what the pairs share.
@@ -93,7 +92,7 @@ def paired_t_test(values: Sequence[float], base: Sequence[float], unit: str = "s
     if count == 1:
         return Difference(mean, None, None, count, "", unit)
     if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):  # nothing to divide by, or to resample
-        return Difference(mean, mean, mean, count, "no spread", unit)
+        return Difference(mean, mean, mean, count, NO_SPREAD, unit)
     error = scipy.stats.sem(differences)
     low, high = scipy.stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=error)
     p_value = 2.0 * float(scipy.stats.t.sf(abs(mean) / error, count - 1))

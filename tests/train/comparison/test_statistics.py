@@ -70,7 +70,8 @@ def test_equal_methods_that_differ_on_few_examples_raise_few_alarms(rng) -> None
 def test_equal_differences_need_no_resampling(count) -> None:
     found = paired_difference([0.6] * count, [0.5] * count)
     assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1))
-    assert not found.within_noise
+    # Two seeds may differ from plain by as much by chance, eight hardly.
+    assert found.within_noise == (count == 2)
     assert paired_difference([0.5] * count, [0.5] * count).within_noise
 
 
