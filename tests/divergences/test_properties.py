@@ -96,7 +96,13 @@ def compiled(method: str, paper: bool, shape: tuple[int, ...], dtype: str):
 )
 @pytest.mark.parametrize(
     ("method", "paper"),
-    [("gan", False), ("gan", True), ("ct", False), ("ct", True), ("ot", False)],
+    [
+        ("gan", False),
+        ("ct", False),
+        ("ot", False),
+        pytest.param("gan", True, marks=pytest.mark.thorough),
+        pytest.param("ct", True, marks=pytest.mark.thorough),
+    ],
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=clouds)

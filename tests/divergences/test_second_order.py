@@ -85,7 +85,10 @@ CASES = {
 @pytest.mark.parametrize(
     "case",
     # "ot-squared" has the derivatives of the plan, "unit-vectors" those of the cosine.
-    [pytest.param(x, marks=pytest.mark.thorough) if x == "ot-cosine" else x for x in CASES],
+    [
+        pytest.param(x, marks=[pytest.mark.thorough] * (x in ("ot-cosine", "ct-dense")))
+        for x in CASES
+    ],
 )
 def test_derivatives_of_the_gradient_are_those_of_its_differences(case):
     function, shapes, forward_mode = CASES[case]

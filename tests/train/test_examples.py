@@ -15,6 +15,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
