@@ -385,10 +385,10 @@ def _leaves(
         )
     if not found:
         raise ValueError(
-            f"No {collection!r} collection, so there is nothing to read. Call model.apply(..., "
-            f"mutable=[{collection!r}]) and pass the variables that it returns. If they are empty: "
-            "does the model contain alignment, is its method 'none', does AlignmentConfig.layers "
-            "match any attention, and do nn.scan and nn.vmap name the collection in variable_axes?"
+            f"No {collection!r} collection, so nothing to read. Pass what model.apply(..., "
+            f"mutable=[{collection!r}]) returns, or an NNX model after a call in train mode. If it "
+            "is empty: is there alignment in the model, is its method 'none', do the patterns of "
+            "layers fit, and do nn.scan and nn.vmap name the collection in variable_axes?"
         )
     return found
 

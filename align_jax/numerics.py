@@ -363,8 +363,8 @@ def check_clouds(
         kind = getattr(mask, "dtype", type(mask).__name__)
         if kind != jnp.bool_:
             raise TypeError(
-                f"{name} must be a bool array (True = takes part), got {kind}. Convert with "
-                f"jnp.asarray(mask) > 0."
+                f"{name} must be a bool array (True = takes part), got {kind}. Convert ones and "
+                f"zeros with mask > 0; a mask that is added to logits, with mask == 0."
             )
         if mask.shape != x.shape[:2]:
             raise ValueError(f"{name} must have shape {x.shape[:2]}, got {mask.shape}.")

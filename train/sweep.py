@@ -1,14 +1,11 @@
 """Runs methods x seeds of a config and compares them in a table and a picture.
 
     python -m train.sweep --config=train/configs/digits.py
-    python -m train.sweep --config=train/configs/digits.py --methods=none,ct --seeds=0,1,2
-    python -m train.sweep --config=train/configs/digits.py --methods=none,ct:1,ct:0.1,ct:0.01
+    python -m train.sweep --config=train/configs/digits.py --methods=none,ct:1,ct:0.1 --seeds=0,1,2
 
-Interrupted and started again with the same folder, it skips the runs that are finished and resumes
-the one that is not. The folder ends up with table.md and table.json, which also say of each
-difference to the plain model whether it is more than noise between seeds; picture.png if keys and
-queries are measured (eval.mmd_examples), reliability.png of a classification, and attention.png if
-the data have examples to show.
+Started again with the same folder, it skips the runs that are finished and resumes the one that is
+not. The folder ends up with table.md and table.json, which also say which differences to the plain
+model are more than noise between seeds, and with pictures of what was measured.
 """
 
 from __future__ import annotations
@@ -55,7 +52,7 @@ from train.run.interruption import OutOfTime
 CONFIG = cli.define_config_flag()
 METHODS = flags.DEFINE_list(
     "methods",
-    ["none", "gan", "ot", "ct"],
+    ["none", "energy", "gan", "ct"],
     "Alignment methods to compare; ct:0.1 is one with another weight than the config's.",
 )
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; each method runs with each of them.")
@@ -108,11 +105,13 @@ def sweep(
     if not config.eval.final:
         raise ConfigError("config.eval.final is empty; name the split whose metrics to compare.")
     with claimed(workdir, variant(config, PLAIN, 0)):
-        if command and not (workdir / COMMAND).exists():
-            write_text(workdir / COMMAND, command + "\n")
+        path = workdir / COMMAND
+        known = path.read_text("utf-8").splitlines() if path.exists() else []
+        if command and not known:
+            write_text(path, command + "\n")
         rows = _sweep(config, methods, seeds, workdir, console, deadline)
-        if command:  # now of what the table holds; one that was refused has left the other's
-            write_text(workdir / COMMAND, command + "\n")
+        if command:  # beside those of other methods and seeds; one that was refused leaves none
+            write_text(path, "\n".join(dict.fromkeys([*known, command])) + "\n")
         return rows
 
 

@@ -1038,6 +1038,15 @@ _RESULTS: tuple[Mutation, ...] = (
         ("a-tables-title-may-be-a-link", "{literal(title)}", "{title}"),
     ),
     *faults(
+        "train/run/loop.py",
+        "tests/train/run/test_loop.py",
+        (
+            "more-steps-than-begun-with-are-not-said",
+            "if trainer.step and begun != config.train.steps and",
+            "if trainer.step and begun == config.train.steps and",
+        ),
+    ),
+    *faults(
         "train/run/folder.py",
         "tests/train/run/test_loop.py",
         (

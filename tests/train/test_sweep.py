@@ -94,7 +94,8 @@ def test_the_command_is_that_of_the_runs_and_of_none_that_was_refused(
         start("refused")
     assert (tmp_path / "command.txt").read_text() == "first\n"
     monkeypatch.setattr(sweep, "_sweep", lambda *_: {})
-    assert start("finished") == "finished\n"
+    assert start("of_other_methods") == "first\nof_other_methods\n"
+    assert start("first") == "first\nof_other_methods\n"
 
 
 def test_a_variant_has_its_method_weight_and_seed(tiny_config) -> None:

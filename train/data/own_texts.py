@@ -275,11 +275,11 @@ class OwnTexts(LabelledTexts):
         }
         often = np.argsort(-counts["train"], kind="stable")
         shown = sorted(often[:SHOWN].tolist())
-        by_name = ", ".join(
-            f"{self.label_names[x]} {' + '.join(str(count[x]) for count in counts.values())}"
+        by_name = "; ".join(
+            f"{self.label_names[x]}: {' + '.join(str(count[x]) for count in counts.values())}"
             for x in shown
         )
-        more = f", and {classes - SHOWN} rarer ones" if classes > SHOWN else ""
+        more = f"; and {classes - SHOWN} rarer ones" if classes > SHOWN else ""
         return f"Classes ({' + '.join(counts)}): {by_name}{more}."
 
     def _lengths(self, train: Examples) -> str:

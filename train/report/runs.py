@@ -177,7 +177,8 @@ def _study(found: Sequence[tuple[pathlib.Path, Run]]) -> Study:
     for label, seeds in runs.items():
         runs[label] = dict(sorted(seeds.items()))
     files = dict.fromkeys(folder / COMMAND for folder, _ in found)
-    commands = [path.read_text("utf-8", "replace").strip() for path in files if path.is_file()]
+    texts = [path.read_text("utf-8", "replace") for path in files if path.is_file()]
+    commands = [line for text in texts for line in text.splitlines()]
     return Study(first["name"], shared, runs, times, commands, notes)
 
 

@@ -48,7 +48,7 @@ class NotWritten(CheckpointError):
 def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
     """Makes a folder ours, as `claim_folder` does, and keeps other processes out while it is open.
 
-    If it was new, and the config is refused before anything has been saved, it is empty again.
+    If it was new, and the config is refused before anything has been saved, it goes again.
 
     Raises:
         CheckpointError: as of `claim_folder`.
@@ -66,11 +66,7 @@ def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
             yield
         except ConfigError:
             if new and not any(workdir.rglob(f"{CHECKPOINTS}/*")):
-                for path in workdir.iterdir():
-                    if path.is_dir():
-                        shutil.rmtree(path)
-                    elif path.name != LOCK:
-                        path.unlink()
+                shutil.rmtree(workdir, ignore_errors=True)
             raise
 
 

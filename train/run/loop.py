@@ -101,6 +101,13 @@ def run(
                 initial = start_from(initial, other, console)
             said = list(experiment.data.description())
             trainer = Trainer.start(experiment, initial, checkpoints, devices)
+            begun = read_config(workdir)["train"]["steps"]
+            if trainer.step and begun != config.train.steps and config.optimizer.decay == "linear":
+                said.append(
+                    f"This run was begun with train.steps={begun}, on which its learning rate "
+                    f"depends: it will not end like one of {config.train.steps} from the start. "
+                    f"For such a one choose another folder with --workdir."
+                )
             if trainer.trained_parameters < trainer.parameters:
                 said.append(
                     f"{trainer.trained_parameters:,} of {trainer.parameters:,} parameters are "

@@ -49,7 +49,7 @@ def test_the_run_keeps_what_it_found(trained) -> None:
     assert (config["train"]["steps"], config["eval"]["every"]) == (54, 9)
     result = json.loads((folder / "result.json").read_text())
     assert result["metrics"]["validation"]["accuracy"] == 1.0
-    assert "Classes (train + validation): 1 36 + 4, 5 36 + 4." in printed
+    assert "Classes (train + validation): 1: 36 + 4; 5: 36 + 4." in printed
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])

@@ -110,7 +110,7 @@ def test_what_is_printed_counts_classes_lengths_and_copies(tmp_path, checkpoint)
     said = make(path, checkpoint, max_length=16, **own).description()
     text = " ".join(said)
     assert "Texts: train 42, validation 2, test 2." in text
-    assert "Classes (train + validation + test): a 31 + 1 + 1, b 11 + 1 + 1." in text
+    assert "Classes (train + validation + test): a: 31 + 1 + 1; b: 11 + 1 + 1." in text
     lengths = [len(x.input_ids) for x in make(path, checkpoint).tokenize([[r[0] for r in rows]])]
     assert f"half of the texts to train on have {sorted(lengths)[20]} or fewer" in text
     assert f"{np.mean(np.array(lengths) > 16):.1%} are longer than data.max_length" in text
