@@ -114,9 +114,11 @@ def draw_method(
     middle.yaxis.set_major_formatter("{x:.2g}")
     # Within a decade the ticks between powers of ten are all there is; beyond, they crowd.
     middle.yaxis.set_minor_formatter("{x:.2g}" if limits[1] < 10 * limits[0] else "")
-    draw_heads(bottom, head_series(records, "divergence"), "own divergence", place)
-    bottom.set_title(f"its own divergence ({UNITS.get(method.partition(':')[0], 'none')})")
-    # Below all: lines may be anywhere.
+    own = head_series(records, "divergence")
+    draw_heads(bottom, own, "own divergence", place)
+    bottom.axis("on" if own else "off")
+    unit = f" ({UNITS.get(method.partition(':')[0], 'none')})" if own else ": none"
+    bottom.set_title(f"its own divergence{unit}")
     names, columns = legend_of(list(distance))
     bottom.legend(
         middle.get_legend_handles_labels()[0], names, loc="upper center",
@@ -167,8 +169,7 @@ def draw_classes(axes: plt.Axes, points: np.ndarray, labels: np.ndarray) -> None
 
 def _finish_plane(axes: plt.Axes, columns: int) -> None:
     """Without ticks, for its numbers mean nothing, and with the legend below the points."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, frameon=False)
 
 
@@ -189,10 +190,9 @@ def draw_heads(axes: plt.Axes, series: Series, label: str, place: tuple[str, int
     """Draws a line per head over the steps, a colour and a dash per layer, one head's thick."""
     axes.set_xlabel("step")
     axes.set_ylabel(label)
-    if not series:
-        axes.set(xticks=[0.0], xticklabels=[""], yticks=[])
     for index, (layer, (steps, values)) in enumerate(series.items()):
-        style = line_style(index)
+        # The first two colours are queries and keys.
+        style = line_style(index) | {"color": COLORS[(index + 2) % len(COLORS)]}
         for head in range(values.shape[1]):
             axes.plot(
                 steps, values[:, head], lw=2.5 if (layer, head) == place else 0.8,
