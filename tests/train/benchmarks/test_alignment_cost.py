@@ -70,6 +70,7 @@ def test_each_length_is_beside_a_plain_model_of_its_own(tiny, monkeypatch) -> No
     ]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_operations_are_counted_without_loops(tiny, monkeypatch) -> None:
     """XLA counts a loop's body once; however the networks are cut up, the count is of all."""
     whole = step("ct").flops
@@ -78,6 +79,7 @@ def test_operations_are_counted_without_loops(tiny, monkeypatch) -> None:
     assert cut.flops == whole
 
 
+@pytest.mark.thorough
 def test_fewer_tokens_take_fewer_operations(tiny) -> None:
     plain, drawn, whole = (step(method).flops for method in ("none", "energy:2", "energy"))
     assert plain < drawn < whole
@@ -91,6 +93,7 @@ def test_a_method_that_is_none_is_refused(methods, monkeypatch, capsys) -> None:
     assert "--methods" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_step_trains(tiny) -> None:
     before = [x.copy() for x in _leaves(step("ct"))]
     step("ct")()
