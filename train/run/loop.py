@@ -101,12 +101,12 @@ def run(
                 initial = start_from(initial, other, console)
             said = list(experiment.data.description())
             trainer = Trainer.start(experiment, initial, checkpoints, devices)
-            begun = read_config(workdir)["train"]["steps"]
+            with making_sense_of(workdir / CONFIG):
+                begun = read_config(workdir)["train"]["steps"]
             if trainer.step and begun != config.train.steps and config.optimizer.decay == "linear":
                 said.append(
-                    f"This run was begun with train.steps={begun}, on which its learning rate "
-                    f"depends: it will not end like one of {config.train.steps} from the start. "
-                    f"For such a one choose another folder with --workdir."
+                    f"Begun with train.steps={begun}, on which its rate depends, this run will not "
+                    f"end like one of {config.train.steps} steps; take another --workdir for that."
                 )
             if trainer.trained_parameters < trainer.parameters:
                 said.append(

@@ -218,10 +218,10 @@ def test_resuming_with_another_model_is_refused(finished, config) -> None:
 def test_a_run_that_goes_on_for_more_steps_says_that_its_rate_is_another(
     tmp_path, finished, config
 ) -> None:
-    assert "was begun with" not in finished[3]
+    assert "Begun with" not in finished[3]
     shutil.copytree(finished[1], tmp_path / "run")
     config.train.steps = 8
-    assert "This run was begun with train.steps=7, on which its" in run(config, tmp_path / "run")[1]
+    assert "Begun with train.steps=7, on which its rate" in run(config, tmp_path / "run")[1]
 
 
 def test_a_resumed_run_ends_bitwise_like_an_uninterrupted_one(
