@@ -682,7 +682,7 @@ _RUNS: tuple[Mutation, ...] = (
     ),
     *faults(
         "train/run/evaluation.py",
-        "tests/train/configs/test_transfer.py",
+        "tests/train/run/test_evaluation.py",
         (
             "logits-times-the-temperature",
             "jnp.asarray(logits) / temperature",

@@ -22,6 +22,7 @@ def run(checkpoint, tmp_path_factory):
     return tiny_run(checkpoint, tmp_path_factory.mktemp("run"))
 
 
+@pytest.mark.thorough
 def test_probabilities_are_those_that_the_run_predicts_whatever_the_batches(run) -> None:
     victim = restore_victim(run, batch_size=4)
     texts = [("cat " * number, "two dogs") for number in range(1, 8)]

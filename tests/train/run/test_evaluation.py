@@ -5,6 +5,8 @@ from __future__ import annotations
 from unittest import mock
 
 import numpy as np
+import pytest
+import scipy.special
 
 from align_jax.yardstick import TokenSample
 from train.data.base import Metadata, ordered_batches
@@ -69,3 +71,15 @@ def test_statistics_of_attention_are_means_over_the_first_examples(monkeypatch) 
     data.eval_batches.return_value = ordered_batches({"x": np.arange(10.0)}, 4)
     monkeypatch.setattr(evaluation, "_attention", lambda _, batch: {"rank": batch["x"].mean()})
     assert evaluation.measure_attention(None, data, "validation", 6) == {"rank": 2.5}
+
+
+def test_a_temperature_divides_the_logits(rng) -> None:
+    logits, labels = rng.normal(size=(20, 3)), rng.integers(0, 3, 20)
+    found = evaluation.calibration_metrics(logits, labels, temperature=4.0)
+    chances = np.exp(scipy.special.log_softmax(logits / 4.0, axis=-1))
+    assert found["temperature"] == 4.0
+    assert found["nll_scaled"] == pytest.approx(
+        -np.log(chances[range(20), labels]).mean(), rel=1e-5
+    )
+    brier = ((chances - np.eye(3)[labels]) ** 2).sum(-1).mean()
+    assert found["brier_scaled"] == pytest.approx(brier, rel=1e-5)
