@@ -22,6 +22,7 @@ from align_jax import (
     networks,
     strip_alignment,
 )
+from align_jax.collection import AlignmentSums
 
 B, N, M, H, D = 3, 5, 7, 2, 4
 METHODS = ("gan", "ot", "ct", "mmd", "energy")
@@ -344,6 +345,12 @@ def test_samples_without_tokens_are_left_out_of_the_mean():
     np.testing.assert_allclose(
         alignment_table(sown)[""], np.mean(np.asarray(per_sample)[[0, 2]], axis=0), rtol=1e-6
     )
+
+
+def test_layers_without_samples_are_left_out_of_the_mean():
+    sums = AlignmentSums(total=jnp.array([6.0, 0.0]), count=jnp.array([3.0, 0.0]))
+    assert float(sums.mean()) == 2.0
+    assert float(AlignmentSums(total=jnp.zeros(2), count=jnp.zeros(2)).mean()) == 0.0
 
 
 def test_nan_in_padding_reaches_no_parameter():

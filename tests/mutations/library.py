@@ -475,7 +475,7 @@ _ALIGNMENT: tuple[Mutation, ...] = (
     ),
     *faults(
         "align_jax/collection.py",
-        "tests/test_public_interface.py",
+        "tests/test_alignment.py",
         (
             "loss-counts-layers-without-samples",
             "return numerics.masked_mean(per_layer, self.count > 0, axis=0)",
