@@ -23,6 +23,7 @@ from align_jax import (
     strip_alignment,
 )
 from align_jax.collection import AlignmentSums
+from tests.cases import thorough
 
 B, N, M, H, D = 3, 5, 7, 2, 4
 METHODS = ("gan", "ot", "ct", "mmd", "energy")
@@ -30,7 +31,7 @@ METHODS = ("gan", "ot", "ct", "mmd", "energy")
 
 def thorough_but(*methods):
     """All methods, of which the rest run what these do."""
-    return [m if m in methods else pytest.param(m, marks=pytest.mark.thorough) for m in METHODS]
+    return thorough(METHODS, *(set(METHODS) - set(methods)))
 
 
 def clouds(seed=0, keys=M):

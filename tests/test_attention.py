@@ -16,6 +16,7 @@ from align_jax import (
     token_masks,
 )
 from align_jax.attention import is_self_attention
+from tests.cases import thorough
 
 B, N, E, H = 3, 6, 16, 4
 PADDING = np.arange(N)[None] < np.array([[6], [4], [1]])
@@ -25,13 +26,7 @@ def inputs(seed=0, tokens=N):
     return jax.random.normal(jax.random.key(seed), (B, tokens, E))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "ct", "none",  # the others change the output as little
-        *(pytest.param(method, marks=pytest.mark.thorough) for method in ("gan", "ot", "mmd")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("method", thorough(("gan", "ot", "ct", "mmd", "none"), "gan", "ot", "mmd"))
 @pytest.mark.parametrize("options", [{}, {"normalize_qk": True, "dropout_rate": 0.3}])
 def test_equals_flax_bit_for_bit(method, options):
     original = nn.MultiHeadDotProductAttention(num_heads=H, **options)

@@ -20,6 +20,7 @@ from align_jax import (
     label_parameters,
     strip_alignment,
 )
+from tests.cases import thorough
 from tests.finder.programs import rotated
 
 X = jax.random.normal(jax.random.key(0), (3, 5, 8))
@@ -78,15 +79,7 @@ KINDS = ("nested", "setup", "scan", "vmap", "remat", "shared", "jit")
 ATTENTIONS = {kind: 1 if kind == "vmap" else LAYERS for kind in KINDS}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=pytest.mark.thorough)
-        if kind in ("nested", "vmap", "jit")
-        else kind
-        for kind in KINDS
-    ],
-)
+@pytest.mark.parametrize("kind", thorough(KINDS, "nested", "vmap", "jit"))
 def test_converts_without_touching_the_model(kind):
     model = Model(kind)
     variables = model.init(jax.random.key(0), X)  # whose operations all kinds share

@@ -13,6 +13,7 @@ import pytest
 from align_jax import divergences, gradient_reversal, numerics
 from align_jax.models import flat_dot_general, layer_norm
 from align_jax.segments import segment_softmax
+from tests.cases import thorough
 
 STEP = 1e-2
 
@@ -85,10 +86,7 @@ CASES = {
 @pytest.mark.parametrize(
     "case",
     # "ot-squared" has the derivatives of the plan, "unit-vectors" those of the cosine.
-    [
-        pytest.param(x, marks=[pytest.mark.thorough] * (x in ("ot-cosine", "ct-dense")))
-        for x in CASES
-    ],
+    thorough(CASES, "ot-cosine", "ct-dense"),
 )
 def test_derivatives_of_the_gradient_are_those_of_its_differences(case):
     function, shapes, forward_mode = CASES[case]

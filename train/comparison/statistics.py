@@ -65,7 +65,7 @@ class Difference:
 def paired_t_test(values: Sequence[float], base: Sequence[float], unit: str = "seed") -> Difference:
     """The mean difference with Student's interval and p-value, of however many pairs.
 
-    Without any spread there is no p-value. It is for a study whose test is named before it is run;
+    Without any spread there is no p-value. This test is for a study that names it before it is run;
     `paired_difference` chooses one by the number of pairs.
 
     Args:
