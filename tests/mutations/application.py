@@ -462,7 +462,7 @@ _STEP: tuple[Mutation, ...] = (
     *faults(
         "train/step/optimizer.py",
         "tests/train/step/test_optimizer.py",
-        ("biases-are-decayed", 'NOT_DECAYED = ("bias", "scale")', 'NOT_DECAYED = ("scale",)'),
+        ("biases-are-decayed", '= ("bias$", "scale$")', '= ("scale$",)'),
         ("clipping-by-entries", "optax.clip_by_global_norm(", "optax.clip("),
         (
             "adamw-decays-within-the-gradient",

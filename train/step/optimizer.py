@@ -25,7 +25,6 @@ from train.step.freezing import ADAPTERS
 OPTIMIZERS = ("adamw", "adam")
 DECAYS = ("linear", "constant", "steps")
 ENCODER = "encoder"  # the pretrained part of a text model; the rest is its head
-NOT_DECAYED = ("bias", "scale")  # of Dense, Conv and LayerNorm
 FINITE = ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "decay_factor",
           "alignment_learning_rate", "head_rate_multiplier", "skip_nonfinite")  # fmt: skip
 MOMENTA = ("beta1", "beta2", "alignment_beta1")
@@ -45,7 +44,8 @@ class OptimizerConfig:
             `decay_factor` at each step of `decay_at`.
         decay_at: rising steps of the run; for "steps" alone.
         decay_factor: see `decay`.
-        weight_decay: biases and LayerNorm scales are never decayed.
+        weight_decay: of the model's parameters but those of `not_decayed`.
+        not_decayed: regular expressions, as of `freeze`; by default biases and LayerNorm scales.
         decay_alignment: whether the alignment networks are decayed as well.
         beta1, beta2, epsilon: Adam's.
         clip_norm: largest global norm of each group's gradient; 0 switches clipping off.
@@ -74,6 +74,7 @@ class OptimizerConfig:
     decay_at: tuple[int, ...] = ()
     decay_factor: float = 0.1
     weight_decay: float = 0.01
+    not_decayed: tuple[str, ...] = ("bias$", "scale$")
     decay_alignment: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
@@ -87,16 +88,18 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay_at", tuple(self.decay_at))  # JSON has lists
-        freeze = (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze)
-        object.__setattr__(self, "freeze", freeze)
-        for expression in freeze:
-            try:
-                re.compile(expression)
-            except (re.error, TypeError) as error:
-                raise ConfigError(
-                    f"optimizer.freeze holds {expression!r}, which is no regular expression: "
-                    f"{error}. Expected such as '^encoder/embeddings/' or 'layer_[0-3]/'."
-                ) from None
+        for field in ("freeze", "not_decayed"):
+            given = getattr(self, field)
+            expressions = (given,) if isinstance(given, str) else tuple(given)
+            object.__setattr__(self, field, expressions)
+            for expression in expressions:
+                try:
+                    re.compile(expression)
+                except (re.error, TypeError) as error:
+                    raise ConfigError(
+                        f"optimizer.{field} holds {expression!r}, which is no regular expression: "
+                        f"{error}. Expected such as '^encoder/embeddings/' or 'layer_[0-3]/'."
+                    ) from None
         for field, known in (("name", OPTIMIZERS), ("decay", DECAYS)):
             value = getattr(self, field)
             if value not in known:
@@ -208,25 +211,22 @@ def parameter_groups(params: Any, *, head: bool = False) -> Any:
     labels = label_parameters(params)
     if not head:
         return labels
-
-    def in_head(label: str) -> str:
-        return "head" if label == "model" else label
-
-    inside = (ENCODER, ADAPTERS)
-    return {n: x if n in inside else jax.tree.map(in_head, x) for n, x in labels.items()}
-
-
-def decayed(params: Any) -> Any:
-    """True for the parameters that weight decay acts on."""
-    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: keystr(path).rpartition("/")[2] not in NOT_DECAYED, params
-    )
+    return {
+        n: x if n in (ENCODER, ADAPTERS) else jax.tree.map(lambda y: y.replace("model", "head"), x)
+        for n, x in labels.items()
+    }
 
 
 def _group(
     config: OptimizerConfig, rate: optax.ScalarOrSchedule, beta1: float, decay_weights: bool
 ) -> optax.GradientTransformation:
+    def decayed(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not any(re.search(one, keystr(path)) for one in config.not_decayed),
+            params,
+        )
+
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     decay = optax.add_decayed_weights(config.weight_decay if decay_weights else 0.0, mask=decayed)
     adam = optax.scale_by_adam(b1=beta1, b2=config.beta2, eps=config.epsilon)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()

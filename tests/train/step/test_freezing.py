@@ -76,10 +76,11 @@ def test_an_expression_that_fits_nothing_or_everything_is_refused(freeze, messag
         split(PARAMS, freeze)
 
 
-@pytest.mark.parametrize("freeze", [("layer_[0",), (3,), (None,)])
-def test_what_is_no_regular_expression_is_refused(freeze) -> None:
-    with pytest.raises(ConfigError, match="optimizer.freeze holds .* no regular expression"):
-        OptimizerConfig(freeze=freeze)
+@pytest.mark.parametrize("field", ["freeze", "not_decayed"])
+@pytest.mark.parametrize("expressions", [("layer_[0",), (3,), (None,)])
+def test_what_is_no_regular_expression_is_refused(field, expressions) -> None:
+    with pytest.raises(ConfigError, match=f"optimizer.{field} holds .* no regular expression"):
+        OptimizerConfig(**{field: expressions})
 
 
 def test_one_string_is_one_expression_and_a_list_is_a_tuple() -> None:

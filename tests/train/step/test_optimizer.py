@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import optax
 import pytest
 
 from train.registry import ConfigError
-from train.step.optimizer import OptimizerConfig, decayed, learning_rate, make_optimizer
+from train.step.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
 PARAMS = {
     "layer_0": {
@@ -106,7 +108,16 @@ def test_only_kernels_outside_the_alignment_are_decayed_by_default() -> None:
     rest = jax.tree.map(lambda x: x, after)
     rest["layer_0"]["attention"]["query"]["kernel"] = kernel(PARAMS)
     jax.tree.map(np.testing.assert_array_equal, rest, PARAMS)
-    assert decayed(PARAMS)["layer_0"]["norm"]["scale"] is False
+
+
+def test_what_is_not_decayed_can_be_said() -> None:
+    config = OptimizerConfig(learning_rate=0.1, decay="constant", weight_decay=0.5)
+    but_queries = dataclasses.replace(config, not_decayed="query/kernel$")
+    assert but_queries.not_decayed == ("query/kernel$",)
+    np.testing.assert_array_equal(kernel(update(but_queries, like(0.0))), kernel(PARAMS))
+    everything = dataclasses.replace(config, not_decayed=())
+    scale = update(everything, like(0.0))["layer_0"]["norm"]["scale"]
+    np.testing.assert_allclose(scale, PARAMS["layer_0"]["norm"]["scale"] * 0.95, rtol=1e-6)
 
 
 def test_decay_alignment_decays_the_critic_too() -> None:
