@@ -44,15 +44,18 @@ def test_equals_flax_bit_for_bit(method, options):
     assert jax.tree.structure(plain) == jax.tree.structure(before["params"])
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(before["params"]), strict=True):
         np.testing.assert_array_equal(a, b)
+    rngs = {"dropout": jax.random.key(3)}
     for deterministic in (True, False):
-        call = {
-            "mask": mask, "deterministic": deterministic, "rngs": {"dropout": jax.random.key(3)}
-        }  # fmt: skip
-        expected = original.apply(before, x, memory, **call)
-        np.testing.assert_array_equal(aligned.apply(after, x, memory, **call), expected)
+
+        def output(module, variables, deterministic=deterministic, **more):
+            call = {"mask": mask, "deterministic": deterministic, "rngs": rngs, **more}
+            return jax.jit(lambda given: module.apply(given, x, memory, **call))(variables)
+
+        expected = output(original, before)
+        np.testing.assert_array_equal(output(aligned, after), expected)
         # The original's parameters suffice, and sowing changes no output.
-        np.testing.assert_array_equal(aligned.apply(before, x, memory, **call), expected)
-        sown = aligned.apply(after, x, memory, **call, mutable=["alignment", "intermediates"])
+        np.testing.assert_array_equal(output(aligned, before), expected)
+        sown = output(aligned, after, mutable=["alignment", "intermediates"])
         np.testing.assert_array_equal(sown[0], expected)
 
 

@@ -31,7 +31,7 @@ def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("has_tokenizer", [True, False])
+@pytest.mark.parametrize("has_tokenizer", [True, pytest.param(False, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     ("head", "pooling"),
     [

@@ -130,24 +130,27 @@ def calibration_metrics(
         >>> round(found["nll"], 4)
         0.6931
     """
-    true = jnp.asarray(labels)
-
-    def measured(logits: jax.Array) -> dict[str, float]:
-        shares = jax.nn.softmax(logits)
-        found = {
-            "ece": calibration.expected_calibration_error(shares, true, bins=bins),
-            "adaptive_ece": calibration.adaptive_calibration_error(shares, true, bins=bins),
-            "nll": calibration.negative_log_likelihood(logits, true),
-            "brier": calibration.brier_score(shares, true),
-        }
-        return {name: float(value) for name, value in found.items()}
-
-    values = measured(jnp.asarray(logits))
+    values = _calibration(logits, labels, 1.0, bins)
     del values["ece"]
     if temperature is not None:
-        scaled = measured(jnp.asarray(logits) / temperature)
-        values |= {"temperature": temperature} | {f"{n}_scaled": x for n, x in scaled.items()}
-    return values
+        scaled = _calibration(logits, labels, temperature, bins)
+        values |= {f"{name}_scaled": x for name, x in scaled.items()}
+    found = {name: float(x) for name, x in jax.device_get(values).items()}
+    return found if temperature is None else found | {"temperature": temperature}
+
+
+@functools.partial(jax.jit, static_argnames="bins")  # one program in place of some sixty
+def _calibration(
+    logits: jax.Array, labels: jax.Array, temperature: float, bins: int
+) -> dict[str, jax.Array]:
+    logits = logits / temperature
+    shares = jax.nn.softmax(logits)
+    return {
+        "ece": calibration.expected_calibration_error(shares, labels, bins=bins),
+        "adaptive_ece": calibration.adaptive_calibration_error(shares, labels, bins=bins),
+        "nll": calibration.negative_log_likelihood(logits, labels),
+        "brier": calibration.brier_score(shares, labels),
+    }
 
 
 def measure_uncertainty(

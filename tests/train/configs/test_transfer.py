@@ -77,13 +77,8 @@ def commonsense(checkpoint, tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("sentiment", marks=pytest.mark.thorough),
-        pytest.param("commonsense", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["sentiment", "commonsense"])
 def test_a_run_reports_every_domain_before_and_after_scaling(name, tmp_path, request) -> None:
     run = request.getfixturevalue(name)
     run = run / "none-seed0" if name == "sentiment" else run

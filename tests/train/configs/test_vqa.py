@@ -85,7 +85,7 @@ def tiny_easy(folder: pathlib.Path):
     return tiny(config)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_sweep_ends_in_a_table_and_pictures(tmp_path) -> None:
     config = tiny_v2(tmp_path / "data")
     console = rich.console.Console(file=io.StringIO(), width=200)
