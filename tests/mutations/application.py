@@ -685,8 +685,8 @@ _RUNS: tuple[Mutation, ...] = (
         "tests/train/run/test_evaluation.py",
         (
             "logits-times-the-temperature",
-            "jnp.asarray(logits) / temperature",
-            "jnp.asarray(logits) * temperature",
+            "logits / temperature",
+            "logits * temperature",
         ),
     ),
     *faults(
