@@ -358,20 +358,20 @@ def _whole(label: str) -> str:
 
 
 def _alike(names: Sequence[str]) -> list[str]:
-    """What is said of classes that may be meant to be one."""
+    """What is said of classes that may be meant to be one, or scores."""
     kinds = collections.defaultdict(list)
     for name in names:
         plain = unicodedata.normalize("NFKC", name.casefold())
         seen = "".join(x for x in plain if unicodedata.category(x) != "Cf")
         kinds[" ".join(seen.split())].append(name)
     pairs = [" and ".join(_told_apart(x)) for x in kinds.values() if len(x) > 1]
-    if not pairs:
-        return []
-    return [
+    alike = (
         f"Classes that differ in capitals, blanks or what is not seen alone: "
         f"{', '.join(pairs)[:200]}. They are learnt as different ones; write them alike if they "
         f"are not."
-    ]
+    )
+    fractions = _numbers(names) and not all(map(_INTEGER.fullmatch, names))
+    return [alike] * bool(pairs) + [f"The classes are numbers.{SCORES}"] * fractions
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:

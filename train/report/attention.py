@@ -23,7 +23,10 @@ from train.run.evaluation import collect_clouds
 from train.step.state import TrainState
 from train.step.step import eval_step
 
-LABELS = {"words": "attention weight (root scale)", "patches": "attention (1: all patches alike)"}
+LABELS = {
+    "words": "attention weight (root scale)",
+    "patches": "attention, a disc per patch (1: even)",
+}
 
 _eval_step = jax.jit(eval_step)
 
@@ -179,5 +182,5 @@ def draw_patches(
     widest = 0.75 * 72 * COLUMN / max(rows, columns)  # points
     return axes.scatter(
         x, y, s=widest**2 * values / limits[1], c=values, cmap=MAP, norm=Normalize(*limits),
-        edgecolors="white", linewidths=0.8,
+        edgecolors="white", linewidths=0.8, clip_on=False,
     )  # fmt: skip

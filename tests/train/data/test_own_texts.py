@@ -272,6 +272,13 @@ def test_classes_that_look_alike_are_said(tmp_path, checkpoint) -> None:
     assert "alone" not in said
 
 
+def test_classes_that_may_be_scores_are_said(tmp_path, checkpoint) -> None:
+    for labels, may_be in (((0.5, 1.5), True), ((1, 5), False), (("0.5", "high"), False)):
+        rows = [(f"cat {n}", labels[n % 2]) for n in range(60)]
+        said = " ".join(make(write_table(tmp_path / "a.csv", rows), checkpoint).description())
+        assert ("If the labels are scores, take --config=" in said) == may_be
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_label_that_was_never_trained_on_is_named(tmp_path, split) -> None:
     other = write_table(tmp_path / "other.csv", [("a", 1), ("b", 3)])
