@@ -22,7 +22,7 @@ STEPS = 200
     "SIGKILL at a random moment, half of them during a save (1 and 4 devices)",
     "The same command goes on; the final parameters are bitwise those of a run never killed",
 )
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("devices", [1, 4])
 def test_a_run_killed_at_random_ends_like_one_that_was_not(tmp_path, devices) -> None:
     """Half of the kills come while a checkpoint is being written, the others at any time."""

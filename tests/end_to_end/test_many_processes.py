@@ -23,6 +23,7 @@ from tests.train.commands import run_quietly
 from train.devices.hosts import HEARTBEAT_SECONDS
 from train.run.log import read_records
 
+pytestmark = pytest.mark.thorough
 # The widths are those from which FSDP cuts a kernel (`partition.LEAST_SIZE`).
 SHORT = {
     "train__steps": 8, "eval__every": 4, "optimizer__epsilon": 1e-3,
@@ -63,14 +64,7 @@ def alone(tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-@pytest.mark.parametrize(
-    ("processes", "devices", "options"),
-    [
-        pytest.param(2, 1, {}, marks=pytest.mark.thorough),
-        pytest.param(2, 2, CUT, marks=pytest.mark.slow),
-        pytest.param(4, 1, {}, marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("processes", "devices", "options"), [(2, 1, {}), (2, 2, CUT), (4, 1, {})])
 def test_many_processes_train_the_model_of_one(
     tmp_path, alone, processes, devices, options
 ) -> None:
@@ -89,7 +83,6 @@ def test_many_processes_train_the_model_of_one(
     "One of several processes is killed",
     "The others end with a message; started again, all go on",
 )
-@pytest.mark.slow
 def test_one_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, alone) -> None:
     workdir = tmp_path / "run"
     processes = start_together(workdir, 2, **SHORT | {"train__steps": 100_000})
@@ -111,7 +104,6 @@ def test_one_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path, alon
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.slow
 @pytest.mark.fault(
     "SIGTERM for one process or for one of two",
     "All save after the same step and exit with status 143; started again, they go on",
@@ -136,7 +128,6 @@ def test_sigterm_saves_and_exits(tmp_path, processes) -> None:
     "A batch that the processes cannot share equally",
     "Refused, with the number that would do",
 )
-@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path) -> None:
     processes = start_together(tmp_path / "run", 2, **SHORT, data__batch_size=15)
     messages = []

@@ -31,7 +31,7 @@ def config(real_data):
     config.data.folder = str(real_data / "tfds")
     config.data.update({"batch_size": 16, "buckets": (64,), "max_length": 64})
     config.optimizer.warmup_steps = 4
-    config.train.update({"steps": 30, "log_every": 10, "checkpoint_every": 15})
+    config.train.update({"steps": 16, "log_every": 8, "checkpoint_every": 8})
     config.train.keep_checkpoints = 2
     config.eval.update({"every": 0, "at_start": False, "during": (), "final": ("validation",)})
     config.eval.mmd_examples = 16
@@ -46,9 +46,9 @@ def test_training_resuming_predicting_and_exporting(config, tmp_path) -> None:
     assert np.isfinite(records[-1]["alignment"])
     assert whole["metrics"]["validation"]["accuracy"] > 0.65
 
-    # As an interrupted run would leave it: the last checkpoint is that of step 15.
+    # As an interrupted run would leave it: the last checkpoint is that of step 8.
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "30")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "16")
     (tmp_path / "cut" / "result.json").unlink()
     resumed = run_quietly(config, tmp_path / "cut")
     assert resumed["metrics"] == whole["metrics"]

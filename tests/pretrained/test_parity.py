@@ -141,7 +141,7 @@ def test_random_weights(kind, head, tmp_path, report) -> None:
     check_random_weights(kind, head, sizes, tmp_path, report)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["bert", "roberta", "albert"])
 @pytest.mark.parametrize("head", ["encoder", "classification"])
 def test_random_weights_of_the_base_sizes(kind, head, tmp_path, report) -> None:
