@@ -124,6 +124,7 @@ def test_a_model_is_served_over_http(tmp_path, monkeypatch):
     assert all(reply["error"] for _, reply in refused)
 
 
+@pytest.mark.thorough
 def test_the_exports_agree():
     """Its blocks in "py" need PyTorch and flatbuffers, which a checkout may not have."""
     for package in ("torch", "transformers", "flatbuffers"):

@@ -17,7 +17,7 @@ CONFIG = "--config=train/configs/digits.py"
 SMALL = [
     "--config.model.hidden_size=16", "--config.model.layers=1", "--config.model.patch_size=4",
     "--config.train.steps=4", "--config.train.log_every=2", "--config.eval.every=2",
-    "--config.optimizer.warmup_steps=0", "--config.alignment.method=ct",
+    "--config.optimizer.warmup_steps=0", "--config.alignment.method=energy",
     "--config.eval.mmd_examples=0",
 ]  # fmt: skip
 
@@ -154,5 +154,5 @@ def test_the_command_trains_resumes_and_refuses_another_model(tmp_path) -> None:
 
     refused = command(CONFIG, workdir, *SMALL, "--config.alignment.method=gan", forked=True)
     assert refused.returncode != 0
-    assert "alignment.method was 'ct', now 'gan'" in refused.stderr
+    assert "alignment.method was 'energy', now 'gan'" in refused.stderr
     assert "Traceback" not in refused.stderr

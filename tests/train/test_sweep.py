@@ -32,7 +32,7 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
 ) -> None:
     config = tiny_config("none", train__steps=2, eval__every=2)
     config.name = "[digits](x) <b>"
-    printed = run(config, ["none", "ct"], [0, 1], tmp_path)
+    printed = run(config, ["none", "energy"], [0, 1], tmp_path)
     written = (tmp_path / "table.md").read_text()
     assert written.startswith(r"\[digits\](x) \<b\>: seeds \[0, 1\]")  # no link, no tag
     assert "[digits](x) <b>: seeds [0, 1]" in printed
@@ -43,11 +43,11 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     assert "paired by seed, not adjusted for being 2" in noise
 
     results = [
-        json.loads((tmp_path / f"ct-seed{seed}" / "result.json").read_text()) for seed in (0, 1)
+        json.loads((tmp_path / f"energy-seed{seed}" / "result.json").read_text()) for seed in (0, 1)
     ]
     accuracies = [result["metrics"]["test"]["accuracy"] for result in results]
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert rows["ct"]["test accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert rows["energy"]["test accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
     assert rows["none"]["divergence"] is None
     assert rows["none"]["over plain"]["mean"] == 1.0
     picture = matplotlib.image.imread(tmp_path / "picture.png")
@@ -57,7 +57,7 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     monkeypatch.setattr(loop, "run", lambda *_, **__: pytest.fail("ran again"))
     monkeypatch.setattr(sweep, "measure_step_times", lambda *_: pytest.fail("timed again"))
     monkeypatch.setattr(sweep, "write_pictures", lambda *_: [])  # those are drawn again
-    assert run(config, ["none", "ct"], [0, 1], tmp_path).count("finished before") == 4
+    assert run(config, ["none", "energy"], [0, 1], tmp_path).count("finished before") == 4
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "nan"])
