@@ -14,7 +14,7 @@ import pytest
 from tests.end_to_end.processes import final_params, finish, start
 from train.run.log import read_records
 
-KILLS = 5  # of each number of devices
+KILLS = 4  # of each number of devices
 STEPS = 200
 
 

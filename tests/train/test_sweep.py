@@ -57,7 +57,12 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     monkeypatch.setattr(loop, "run", lambda *_, **__: pytest.fail("ran again"))
     monkeypatch.setattr(sweep, "measure_step_times", lambda *_: pytest.fail("timed again"))
     monkeypatch.setattr(sweep, "write_pictures", lambda *_: [])  # those are drawn again
-    assert run(config, ["none", "energy"], [0, 1], tmp_path).count("finished before") == 4
+    again = run(config, ["none", "energy"], [0, 1], tmp_path)
+    assert again.count("finished before") == 4
+    assert "not asked for" not in again
+    assert "not in the table: energy-seed0, energy-seed1, none-seed0." in run(
+        config, ["none"], [1], tmp_path
+    )
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "nan"])
