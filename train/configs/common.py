@@ -13,6 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from align_jax import AlignmentConfig
+from train.experiment.experiment import PARTS
+from train.registry import look_up
 from train.step.optimizer import OptimizerConfig
 
 _OPTIONAL = {"int | None": int, "float | None": float}  # the others are tuples, such as of layers
@@ -75,6 +77,20 @@ def default_config() -> ConfigDict:
     config.eval.attention = False
     config.eval.mmd_every = 1  # evaluations; 0: before the first step and at the end alone
     return config
+
+
+def part(kind: str, name: str, without: Collection[str] = (), **values: Any) -> ConfigDict:
+    """The section of the data, the task or the model that is registered under a name.
+
+    Arguments as of `section`; the data's seed is the config's.
+
+    Example:
+        >>> part("data", "digits", batch_size=32).name
+        'digits'
+    """
+    result = section(look_up(kind, name, PARTS[kind]), ("seed", *without), **values)
+    result.name = name
+    return result
 
 
 def section(settings: type, without: Collection[str] = (), **values: Any) -> ConfigDict:

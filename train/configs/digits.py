@@ -10,10 +10,7 @@ Data:      1,797 images of 8x8 pixels, inside scikit-learn; nothing is downloade
 
 from ml_collections import ConfigDict
 
-from align_jax.models import ViTConfig
-from train.configs.common import default_config, section
-from train.data.digits import Digits
-from train.tasks.classification import Classification
+from train.configs.common import default_config, part
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -27,14 +24,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # What the data determine (image size, channels, classes) is not set here.
     from_data = ("image_size", "channels", "num_classes", "alignment")
-    config.model = section(ViTConfig, without=from_data, hidden_size=64, layers=2, dropout=0.1)
-    config.model.name = "vit"
-
-    config.data = section(Digits, without=("seed",), batch_size=64, test_fraction=0.2)
-    config.data.name = "digits"
-
-    config.task = section(Classification)
-    config.task.name = "classification"
+    config.model = part("model", "vit", from_data, hidden_size=64, layers=2, dropout=0.1)
+    config.data = part("data", "digits", batch_size=64, test_fraction=0.2)
+    config.task = part("task", "classification")
 
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_share = 1 / 6

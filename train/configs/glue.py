@@ -25,11 +25,10 @@ other order. On SST-2 that trains on a random 10,000 of the 67,349 examples.
 
 from ml_collections import ConfigDict
 
-from train.configs.common import section
+from train.configs.common import part
 from train.configs.text import text_config, use_minilm
-from train.data.glue import GLUE, Glue
+from train.data.glue import GLUE
 from train.registry import check_known
-from train.tasks.text import TextClassification, TextRegression
 
 # Table 7: learning rate, batch size, ALBERT dropout, steps, warm-up. The classifier's dropout is
 # 0.1 and the length 512 for all of them.
@@ -61,11 +60,10 @@ def get_config(arg: str = "mrpc") -> ConfigDict:
     """The experiment; `arg` is "TASK" or "TASK,minilm"."""
     task, _, model = (arg or "mrpc").partition(",")
     check_known("glue.py: there is no task", task, GLUE)
-    config = text_config(f"glue-{task}", model, Glue, dataset=task)
+    config = text_config(f"glue-{task}", model, dataset=task)
 
     regression = not GLUE[task].labels
-    config.task = section(TextRegression if regression else TextClassification)
-    config.task.name = "text_regression" if regression else "text_classification"
+    config.task = part("task", "text_regression" if regression else "text_classification")
     if not regression:
         config.task.corpus = CORPUS.get(task, ())
 

@@ -18,11 +18,8 @@ last epoch at which both did.
 
 from ml_collections import ConfigDict
 
-from align_jax.models.gat import GATConfig
-from train.configs.common import default_config, section
-from train.data.planetoid import Planetoid
+from train.configs.common import default_config, part
 from train.registry import check_known
-from train.tasks.node_classification import NodeClassification
 
 DATASETS = ("cora", "citeseer", "pubmed")
 
@@ -36,17 +33,13 @@ def get_config(arg: str = "cora") -> ConfigDict:
     config.name = f"planetoid-{dataset}"
 
     from_data = ("num_classes", "alignment")
-    config.model = section(GATConfig, without=from_data, num_output_heads=8 if pubmed else 1)
-    config.model.name = "gat"
+    config.model = part("model", "gat", from_data, num_output_heads=8 if pubmed else 1)
     # Chosen for its cost: with all of Cora's nodes a step with "ot" or "mmd" takes seconds. "ct"
     # runs along the edges, which are all of them.
     config.alignment.tokens = 512
 
-    config.data = section(Planetoid, without=("seed",), dataset=dataset)
-    config.data.name = "planetoid"
-
-    config.task = section(NodeClassification)
-    config.task.name = "node_classification"
+    config.data = part("data", "planetoid", dataset=dataset)
+    config.task = part("task", "node_classification")
 
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 0.01 if pubmed else 0.005

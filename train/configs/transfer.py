@@ -35,11 +35,10 @@ examples. At most 256 tokens are read, of a premise and hypothesis or the like 1
 
 from ml_collections import ConfigDict
 
-from train.configs.common import section
+from train.configs.common import part
 from train.configs.text import text_config, use_minilm
-from train.data.transfer import DOMAINS, Transfer
+from train.data.transfer import DOMAINS
 from train.registry import check_known
-from train.tasks.text import MultipleChoice, TextClassification
 
 TRAIN_EXAMPLES = {
     "nli": 549_367, "paraphrase": 363_846, "commonsense": 73_546, "sentiment": 67_349,
@@ -52,11 +51,10 @@ def get_config(arg: str = "sentiment") -> ConfigDict:
     """The experiment; `arg` is "DOMAINS" or "DOMAINS,minilm"."""
     name, _, model = (arg or "sentiment").partition(",")
     check_known("transfer.py: there are no domains", name, DOMAINS)
-    config = text_config(f"transfer-{name}", model, Transfer, domains=name)
+    config = text_config(f"transfer-{name}", model, domains=name)
 
-    task = MultipleChoice if DOMAINS[name].choices > 1 else TextClassification
-    config.task = section(task)
-    config.task.name = "multiple_choice" if task is MultipleChoice else "text_classification"
+    choice = DOMAINS[name].choices > 1
+    config.task = part("task", "multiple_choice" if choice else "text_classification")
 
     config.model.pretrained = "google-bert/bert-base-uncased"
     config.model.dropout = config.model.attention_dropout = 0.1

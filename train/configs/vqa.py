@@ -21,12 +21,8 @@ Noise is Gaussian, of mean 0 and variance 1, added to the regions' features: the
 
 from ml_collections import ConfigDict
 
-from align_jax.models import MCANConfig
-from train.configs.common import default_config, section
-from train.data.easy_vqa import EasyVQA
-from train.data.vqa_v2 import VQAv2
+from train.configs.common import default_config, part
 from train.registry import check_known
-from train.tasks.vqa import QuestionAnswering
 
 EPOCH = 443_757 // 64  # VQA-v2's training questions, in steps
 FROM_DATA = ("vocabulary_size", "num_answers", "region_features", "region_positions", "alignment")
@@ -38,8 +34,7 @@ def get_config(arg: str = "easy") -> ConfigDict:
     check_known("vqa.py: there is no data set", arg, ("easy", "v2"))
     config = default_config()
     config.name = f"vqa-{arg}"
-    config.task = section(QuestionAnswering)
-    config.task.name = "question_answering"
+    config.task = part("task", "question_answering")
     config.optimizer.name = "adam"
     config.optimizer.weight_decay = 0.0
     config.optimizer.beta2 = 0.98
@@ -54,13 +49,11 @@ def get_config(arg: str = "easy") -> ConfigDict:
 
 def _easy(config: ConfigDict) -> None:
     """A small model: shapes in eight colours take no more."""
-    config.model = section(
-        MCANConfig, without=FROM_DATA, word_features=32, hidden_size=64, layers=2, heads=4,
+    config.model = part(
+        "model", "mcan", FROM_DATA, word_features=32, hidden_size=64, layers=2, heads=4,
         mlp_size=256, reduction_size=64, fused_size=128, dropout=0.02, attention_dropout=0.02,
     )  # fmt: skip
-    config.model.name = "mcan"
-    config.data = section(EasyVQA, without=("seed",), eval_batch_size=256)
-    config.data.name = "easy_vqa"
+    config.data = part("data", "easy_vqa", eval_batch_size=256)
     config.optimizer.learning_rate = 4e-4  # at 1e-3 it is slow to learn shapes
     config.optimizer.warmup_share = 0.05
     config.train.steps = 4000
@@ -74,10 +67,8 @@ def _easy(config: ConfigDict) -> None:
 
 def _v2(config: ConfigDict) -> None:
     """The published small model and its schedule."""
-    config.model = section(MCANConfig, without=FROM_DATA)
-    config.model.name = "mcan"
-    config.data = section(VQAv2, without=("seed",))
-    config.data.name = "vqa_v2"
+    config.model = part("model", "mcan", FROM_DATA)
+    config.data = part("data", "vqa_v2")
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_share = 3 / 13  # 3 epochs, as published, but without its steps
     config.optimizer.decay = "steps"

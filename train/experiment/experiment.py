@@ -38,6 +38,9 @@ MODELS = {
     "vit": "align_jax.models:VisionTransformer",
 }
 
+# The classes whose fields are the keys of a section that has a name.
+PARTS = {"data": DATA, "task": TASKS, "model": MODEL_CONFIGS}
+
 # What the numbers in the sections `train` and `eval` are at least; 0 is never, or none.
 LEAST = {
     "train.steps": 0, "train.min_steps": 0, "train.log_every": 0, "train.keep_checkpoints": 0,
@@ -149,7 +152,7 @@ def default_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def settings_classes(config: Mapping[str, Any]) -> dict[str, Any]:
     """The class whose fields are a section's keys, for each section of a config that has one."""
     classes: dict[str, Any] = {"optimizer": OptimizerConfig, "alignment": AlignmentConfig}
-    for kind, registry in (("data", DATA), ("task", TASKS), ("model", MODEL_CONFIGS)):
+    for kind, registry in PARTS.items():
         name = config.get(kind, {}).get("name")
         if name in registry:
             classes[kind] = look_up(kind, name, registry)
