@@ -12,8 +12,10 @@ import pathlib
 import re
 import typing
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from flax import traverse_util
 
 from train.registry import ConfigError
 
@@ -21,6 +23,7 @@ from train.registry import ConfigError
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 BUCKET = "gs"  # the one that Orbax writes to
 BUCKET_PACKAGES = ("gcsfs", "tensorflow")  # either lets etils reach it
+URL_KEYS = ("train.init_from",)  # of a config; `place_of` is asked about their values
 
 
 def place_of(given: str | os.PathLike[str], what: str, *, bucket: bool = False) -> pathlib.Path:
@@ -89,28 +92,20 @@ def reaching(place: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def check_no_url(config: Any, allowed: tuple[str, ...] = ("train.init_from",)) -> None:
+def check_no_url(config: Mapping[str, Any]) -> None:
     """Refuses URLs among a config's values: they would be taken for folders of this machine.
 
     Raises:
-        ConfigError: there is one, not under the keys that `place_of` is asked about.
+        ConfigError: there is one, not under `URL_KEYS`.
 
     Example:
         >>> check_no_url({"data": {"folder": "s3://bucket/squad"}})
         Traceback (most recent call last):
         train.registry.ConfigError: config.data.folder is the URL 's3://bucket/squad'; ...
     """
-    for key, value in _leaves(config):
-        if isinstance(value, str) and key not in allowed and _URL.fullmatch(value):
+    for key, value in traverse_util.flatten_dict(dict(config), sep=".").items():
+        if isinstance(value, str) and key not in URL_KEYS and _URL.fullmatch(value):
             raise ConfigError(
                 f"config.{key} is the URL {value!r}; expected a path of this machine. Copy what is "
                 f"there to this machine, or mount it as a folder."
             )
-
-
-def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if hasattr(value, "items"):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -762,8 +762,8 @@ _RUNS: tuple[Mutation, ...] = (
         ),
         (
             "a-url-in-a-config-is-a-folder",
-            "key not in allowed and _URL.fullmatch(value)",
-            "key in allowed and _URL.fullmatch(value)",
+            "key not in URL_KEYS and _URL.fullmatch(value)",
+            "key in URL_KEYS and _URL.fullmatch(value)",
         ),
     ),
     *faults(

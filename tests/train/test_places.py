@@ -99,7 +99,7 @@ def test_the_cache_lies_where_it_can_be_written(monkeypatch, tmp_path, capsys) -
 @pytest.mark.parametrize("key", ["data.folder", "model.pretrained"])
 def test_urls_in_a_config_are_refused_by_key(key, tiny_config) -> None:
     with pytest.raises(ConfigError, match=f"config.{key} is the URL 's3://bucket/x'"):
-        check_no_url(ConfigDict({key.split(".")[0]: {key.split(".")[1]: "s3://bucket/x"}}))
+        check_no_url({key.split(".")[0]: {key.split(".")[1]: "s3://bucket/x"}})
     check_no_url({"train": {"init_from": "gs://bucket/run"}, "data": {"folder": "package:a/b"}})
     config = tiny_config().unlock()
     config.name = "https://host/x"

@@ -117,7 +117,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     bandwidth = config.eval.get("mmd_bandwidth", 1.0)
     if not 0 < bandwidth < float("inf"):
         raise ConfigError(f"eval.mmd_bandwidth is {bandwidth}; expected a number above 0.")
-    check_no_url(config)
+    check_no_url(config.to_dict())
     alignment = build_alignment(config)
     config, data = _settled_data(config)
     task = _build(config, "task", TASKS)
@@ -127,7 +127,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
 
 def settled_config(config: ConfigDict) -> ConfigDict:
     """A config with what it left open; raises ConfigError as `build_experiment` does."""
-    check_no_url(config)
+    check_no_url(config.to_dict())
     return _settled_data(config)[0]
 
 
