@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from train.data.base import Batch, pad
 from train.devices.mesh import MeshRunner
-from train.registry import ConfigError, nearest
+from train.registry import ConfigError, check_known
 from train.step.state import TrainState
 from train.step.step import eval_step, stochastic_step, train_step
 
@@ -118,10 +118,7 @@ def make_parallel(
         raise ConfigError(
             f"train.microbatch_size is {microbatch_size}; expected 0 (all rows at once) or more."
         )
-    if name not in WAYS:
-        raise ConfigError(
-            f"train.parallel is {name!r}; {nearest(name, WAYS)}known: {', '.join(WAYS)}."
-        )
+    check_known("train.parallel is", name, WAYS)
     if name == "mesh":
         return MeshRunner(devices, model=model, fsdp=fsdp, microbatch_size=microbatch_size)
     for wanted, what in (
