@@ -107,39 +107,29 @@ def _encoder(config: EncoderConfig) -> Iterator[tuple[Path, str]]:
     else:
         prefixes = [f"encoder.layer.{number}" for number in range(config.layers)]
     for number, prefix in enumerate(prefixes):
-        for path, name in (_ALBERT_LAYER if albert else _BERT_LAYER).items():
-            yield (f"layer_{number}", *path), f"{prefix}.{name}"
+        for path, names in _LAYER.items():
+            yield (f"layer_{number}", *path), f"{prefix}.{names[albert]}"
     yield ("pooler",), "pooler" if albert else "pooler.dense"
 
 
-_BERT_LAYER: dict[Path, str] = {
-    ("attention", "query"): "attention.self.query",
-    ("attention", "key"): "attention.self.key",
-    ("attention", "value"): "attention.self.value",
-    ("attention", "out"): "attention.output.dense",
-    ("attention_norm",): "attention.output.LayerNorm",
-    ("mlp_in",): "intermediate.dense",
-    ("mlp_out",): "output.dense",
-    ("mlp_norm",): "output.LayerNorm",
-}
-_ALBERT_LAYER: dict[Path, str] = {
-    ("attention", "query"): "attention.query",
-    ("attention", "key"): "attention.key",
-    ("attention", "value"): "attention.value",
-    ("attention", "out"): "attention.dense",
-    ("attention_norm",): "attention.LayerNorm",
-    ("mlp_in",): "ffn",
-    ("mlp_out",): "ffn_output",
-    ("mlp_norm",): "full_layer_layer_norm",
+# The parts of a layer: where ours are, and what checkpoints of BERT and of ALBERT call them.
+_LAYER: dict[Path, tuple[str, str]] = {
+    ("attention", "query"): ("attention.self.query", "attention.query"),
+    ("attention", "key"): ("attention.self.key", "attention.key"),
+    ("attention", "value"): ("attention.self.value", "attention.value"),
+    ("attention", "out"): ("attention.output.dense", "attention.dense"),
+    ("attention_norm",): ("attention.output.LayerNorm", "attention.LayerNorm"),
+    ("mlp_in",): ("intermediate.dense", "ffn"),
+    ("mlp_out",): ("output.dense", "ffn_output"),
+    ("mlp_norm",): ("output.LayerNorm", "full_layer_layer_norm"),
 }
 
 
 def canonical_name(name: str, config: EncoderConfig) -> str:
     """A tensor's name without the model's prefix and with today's names for LayerNorm's parts."""
     name = name.removeprefix(f"{model_type(config)}.")
-    for legacy, current in (("LayerNorm.gamma", "LayerNorm.weight"),
-                            ("LayerNorm.beta", "LayerNorm.bias")):  # fmt: skip
-        if name.endswith(legacy):
+    for legacy, current in (("gamma", "weight"), ("beta", "bias")):
+        if name.endswith(f"LayerNorm.{legacy}"):
             name = name.removesuffix(legacy) + current
     return name
 

@@ -935,21 +935,17 @@ _PRETRAINED: tuple[Mutation, ...] = (
     *faults(
         "align_jax/pretrained/convert.py",
         "tests/pretrained/test_load.py",
-        (
-            "legacy-gamma-is-the-bias",
-            '("LayerNorm.gamma", "LayerNorm.weight")',
-            '("LayerNorm.gamma", "LayerNorm.bias")',
-        ),
+        ("legacy-gamma-is-the-bias", '("gamma", "weight")', '("gamma", "bias")'),
     ),
     *faults(
         "align_jax/pretrained/convert.py",
         "tests/pretrained/test_save.py",
         (
             "exported-query-and-key-exchanged",
-            '("attention", "query"): "attention.self.query",\n'
-            '    ("attention", "key"): "attention.self.key",',
-            '("attention", "query"): "attention.self.key",\n'
-            '    ("attention", "key"): "attention.self.query",',
+            '("attention", "query"): ("attention.self.query", "attention.query"),\n'
+            '    ("attention", "key"): ("attention.self.key", "attention.key"),',
+            '("attention", "query"): ("attention.self.key", "attention.key"),\n'
+            '    ("attention", "key"): ("attention.self.query", "attention.query"),',
         ),
     ),
     *faults(
