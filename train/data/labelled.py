@@ -53,6 +53,11 @@ class LabelledTexts(TextSource):
         """The names of the splits."""
         raise NotImplementedError
 
+    @functools.cached_property
+    def examples(self) -> dict[str, int]:
+        """Sizes of the splits."""
+        return {split: len(self.read(split)) for split in self.splits}
+
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of an example's texts."""

@@ -125,11 +125,6 @@ class OwnTexts(LabelledTexts):
             return ()
         return self.labels or _classes(self._raw("train"))
 
-    @functools.cached_property
-    def examples(self) -> dict[str, int]:
-        """Sizes of the splits."""
-        return {split: len(self.read(split)) for split in self.splits}
-
     @property
     def found(self) -> Mapping[str, Any]:
         """What a run keeps of its data: classes, fingerprint, the scores' place and scale."""

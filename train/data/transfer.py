@@ -128,11 +128,6 @@ class Transfer(LabelledTexts):
         """Texts that an example is a choice between; 1 where it is no such choice."""
         return DOMAINS[self.domains].choices
 
-    @functools.cached_property
-    def examples(self) -> dict[str, int]:
-        """Sizes of the splits."""
-        return {split: len(self.read(split)) for split in self.splits}
-
     def read(self, split: str) -> Examples:
         """The examples of a split, in order; their ids are their places in the corpus."""
         self.check_split(split)
