@@ -147,18 +147,10 @@ def _dense(
     )
 
 
-def _streamed(
-    query_features: Array,
-    key_features: Array,
-    query_navigation: Array,
-    key_navigation: Array,
-    query_mask: Array,
-    key_mask: Array,
-    cost: str,
-) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
-    """Equal to `_dense`, in memory linear in the number of tokens."""
-    batch, _, heads, _ = query_features.shape
-    clouds = (query_features, key_features, query_navigation, key_navigation)
+def _streamed(*arrays: Array, cost: str) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
+    """Equal to `_dense` of the same arguments, in memory linear in the number of tokens."""
+    *clouds, query_mask, key_mask = arrays
+    batch, _, heads, _ = clouds[0].shape
     query, key, query_navigation, key_navigation = map(blocks.per_head, clouds)
     query_mask, key_mask = (jnp.repeat(mask, heads, axis=0) for mask in (query_mask, key_mask))
     factors = cost_factors(query, key, query_mask, key_mask, cost)
