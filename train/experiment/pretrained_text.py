@@ -11,8 +11,6 @@ from flax import traverse_util
 from align_jax import AdapterConfig, AlignmentConfig
 from align_jax.pretrained import Pretrained, Tokenizer, load
 
-HEADS = ("classification", "regression", "multiple_choice", "span")
-
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedTextConfig:
@@ -60,8 +58,6 @@ class PretrainedTextConfig:
     tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ValueError(f"model.head is {self.head!r}; expected one of {HEADS}.")
         object.__setattr__(self, "adapter_targets", tuple(self.adapter_targets))  # JSON has lists
         _ = self.adapters  # refuses numbers that make none
 
