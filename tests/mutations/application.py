@@ -820,9 +820,9 @@ _RESULTS: tuple[Mutation, ...] = (
         "tests/train/comparison/test_statistics.py",
         ("three-seeds-are-resampled", "LEAST_FOR_BOOTSTRAP = 8", "LEAST_FOR_BOOTSTRAP = 3"),
         (
-            "t-interval-with-a-degree-too-many",
-            "interval(CONFIDENCE, count - 1, loc",
-            "interval(CONFIDENCE, count, loc",
+            "t-interval-of-another-confidence",
+            "confidence_interval(CONFIDENCE)",
+            "confidence_interval(1.0 - (1.0 - CONFIDENCE) / 2.0)",
         ),
         (
             "sign-flips-are-not-asked",

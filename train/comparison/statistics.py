@@ -93,10 +93,9 @@ def paired_t_test(values: Sequence[float], base: Sequence[float], unit: str = "s
         return Difference(mean, None, None, count, "", unit)
     if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):  # nothing to divide by, or to resample
         return Difference(mean, mean, mean, count, NO_SPREAD, unit)
-    error = scipy.stats.sem(differences)
-    low, high = scipy.stats.t.interval(CONFIDENCE, count - 1, loc=mean, scale=error)
-    p_value = 2.0 * float(scipy.stats.t.sf(abs(mean) / error, count - 1))
-    return Difference(mean, float(low), float(high), count, "Student's t", unit, p_value)
+    test = scipy.stats.ttest_1samp(differences, 0.0)
+    low, high = map(float, test.confidence_interval(CONFIDENCE))
+    return Difference(mean, low, high, count, "Student's t", unit, float(test.pvalue))
 
 
 def paired_difference(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,10 +23,8 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Metrics that are no sum over examples: name -> function of labels and predictions.
 CORPUS_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "matthews": sklearn.metrics.matthews_corrcoef,
-    "f1": lambda label, prediction: sklearn.metrics.f1_score(label, prediction, zero_division=0.0),
-    "macro_f1": lambda label, prediction: sklearn.metrics.f1_score(
-        label, prediction, average="macro", zero_division=0.0
-    ),
+    "f1": functools.partial(sklearn.metrics.f1_score, zero_division=0.0),
+    "macro_f1": functools.partial(sklearn.metrics.f1_score, average="macro", zero_division=0.0),
 }
 
 
