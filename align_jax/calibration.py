@@ -127,10 +127,9 @@ def confidence_bins(
         )
     _check_bins(bins)
     check_where(where, confidence.shape)
-    known = numerics.concrete(confidence)
-    counted = numerics.concrete(True if where is None else where)
-    if known is not None and counted is not None and (((known < 0) | (known > 1)) & counted).any():
-        raise ValueError(f"confidence holds {known.tolist()}; expected numbers in [0, 1].")
+    if numerics.first_wrong(confidence, lambda x: (x < 0) | (x > 1), where) is not None:
+        shown = np.asarray(confidence).tolist()
+        raise ValueError(f"confidence holds {shown}; expected numbers in [0, 1].")
     correct = correct.astype(jnp.float32)
     # A NaN goes into a bin, where it shows.
     index = jnp.ceil(jnp.nan_to_num(confidence) * bins).astype(jnp.int32) - 1
@@ -299,7 +298,12 @@ def fit_temperature(
     logits = logits.astype(jnp.float32)
     true = jnp.take_along_axis(logits, labels[:, None], axis=-1, mode="clip")[:, 0]
     true = _known(true, logits, labels)
-    _check_possible(true, where)
+    impossible = numerics.first_wrong(true, np.isneginf, where)
+    if impossible is not None:
+        raise ValueError(
+            f"the label of example {impossible[0]} has the logit -inf, which no temperature makes "
+            f"possible. Leave it out by `where`, or correct the label or the mask of the classes."
+        )
     possible = logits > -jnp.inf
     finite = jnp.where(possible | jnp.isnan(logits), logits, 0.0)
 
@@ -357,13 +361,3 @@ def _confidence(
 def _check_bins(bins: int) -> None:
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}.")
-
-
-def _check_possible(true: Array, where: Array | None) -> None:
-    numbers, counted = numerics.concrete(true), numerics.concrete(True if where is None else where)
-    if numbers is not None and counted is not None and (np.isneginf(numbers) & counted).any():
-        example = (np.isneginf(numbers) & counted).argmax()
-        raise ValueError(
-            f"the label of example {example} has the logit -inf, which no temperature makes "
-            f"possible. Leave it out by `where`, or correct the label or the mask of the classes."
-        )

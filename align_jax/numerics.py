@@ -6,7 +6,7 @@ F feature dimension.
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -268,12 +268,6 @@ def check_patterns(name: str, patterns: Iterable[str]) -> None:
             raise ValueError(f"{name} holds {pattern!r}, no regular expression: {error}.") from None
 
 
-def first_place(wrong: np.ndarray, counted: np.ndarray | None) -> tuple[int, ...] | None:
-    """Where the first wrong entry is among those that count; None if there is none."""
-    places = np.argwhere(wrong if counted is None else wrong & counted)
-    return tuple(places[0].tolist()) if len(places) else None
-
-
 def concrete(x: Any) -> np.ndarray | None:
     """The numbers of an array, to be checked; None while a function is traced: there are none.
 
@@ -282,6 +276,17 @@ def concrete(x: Any) -> np.ndarray | None:
     if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
         return None
     return np.asarray(x)
+
+
+def first_wrong(
+    x: Any, wrong: Callable[[np.ndarray], np.ndarray], where: Any = None
+) -> tuple[int, ...] | None:
+    """Where the first wrong entry is among those that count; None if there is none, or traced."""
+    numbers, counted = concrete(x), concrete(True if where is None else where)
+    if numbers is None or counted is None:
+        return None
+    places = np.argwhere(wrong(numbers) & counted)
+    return tuple(places[0].tolist()) if len(places) else None
 
 
 def check_indices(
@@ -299,14 +304,11 @@ def check_indices(
     """
     if not jnp.issubdtype(jnp.result_type(indices), jnp.integer):
         raise TypeError(f"{name} must be integers, got {jnp.result_type(indices)}.")
-    numbers, counted = concrete(indices), None if where is None else concrete(where)
-    if numbers is None or (where is not None and counted is None):
-        return
-    place = first_place((numbers < 0) | (numbers >= count), counted)
+    place = first_wrong(indices, lambda numbers: (numbers < 0) | (numbers >= count), where)
     if place is not None:
         raise ValueError(
-            f"{name} hold {numbers[place]} at {list(place)}, but there are {count} {what}, 0 to "
-            f"{count - 1}.{advice and ' ' + advice}"
+            f"{name} hold {np.asarray(indices)[place]} at {list(place)}, but there are {count} "
+            f"{what}, 0 to {count - 1}.{advice and ' ' + advice}"
         )
 
 

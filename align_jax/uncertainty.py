@@ -149,18 +149,16 @@ def check_probabilities(probabilities: Any, where: Any = None, *, finite: bool =
 
     Traced arrays pass; NaN does, unless they are to be `finite`.
     """
-    numbers = numerics.concrete(probabilities)
-    counted = None if where is None else numerics.concrete(where)
-    if numbers is None or (where is not None and counted is None):
-        return
-    numbers = numbers.astype(np.float32)
-    total = numbers.sum(axis=-1)
-    wrong = (numbers < 0).any(axis=-1) | (np.abs(total - 1.0) > _SUM_TOLERANCE)
-    if finite:
-        wrong |= np.isnan(total)
-    place = numerics.first_place(wrong, counted)
+
+    def wrong(numbers: np.ndarray) -> np.ndarray:
+        total = numbers.astype(np.float32).sum(axis=-1)
+        found = (numbers < 0).any(axis=-1) | (np.abs(total - 1.0) > _SUM_TOLERANCE)
+        return found | np.isnan(total) if finite else found
+
+    place = numerics.first_wrong(probabilities, wrong, where)
     if place is not None:
+        shown = np.asarray(probabilities, np.float32)[place].tolist()
         raise ValueError(
-            f"probabilities hold {numbers[place].tolist()} at {list(place)}; expected numbers of "
-            f"at least 0 whose sum is 1. Apply jax.nn.softmax to logits first."
+            f"probabilities hold {shown} at {list(place)}; expected numbers of at least 0 whose "
+            f"sum is 1. Apply jax.nn.softmax to logits first."
         )

@@ -28,7 +28,7 @@ from align_jax.models.dropout import Dropout
 from align_jax.models.embedding import Embed
 from align_jax.models.flat_dot_general import flat_dot_general
 from align_jax.models.layer_norm import LayerNorm
-from align_jax.numerics import check_indices, concrete
+from align_jax.numerics import check_indices, first_wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,11 +322,10 @@ def check_inputs(
         )  # fmt: skip
     if attention_mask is None:
         return jnp.ones(input_ids.shape, bool)
-    numbers = concrete(attention_mask)
-    others = [] if numbers is None else numbers[(numbers != 0) & (numbers != 1)]
-    if len(others):
+    place = first_wrong(attention_mask, lambda numbers: (numbers != 0) & (numbers != 1))
+    if place is not None:
         raise ValueError(
-            f"attention_mask holds {others[0]}; expected 1 for tokens and 0 for padding. "
-            f"It is not added to the scores."
+            f"attention_mask holds {attention_mask[place]}; expected 1 for tokens and 0 for "
+            f"padding. It is not added to the scores."
         )
     return attention_mask.astype(bool)

@@ -163,8 +163,8 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         ("a-class-of-minus-inf-spoils-the-temperature", "logits > -jnp.inf", "logits >= -jnp.inf"),
         (
             "a-where-hides-any-confidence",
-            "numerics.concrete(True if where is None else where)\n    if known",
-            "None if where is not None else True\n    if known",
+            "where) is not None:",
+            "where) is not None and where is None:",
         ),
     ),
     *faults(
