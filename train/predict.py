@@ -100,11 +100,7 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Labels texts, a batch at a time: yields what the command writes in a line.
 
-    Args:
-        data: the run's, for its tokenizer and its labels' names.
-        state: the run's.
-        texts: one tuple per example, with the texts in the order of `data.fields`.
-        batch_size: examples at once; the last batch is filled up to it.
+    The texts of an example are in the order of `data.fields`; the last batch is filled up.
     """
     examples = iter(texts)
     while chunk := list(itertools.islice(examples, batch_size)):
@@ -168,9 +164,7 @@ def export(
 ) -> None:
     """Writes a run's model, without alignment networks, as a folder for `transformers`.
 
-    Args:
-        data: the run's.
-        state: the run's.
+    Args beyond the run's:
         folder: one that is empty or does not exist.
         card: what the model's card is to say, as of `train.report.card.run_card`.
         stablehlo: write model.stablehlo too.

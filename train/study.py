@@ -34,10 +34,7 @@ ENDINGS = (".png", ".pdf", ".svg")  # of a picture
 
 
 def collect(folders: Sequence[pathlib.Path]) -> study.Runs:
-    """The finished runs in some folders, with the metrics that the first one reports.
-
-    Args:
-        folders: of runs or of sweeps.
+    """The finished runs in folders of runs or sweeps, with the metrics that the first one reports.
 
     Raises:
         ConfigError: no plain run is among them, a run is not finished, is there twice, or lacks a

@@ -35,13 +35,10 @@ ENCODED = ("textfooler", "textbugger", "bae")  # these compare sentences by an e
 
 
 def make_attack(recipe: str, victim: Victim, seed: int) -> Callable[[Target], dict[str, Any]]:
-    """What attacks one example.
+    """What attacks one example, by one of `RECIPES`.
 
-    Args:
-        recipe: one of `RECIPES`.
-        victim: the model.
-        seed: of the characters that recipes draw; with it, an example's outcome depends on the
-            example alone, so that attacks can be resumed.
+    The seed is that of the characters that recipes draw; with it, an example's outcome depends on
+    the example alone, so that attacks can be resumed.
 
     Returns:
         A function from an example to a record (see `record`), with the "seconds" it took.

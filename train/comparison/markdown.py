@@ -36,11 +36,7 @@ def code(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table: text in its first column, numbers in the others.
-
-    Args:
-        head: the columns' titles, as Markdown.
-        rows: their cells, likewise.
+    """The lines of a table, its titles and cells as Markdown: text first, then numbers.
 
     Example:
         >>> table(["method", "loss"], [["plain", "0.5"]])

@@ -135,8 +135,7 @@ def differences_to_plain(
 ) -> dict[tuple[str, str], Difference]:
     """The gain of each method over the plain model, by method and metric; none without that model.
 
-    Args:
-        values: method -> metric -> its value for each seed.
+    `values` are method -> metric -> its value for each seed.
     """
     base = values.get(PLAIN)
     return {

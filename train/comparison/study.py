@@ -192,12 +192,7 @@ def baselines(runs: Runs, baseline: str = "plain", arms: str = "") -> dict[Arm, 
 
 
 def compare(runs: Runs, baseline: str = "plain", arms: str = "") -> list[Comparison]:
-    """Every arm against its baseline, by every metric.
-
-    Args:
-        runs: of the study.
-        baseline: see `baselines`.
-        arms: see `baselines`.
+    """Every arm against its baseline, by every metric; arguments as of `baselines`.
 
     Raises:
         ConfigError: as of `baselines`, an arm has fewer than two seeds that its baseline has, or
@@ -237,13 +232,7 @@ def compare(runs: Runs, baseline: str = "plain", arms: str = "") -> list[Compari
 def to_markdown(runs: Runs, baseline: str = "plain", arms: str = "") -> str:
     """The tables of a study: its differences, and which of them it could have found.
 
-    Args:
-        runs: of the study.
-        baseline: see `baselines`.
-        arms: see `baselines`.
-
-    Raises:
-        ConfigError: as of `compare`.
+    Arguments as of `baselines`, errors as of `compare`.
     """
     found, pairs = compare(runs, baseline, arms), baselines(runs, baseline, arms)
     metrics = [metric for metric in _metrics(runs) if metric not in BESIDE]

@@ -57,7 +57,7 @@ def comparison(
     Args:
         results: per method, what `train.run.loop.run` returned for each seed.
         times: per method, the time of a step.
-        split: the split whose metrics are shown,
+        split: the split whose metrics are shown.
         metrics: their names; "SPLIT/METRIC" for that of another split.
 
     Returns:

@@ -156,13 +156,8 @@ def answer_tokens(
 ) -> tuple[int, int]:
     """The first and last token of a question's first answer, in one window.
 
-    Args:
-        question: with its answers.
-        offsets: int [n, 2], characters that the tokens cover.
-        context: first and last token of the context.
-
-    Returns:
-        Both; (0, 0) where there is no answer or the window does not hold all of it.
+    The `offsets` are the characters that its tokens cover, int [n, 2], the `context` is from its
+    first token to its last. (0, 0) where there is no answer or the window does not hold all of it.
     """
     first, last = context
     if not question.answers or last < first:

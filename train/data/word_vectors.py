@@ -11,18 +11,10 @@ from train.registry import ConfigError
 
 
 def read_glove(path: Path, words: Sequence[str], width: int = 300) -> np.ndarray:
-    """Word vectors from a text file of lines "word v1 ... v300".
+    """Vectors of V words, float32 [V, width], from a text file of lines "word v1 ... v300".
 
     Words are looked up as they are spelt. A word that the file lacks has a vector of zeros; of a
     word that it has twice, the first vector counts.
-
-    Args:
-        path: such as glove.840B.300d.txt.
-        words: V words.
-        width: numbers per word.
-
-    Returns:
-        float32 [V, width].
     """
     rows = {word: row for row, word in enumerate(words)}
     vectors, missing = np.zeros((len(words), width), np.float32), set(rows)

@@ -104,12 +104,9 @@ def make_parallel(
     fsdp: bool = False,
     microbatch_size: int = 0,
 ) -> Parallel:
-    """Builds the way of running that a config names.
+    """The way of running of a name: "pmap", which on one device is a mesh of one, or "mesh".
 
-    Args:
-        name: "pmap", which on one device is a mesh of one, or "mesh".
-        devices: where to run; None for all.
-        model, fsdp, microbatch_size: see `MeshRunner`.
+    On all devices if none are given; the other arguments as of `MeshRunner`.
 
     Raises:
         ConfigError: unknown name, what only a mesh can do, or a size below 0.
@@ -142,10 +139,7 @@ def parallel_of(
 ) -> Parallel:
     """The way of running that an experiment's config describes; see `make_parallel`.
 
-    Args:
-        config: the experiment's.
-        devices: where to run; None for all.
-        splittable: as the data's metadata say; what is not runs whole, on the first local device.
+    Data that are not `splittable`, as their metadata say, run whole, on the first local device.
 
     Raises:
         ConfigError: as of `make_parallel`, or parts are asked for of what has none.

@@ -244,13 +244,10 @@ class Checkpoints:
 
 
 def bit_sums(tree: Any) -> dict[str, int]:
-    """The sum of each array's 32-bit words, times 1, 3, 5 and so on, modulo 2**32.
+    """Of nested dicts, the sum of each array's 32-bit words, times 1, 3, 5..., modulo 2**32.
 
     The same however an array is cut over devices, and computed where it lies. Any one word that is
     another changes it, and so do most words that have changed places.
-
-    Args:
-        tree: nested dicts of arrays.
 
     Example:
         >>> bit_sums({"w": np.array([1, 2], np.int32)})

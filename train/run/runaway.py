@@ -25,11 +25,7 @@ PerHead = Mapping[str, Any]  # {"layer_0/attention": [H]}
 
 
 def objective_notices(config: AlignmentConfig, divergence: PerHead) -> list[str]:
-    """What the method's own objective says, mean over a few steps.
-
-    Args:
-        config: what is aligned, and how.
-        divergence: per layer, for each head.
+    """What the method's own objective says, its mean over a few steps per layer and head.
 
     Returns:
         A sentence for each layer that has run away; none for methods without a discriminator, whose
@@ -53,12 +49,7 @@ def objective_notices(config: AlignmentConfig, divergence: PerHead) -> list[str]
 
 
 def distance_notices(config: AlignmentConfig, first: PerHead, now: PerHead) -> list[str]:
-    """What the yardsticks say, which are the same for every method.
-
-    Args:
-        config: what is aligned, and how.
-        first: what `evaluation.measure_clouds` returned before training.
-        now: what it returns now.
+    """What the yardsticks of `evaluation.measure_clouds` say, before training and now.
 
     Returns:
         A sentence for each layer whose vectors have grown beyond measure or whose clouds lie

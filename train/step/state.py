@@ -111,15 +111,8 @@ def create_state(
     The parameters that a plain and an aligned model share start out equal for equal seeds, because
     Linen derives each parameter's key from its path.
 
-    Args:
-        model: the module to train.
-        tx: the optimiser.
-        task: calls the model.
-        alignment: the alignment's part of the loss.
-        batch: an example batch; only its shapes matter.
-        seed: of the parameters, and of dropout.
-        freeze: what keeps its value, see `OptimizerConfig.freeze`.
-        adapters: which kernels get a low-rank adapter; they lie in the parameters as "adapters".
+    Of the batch, an example, only the shapes matter; the seed is of the parameters and of dropout.
+    Adapters lie in the parameters as "adapters". The other arguments as of `TrainState`.
 
     Raises:
         ConfigError: an expression of `freeze` fits nothing, or all of them fit everything; or the

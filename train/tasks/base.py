@@ -94,14 +94,9 @@ class Task:
         return {}
 
     def stochastic_metrics(self, outputs: Any, batch: Batch) -> dict[str, Any]:
-        """Sums over the batch's examples that tell how sure the model is of its predictions.
+        """As `metrics`, of how sure the model is of its predictions; nothing if that is not known.
 
-        Args:
-            outputs: of S passes with dropout, [S, ...].
-            batch: what they were made of.
-
-        Returns:
-            As `metrics`; nothing if the task has no measure of that.
+        The outputs are those of S passes with dropout, [S, ...].
         """
         return {}
 
