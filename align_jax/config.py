@@ -73,8 +73,8 @@ class AlignmentConfig:
         `divergences.conditional_transport`. All give the same numbers.
       tokens: how many tokens of each sample stand for all of them, drawn anew at each training step
         from those that take part; 0 for all. An approximation that saves time on long texts and
-        large graphs: "gan", a mean over tokens, stays unbiased; "ct", "ot" and "mmd" compare pairs
-        and are biased, though training with 16 or 32 tokens aligned queries and keys as well
+        large graphs: "gan", a mean over tokens, stays unbiased; the others compare pairs and are
+        biased, though training with 16 or 32 tokens aligned queries and keys as well
         (docs/performance.md). The draw comes from the RNG stream "alignment" or "dropout"; without
         either all tokens count.
       layers: regular expressions; an attention takes part if one is found in its module path, such

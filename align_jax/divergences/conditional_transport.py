@@ -21,8 +21,8 @@ COSTS = ("cosine", "squared_euclidean")
 TRANSPORT_IMPLEMENTATIONS = ("auto", *blocks.IMPLEMENTATIONS)
 # "auto" is "dense" for up to so many tokens; docs/performance.md has the times.
 DENSE_TOKENS = 32
-# On a TPU, where XLA expects 3.0 and 4.0 million cycles with 128 tokens and 7.7 and 7.2 with 512:
-# docs/performance.md. On GPU and TPU nothing has been measured.
+# On a TPU, where XLA expects 3.0 and 4.0 million cycles with 128 tokens and 7.7 and 7.2 with 512.
+# On GPU and TPU nothing has been measured.
 DENSE_TOKENS_ON_TPU = 128
 
 MeanCosts = Callable[..., tuple[Array, Array]]
