@@ -509,6 +509,11 @@ _STEP: tuple[Mutation, ...] = (
         ("quotes-need-not-close", "delimiter=delimiter, strict=True", "delimiter=delimiter"),
         ("an-empty-row-within-is-dropped", "        yield from blank\n", ""),
         ("a-separator-in-quotes-counts", "key=unquoted.count", "key=first.count"),
+        (
+            "a-quote-before-a-separator-is-a-fault-of-ours",
+            "next(rows, None)\n    h",
+            "next(rows)\n    h",
+        ),
     ),
     *faults(
         "train/data/own_texts.py",

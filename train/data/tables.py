@@ -123,7 +123,7 @@ def _separated(path: Path, columns: Mapping[str, str], problems: Problems) -> It
     what = SEPARATORS[delimiter]
     rows = _numbered(lines, path, what, problems)
     if told:
-        next(rows)
+        next(rows, None)
     header = next(rows, None)
     if header is None:
         problems.raise_any()

@@ -130,6 +130,7 @@ def test_a_text_may_be_longer_than_a_csv_field_is_by_default(tmp_path) -> None:
         ("a.csv", b"review;stars\na;1;2", "line 2 has 3 fields, .* a field with a semicolon in it"),
         ("a.csv", b"review;stars\na;1\n;\n b;2;3\n", "line 4 has 3 fields, the first line 2"),
         ("a.csv", b"sep=;\n", "a.csv is empty"),
+        ("a.csv", b'"sep=;\nreview;stars\na;1', "line 1 is no row of semicolon-separated fields"),
         ("a.csv", b"review,stars\n,\n , \n", "a.csv holds no rows"),
         ("a.csv", b"review,stars,review\na,1,b", "has 2 columns 'review'; data.text must name one"),
         ("a.tsv", b"review\tstars\na,1", "line 2 has 1 field, the first line 2"),
