@@ -164,7 +164,8 @@ def export(
 ) -> None:
     """Writes a run's model, without alignment networks, as a folder for `transformers`.
 
-    Args beyond the run's:
+    Args:
+        data, state: the run's.
         folder: one that is empty or does not exist.
         card: what the model's card is to say, as of `train.report.card.run_card`.
         stablehlo: write model.stablehlo too.

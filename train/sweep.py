@@ -131,7 +131,7 @@ def _sweep(
     title = f"{config.name}: seeds {list(seeds)}, {' and '.join(hardware)}"
     found = differences_to_plain(table.by_seed(results, split, metrics))
     said = left_out + [one.sentence(*name) for name, one in found.items()]
-    shown = "".join(f"- {literal(sentence)}\n" for sentence in said)
+    shown = "".join(f"- {literal(sentence)}\n" for sentence in [*said, COLUMNS])
     write_text(workdir / "table.md", f"{literal(title)}\n\n{table.to_markdown(rows)}\n{shown}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
     write_json(workdir / TABLE, content)
