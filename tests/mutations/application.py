@@ -915,7 +915,7 @@ _RESULTS: tuple[Mutation, ...] = (
         "tests/train/attack/test_summary.py",
         (
             "attacked-runs-of-all-weights-are-one-method",
-            "if method == PLAIN or weight == WEIGHT else",
+            "if method == PLAIN or weight is None else",
             "if method == PLAIN or weight > 0 else",
         ),
     ),

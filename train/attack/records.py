@@ -9,7 +9,7 @@ from typing import Any
 
 from train.data.labelled import Examples
 from train.registry import ConfigError
-from train.run.folder import CheckpointError, read_json, write_json
+from train.run.folder import CheckpointError, making_sense_of, read_json, write_json
 
 FAILED, SUCCESSFUL, SKIPPED = "failed", "successful", "skipped"
 OUTCOMES = (FAILED, SUCCESSFUL, SKIPPED)
@@ -62,14 +62,26 @@ class AttackFile:
 
 
 def read_attack(path: pathlib.Path) -> dict[str, Any]:
-    """The content of an attack's file; raises ConfigError if it is none."""
+    """The content of an attack's file, with its `summary` made anew.
+
+    Raises:
+        ConfigError: it is none.
+        CheckpointError: it was edited, and its examples are not what an attack writes.
+    """
     try:
         content = read_json(path)
     except (OSError, CheckpointError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Remove it to start anew.") from error
     if not isinstance(content.get("examples"), list) or not content.keys() >= set(HEADER):
         raise ConfigError(f"{path} is no file of train.attack. Name another one with --output.")
-    return content
+    return content | checked_summary(path, content["examples"])
+
+
+def checked_summary(path: pathlib.Path, examples: Any) -> dict[str, Any]:
+    """The `summary` of a file's examples; raises CheckpointError if they are no such records."""
+    with making_sense_of(path):
+        {example["row"] for example in examples}  # by which attacks on two models are paired
+        return summary(examples)
 
 
 def summary(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:

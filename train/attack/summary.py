@@ -16,7 +16,6 @@ from train.comparison import table
 from train.comparison.statistics import paired_difference
 from train.registry import ConfigError
 
-WEIGHT = 0.01  # the paper's; another one is named beside the method
 PERCENT = "failed_percent"
 # What a file says of all its attacks, and the column that shows it.
 NUMBERS = {
@@ -40,7 +39,8 @@ def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
     """Puts the attacks on runs side by side, per experiment, split and recipe.
 
     The folders, of runs or sweeps, are searched for attack-*.json at any depth. Raises ConfigError
-    if there are none, a file is damaged, or a seed was attacked twice.
+    if there are none, a file is none of an attack, or a seed was attacked twice; CheckpointError if
+    a file was edited.
     """
     paths = sorted({path for folder in folders for path in folder.rglob("attack-*.json")})
     if not paths:
@@ -56,13 +56,13 @@ def summarise(folders: Sequence[pathlib.Path]) -> list[AttackTable]:
                 f"{path} and {runs[content['run_seed']]['path']} attack the same method and seed; "
                 f"give folders that hold one of them."
             )
-        runs[content["run_seed"]] = content | summary(content["examples"]) | {"path": str(path)}
+        runs[content["run_seed"]] = content | {"path": str(path)}
     return [_table(title, methods) for title, methods in groups.items()]
 
 
 def _method(content: dict[str, Any]) -> str:
     method, weight = content["method"], content["weight"]
-    return method if method == PLAIN or weight == WEIGHT else f"{method}:{weight:g}"
+    return method if method == PLAIN or weight is None else f"{method}:{weight}"
 
 
 def _table(title: str, methods: dict[str, dict[int, dict[str, Any]]]) -> AttackTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from train.attack.records import checked_summary
 from train.attack.summary import NUMBERS, differences
 from train.comparison.table import method_name
 from train.report.contents import Section, Table
@@ -29,6 +30,7 @@ def attacks(study: Study) -> list[Section]:
                     raise CheckpointError(
                         f"{path} is damaged, or no file of train.attack: {min(lacking)!r}."
                     )
+                checked_summary(path, content["examples"])
                 if not content["attacks"]:
                     continue
                 group = content["recipe"], content["split"]

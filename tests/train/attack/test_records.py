@@ -10,6 +10,7 @@ import pytest
 from train.attack.records import AttackFile, run_attacks, summary, targets_of
 from train.data.labelled import Examples
 from train.registry import ConfigError
+from train.run.folder import CheckpointError
 
 HEADER = {
     "recipe": "pwws", "experiment": "mrpc", "method": "ct", "weight": 0.01, "run_seed": 0,
@@ -97,4 +98,13 @@ def test_another_attacks_file_is_refused(targets, tmp_path) -> None:
 def test_a_damaged_file_is_named(tmp_path, text, message) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
+        AttackFile(tmp_path / "a.json", HEADER)
+
+
+@pytest.mark.parametrize(
+    "example", [1, {}, {"row": 0}, {"row": [], "outcome": "failed", "queries": 1}]
+)
+def test_examples_that_were_edited_are_named(tmp_path, example) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(HEADER | {"examples": [example]}))
+    with pytest.raises(CheckpointError, match=r"a\.json does not hold what a run writes"):
         AttackFile(tmp_path / "a.json", HEADER)

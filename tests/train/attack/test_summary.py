@@ -17,7 +17,7 @@ from train.report.attacks import NUMBERS
 METRIC = NUMBERS["failed_percent"]
 
 
-def write(folder, method="none", seed=0, failed=1, recipe="pwws", weight=0.01) -> None:
+def write(folder, method="none", seed=0, failed=1, recipe="pwws", weight=None) -> None:
     """Four attacks, of which some failed, and one example that was wrong already."""
     outcomes = ["failed"] * failed + ["successful"] * (4 - failed) + ["skipped"]
     content = {
@@ -64,8 +64,9 @@ def test_recipes_and_weights_are_kept_apart(tmp_path) -> None:
     write(tmp_path, "none")
     write(tmp_path, "none", recipe="pruthi")
     write(tmp_path, "ct", weight=0.1)
+    write(tmp_path, "ct")  # of a run that leaves the weight to the method
     tables = {table.title: table for table in summarise([tmp_path])}
-    assert list(tables["mrpc, validation: pwws"].rows) == ["none", "ct:0.1"]
+    assert list(tables["mrpc, validation: pwws"].rows) == ["none", "ct", "ct:0.1"]
     assert list(tables["mrpc, validation: pruthi"].rows) == ["none"]
 
 
