@@ -61,7 +61,7 @@ def check_segments(name: str, segments: Any, num_segments: int, *, ascending: bo
     numbers = numerics.concrete(segments)
     if numbers is None or not ascending:
         return
-    steps = np.flatnonzero(np.diff(numbers) < 0)
+    steps = np.flatnonzero(numbers[1:] < numbers[:-1])  # differences of unsigned ones wrap around
     if steps.size:
         raise ValueError(
             f"{name} are not sorted: entry {steps[0] + 1} is {numbers[steps[0] + 1]}, after "

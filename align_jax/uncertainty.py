@@ -151,7 +151,8 @@ def check_probabilities(probabilities: Any, where: Any = None, *, finite: bool =
     """
 
     def wrong(numbers: np.ndarray) -> np.ndarray:
-        total = numbers.astype(np.float32).sum(axis=-1)
+        numbers = numbers.astype(np.float32)
+        total = numbers.sum(axis=-1)
         found = (numbers < 0).any(axis=-1) | (np.abs(total - 1.0) > _SUM_TOLERANCE)
         return found | np.isnan(total) if finite else found
 

@@ -140,10 +140,13 @@ def _sweep(
         console.print(sentence, markup=False, highlight=False)
     console.print(f"Table with all columns and differences: {workdir / 'table.md'}")
     of_this = {run_folder(workdir, method, seed) for method in methods for seed in seeds}
-    others = sorted({x.parent for x in workdir.glob(f"*-seed*/{RESULT}")} - of_this)
+    others = sorted({x.parent for x in workdir.glob(f"*-seed*/{RESULT}") if x.is_file()} - of_this)
     if others:
-        names = ", ".join(folder.name for folder in others)
-        console.print(f"Finished here before, and not asked for, so not in the table: {names}.")
+        console.print(
+            f"Finished here before, and not asked for, so not in the table: "
+            f"{', '.join(folder.name for folder in others)}.",
+            markup=False, highlight=False,
+        )  # fmt: skip
     drawn = {method: read_run(run_folder(workdir, method, seeds[0])) for method in methods}
     for line in write_pictures(drawn, workdir):
         console.print(line, markup=False, highlight=False)

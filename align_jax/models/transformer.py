@@ -325,7 +325,7 @@ def check_inputs(
     place = first_wrong(attention_mask, lambda numbers: (numbers != 0) & (numbers != 1))
     if place is not None:
         raise ValueError(
-            f"attention_mask holds {attention_mask[place]}; expected 1 for tokens and 0 for "
-            f"padding. It is not added to the scores."
+            f"attention_mask holds {np.asarray(attention_mask)[place]}; expected 1 for tokens and "
+            f"0 for padding. It is not added to the scores."
         )
     return attention_mask.astype(bool)

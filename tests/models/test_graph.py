@@ -63,6 +63,7 @@ class TestValidateGraph:
             ({"senders": [-1, 0, 2, 3]}, "joins node -1"),
             ({"senders": [1, 0]}, r"shapes \(2,\) and \(4,\)"),
             ({"receivers": [0, 2, 1, 3]}, "not sorted: entry 2 is 1, after 2.*lexsort"),
+            ({"receivers": np.uint8([0, 2, 1, 3])}, "not sorted: entry 2 is 1, after 2"),
             ({"num_features": 7}, "3 columns; expected 7"),
             ({"features": np.ones(3)}, r"shape \(3,\); expected \[N, F\]"),
             ({"features": np.ones((0, 3))}, "at least one node"),

@@ -67,6 +67,12 @@ def test_encoders_refuse_ids_without_an_embedding(encoder):
             applied(model, *inputs)
 
 
+def test_a_mask_that_is_known_while_a_function_is_traced_is_shown():
+    model, mask = ENCODERS["bert"], jnp.asarray(-5 * MASK)
+    with pytest.raises(ValueError, match="attention_mask holds -5; expected 1"):
+        jax.jit(lambda ids: model.init(jax.random.key(0), ids, mask))(IDS)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_traced_id_without_an_embedding_gives_nan(rows):
     """Also with one row alone, which flax gives for any id, and counted from the end."""

@@ -462,7 +462,7 @@ _STEP: tuple[Mutation, ...] = (
     *faults(
         "train/step/optimizer.py",
         "tests/train/step/test_optimizer.py",
-        ("biases-are-decayed", '= ("bias$", "scale$")', '= ("scale$",)'),
+        ("biases-are-decayed", r'(r"\bbias$", r"\bscale$")', r'(r"\bscale$",)'),
         ("clipping-by-entries", "optax.clip_by_global_norm(", "optax.clip("),
         (
             "adamw-decays-within-the-gradient",

@@ -22,7 +22,7 @@ class Difference:
     """How much a method gains over another, in pairs."""
 
     mean: float  # of the differences
-    low: float | None  # confidence interval of that mean; None for a single pair
+    low: float | None  # confidence interval of that mean; None for one pair, NaN or infinity
     high: float | None
     pairs: int
     interval: str  # how it was found
@@ -45,6 +45,8 @@ class Difference:
         if self.pairs == 1:
             pair = f"one {self.unit}, which tells nothing about noise"
             return f"{self.mean:+.4f} over plain with {pair}"
+        if self.low is None:
+            return f"{self.mean:+.4f} over plain: not every value is a finite number"
         verdict = "within noise" if self.within_noise else "more than noise"
         return f"{self.mean:+.4f} over plain: {verdict}"
 
@@ -89,7 +91,7 @@ def paired_t_test(values: Sequence[float], base: Sequence[float], unit: str = "s
 
     differences = np.asarray(values, np.float64) - np.asarray(base, np.float64)
     mean, count = float(differences.mean()), len(differences)
-    if count == 1:
+    if count == 1 or not np.isfinite(differences).all():
         return Difference(mean, None, None, count, "", unit)
     if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):  # nothing to divide by, or to resample
         return Difference(mean, mean, mean, count, NO_SPREAD, unit)
@@ -153,7 +155,7 @@ def noise(found: Mapping[tuple[str, str], Difference]) -> list[str]:
         >>> print(*noise(differences_to_plain({"none": {"f1": [0.5]}, "ct": {"f1": [0.7]}})))
         One seed says nothing about noise; train.sweep runs three with --seeds=0,1,2.
     """
-    known = {name: one for name, one in found.items() if one.pairs > 1}
+    known = {name: one for name, one in found.items() if one.low is not None}
     if not known:
         ways = "One seed says nothing about noise; train.sweep runs three with --seeds=0,1,2."
         return [ways] if found else []

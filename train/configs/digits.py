@@ -11,12 +11,13 @@ Data:      1,797 images of 8x8 pixels, inside scikit-learn; nothing is downloade
 from ml_collections import ConfigDict
 
 from train.configs.common import default_config, part
+from train.registry import ConfigError
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment; it has no kinds, so `arg` is empty."""
     if arg:
-        raise ValueError(
+        raise ConfigError(
             f"digits.py:{arg}: there are no kinds of this experiment; leave :{arg} out."
         )
     config = default_config()

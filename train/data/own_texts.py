@@ -365,7 +365,7 @@ def _alike(names: Sequence[str]) -> list[str]:
         f"{', '.join(pairs)[:200]}. They are learnt as different ones; write them alike if they "
         f"are not."
     )
-    fractions = _numbers(names) and not all(map(_INTEGER.fullmatch, names))
+    fractions = _numbers(names) and any(float(name) % 1 for name in names)
     return [alike] * bool(pairs) + [f"The classes are numbers.{SCORES}"] * fractions
 
 

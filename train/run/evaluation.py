@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from align_jax import Clouds, alignment_clouds, calibration, cloud_mmd, yardstick
+from align_jax import Clouds, alignment_clouds, calibration, cloud_mmd, numerics, yardstick
 from train.data.base import Batch, DataSource
 from train.devices import hosts
 from train.devices.parallel import Parallel
@@ -125,11 +125,16 @@ def calibration_metrics(
         "adaptive_ece" (bins of equal mass), "nll" (nats) and "brier"; with a temperature also
         "temperature", and those three and the ECE after it: "ece_scaled" and so on.
 
+    Raises:
+        ValueError: a label is no class.
+
     Example:
         >>> found = calibration_metrics(np.array([[0.0, 0.0]]), np.array([1]))
         >>> round(found["nll"], 4)
         0.6931
     """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    numerics.check_indices("labels", labels, logits.shape[-1], "classes")  # none can be seen inside
     values = _calibration(logits, labels, 1.0, bins)
     del values["ece"]
     if temperature is not None:

@@ -73,22 +73,33 @@ def _frozen(
     }
     found: set[str] = set()
     for expression in freeze:
-        fitting = {
+        meant = [
             path
             for path, kind in kinds.items()
             if any(name in expression for name in _OWN_NAMES.get(kind, ("",)))
-            and re.search(expression, path)
-        }
-        if not fitting:
-            raise ConfigError(
-                f"optimizer.freeze names {expression!r}, which fits no parameter; "
-                f"{nearest(expression, _parts(flat))}the model has {', '.join(_top(flat))}."
-            )
-        found |= fitting
+        ]
+        found |= fitting("optimizer.freeze", expression, flat, meant)
     if not any(kind != "alignment" and name not in found for name, kind in kinds.items()):
         raise ConfigError(
             f"optimizer.freeze is {freeze}, which fits every parameter of the model, so that "
             f"nothing would be trained; leave out some, such as {next(reversed(list(_top(flat))))}."
+        )
+    return found
+
+
+def fitting(
+    field: str, expression: str, flat: Iterable[str], meant: Iterable[str] | None = None
+) -> set[str]:
+    """The paths, of those meant or of all, that an expression fits.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found = {path for path in (flat if meant is None else meant) if re.search(expression, path)}
+    if not found:
+        raise ConfigError(
+            f"{field} names {expression!r}, which fits no parameter; "
+            f"{nearest(expression, _parts(flat))}the model has {', '.join(_top(flat))}."
         )
     return found
 

@@ -16,15 +16,17 @@ from typing import Any
 
 import jax
 import optax
+from flax import traverse_util
 
 from align_jax import label_parameters
 from align_jax.optimizer import BETA1, LEARNING_RATE
 from train.registry import ConfigError, nearest
-from train.step.freezing import ADAPTERS
+from train.step.freezing import ADAPTERS, fitting
 
 OPTIMIZERS = ("adamw", "adam")
 DECAYS = ("linear", "constant", "steps")
 ENCODER = "encoder"  # the pretrained part of a text model; the rest is its head
+UNDECAYED = (r"\bbias$", r"\bscale$")  # of Dense, Conv and LayerNorm
 FINITE = ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "decay_factor",
           "alignment_learning_rate", "head_rate_multiplier", "skip_nonfinite")  # fmt: skip
 MOMENTA = ("beta1", "beta2", "alignment_beta1")
@@ -45,7 +47,8 @@ class OptimizerConfig:
         decay_at: rising steps of the run; for "steps" alone.
         decay_factor: see `decay`.
         weight_decay: of the model's parameters but those of `not_decayed`.
-        not_decayed: regular expressions, as of `freeze`; by default biases and LayerNorm scales.
+        not_decayed: regular expressions, each searched for in the parameters' paths; by default
+            biases and LayerNorm scales. () exempts nothing.
         decay_alignment: whether the alignment networks are decayed as well.
         beta1, beta2, epsilon: Adam's.
         clip_norm: largest global norm of each group's gradient; 0 switches clipping off.
@@ -74,7 +77,7 @@ class OptimizerConfig:
     decay_at: tuple[int, ...] = ()
     decay_factor: float = 0.1
     weight_decay: float = 0.01
-    not_decayed: tuple[str, ...] = ("bias$", "scale$")
+    not_decayed: tuple[str, ...] = UNDECAYED
     decay_alignment: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
@@ -90,16 +93,19 @@ class OptimizerConfig:
         object.__setattr__(self, "decay_at", tuple(self.decay_at))  # JSON has lists
         for field in ("freeze", "not_decayed"):
             given = getattr(self, field)
-            expressions = (given,) if isinstance(given, str) else tuple(given)
+            expressions = tuple(given) if isinstance(given, tuple | list) else (given,)
             object.__setattr__(self, field, expressions)
             for expression in expressions:
+                wrong: object = "it is no text, or an empty one"
                 try:
-                    re.compile(expression)
-                except (re.error, TypeError) as error:
+                    usable = isinstance(expression, str) and expression and re.compile(expression)
+                except re.error as error:
+                    usable, wrong = None, error
+                if not usable:
                     raise ConfigError(
                         f"optimizer.{field} holds {expression!r}, which is no regular expression: "
-                        f"{error}. Expected such as '^encoder/embeddings/' or 'layer_[0-3]/'."
-                    ) from None
+                        f"{wrong}. Expected such as '^encoder/embeddings/' or 'layer_[0-3]/'."
+                    )
         for field, known in (("name", OPTIMIZERS), ("decay", DECAYS)):
             value = getattr(self, field)
             if value not in known:
@@ -144,7 +150,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         steps: length of the run, at whose end a linear decay reaches 0.
 
     Raises:
-        ConfigError: the warm-up is longer than the run.
+        ConfigError: the warm-up is longer than the run; or, where the optimiser's state is made, an
+            expression of `not_decayed` fits no parameter that is trained.
 
     Example:
         >>> tx = make_optimizer(OptimizerConfig(learning_rate=1e-3), steps=100)
@@ -175,7 +182,14 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     if config.head_rate_multiplier != 1.0:
         head = rate(config.head_rate_multiplier)
         groups["head"] = _group(config, head, config.beta1, decay_weights=True)
-    tx = optax.multi_transform(groups, functools.partial(parameter_groups, head="head" in groups))
+
+    def grouped(params: Any) -> Any:
+        paths = traverse_util.flatten_dict(params, sep="/")
+        for expression in set(config.not_decayed) - {*UNDECAYED}:
+            fitting("optimizer.not_decayed", expression, paths)
+        return parameter_groups(params, head="head" in groups)
+
+    tx = optax.multi_transform(groups, grouped)
     return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
 

@@ -75,6 +75,17 @@ def test_equal_differences_need_no_resampling(count) -> None:
     assert paired_difference([0.5] * count, [0.5] * count).within_noise
 
 
+@pytest.mark.parametrize("count", [3, LEAST_FOR_BOOTSTRAP])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_no_finite_number_is_never_more_than_noise(count, wrong) -> None:
+    values = [0.1, wrong, 0.3, *range(5)][:count]
+    found = paired_difference(values, [0.0] * count)
+    assert found.within_noise
+    assert found.p_value is None
+    assert found.sentence("ct", "nll").endswith("over plain: not every value is a finite number.")
+    assert noise({("ct", "nll"): found}) != []
+
+
 def test_one_seed_tells_nothing() -> None:
     found = paired_difference([0.9], [0.8])
     assert found.within_noise

@@ -83,3 +83,6 @@ def test_a_temperature_divides_the_logits(rng) -> None:
     )
     brier = ((chances - np.eye(3)[labels]) ** 2).sum(-1).mean()
     assert found["brier_scaled"] == pytest.approx(brier, rel=1e-5)
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=f"labels hold {label} at .* 3 classes"):
+            evaluation.calibration_metrics(logits, np.where(labels == 1, label, labels))

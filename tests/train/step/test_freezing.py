@@ -77,7 +77,7 @@ def test_an_expression_that_fits_nothing_or_everything_is_refused(freeze, messag
 
 
 @pytest.mark.parametrize("field", ["freeze", "not_decayed"])
-@pytest.mark.parametrize("expressions", [("layer_[0",), (3,), (None,)])
+@pytest.mark.parametrize("expressions", [("layer_[0",), (3,), (None,), ("a", b"b"), "", 5])
 def test_what_is_no_regular_expression_is_refused(field, expressions) -> None:
     with pytest.raises(ConfigError, match=f"optimizer.{field} holds .* no regular expression"):
         OptimizerConfig(**{field: expressions})

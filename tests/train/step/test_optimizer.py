@@ -115,6 +115,9 @@ def test_what_is_not_decayed_can_be_said() -> None:
     but_queries = dataclasses.replace(config, not_decayed="query/kernel$")
     assert but_queries.not_decayed == ("query/kernel$",)
     np.testing.assert_array_equal(kernel(update(but_queries, like(0.0))), kernel(PARAMS))
+    for wrong in ("kernl$", r"\bbiass$"):
+        with pytest.raises(ConfigError, match="not_decayed names .* fits no parameter; did"):
+            update(dataclasses.replace(config, not_decayed=("query", wrong)), like(0.0))
     everything = dataclasses.replace(config, not_decayed=())
     scale = update(everything, like(0.0))["layer_0"]["norm"]["scale"]
     np.testing.assert_allclose(scale, PARAMS["layer_0"]["norm"]["scale"] * 0.95, rtol=1e-6)
