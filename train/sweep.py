@@ -58,8 +58,9 @@ METHODS = flags.DEFINE_list(
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds; each method runs with each of them.")
 BUDGET = flags.DEFINE_float("budget", math.inf, "Minutes; the same command goes on from there.")
 COLUMNS = (
-    "Scale-free MMD: how far apart keys and queries lie, 0 for one distribution. Classifier: how "
-    "often a new one separates keys from queries, 0.5 by chance. Over plain: median ratio of times."
+    "Scale-free MMD: the distance of keys and queries, 0 for one distribution.",
+    "Classifier: accuracy of one trained to tell them apart, 0.5 by chance.",
+    "Over plain: the time of a step, as a multiple of plain's; the median.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder; by default runs/<name>-sweep.")
 
@@ -131,12 +132,12 @@ def _sweep(
     title = f"{config.name}: seeds {list(seeds)}, {' and '.join(hardware)}"
     found = differences_to_plain(table.by_seed(results, split, metrics))
     said = left_out + [one.sentence(*name) for name, one in found.items()]
-    shown = "".join(f"- {literal(sentence)}\n" for sentence in [*said, COLUMNS])
+    shown = "".join(f"- {literal(sentence)}\n" for sentence in [*said, *COLUMNS])
     write_text(workdir / "table.md", f"{literal(title)}\n\n{table.to_markdown(rows)}\n{shown}")
     content = {"title": title, "rows": table.to_json(rows), "findings": said}
     write_json(workdir / TABLE, content)
     console.print(table.to_rich(table.brief(rows), title))
-    for sentence in [*left_out, *noise(found), COLUMNS]:
+    for sentence in [*left_out, *noise(found), *COLUMNS]:
         console.print(sentence, markup=False, highlight=False)
     console.print(f"Table with all columns and differences: {workdir / 'table.md'}")
     of_this = {run_folder(workdir, method, seed) for method in methods for seed in seeds}

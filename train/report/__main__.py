@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> process.Status:
 
 def _report(options: argparse.Namespace) -> None:
     options.folders = [place_of(folder, "RUN_DIR") for folder in options.folders]
-    options.output = place_of(options.output, "--output")
+    named = "-".join(folder.resolve().name for folder in options.folders)
+    options.output = place_of(options.output or f"runs/report/{named[:100]}", "--output")
     cli.keep_logs_short()
     cli.use_compilation_cache()
     with process.naming(options.output):
@@ -48,8 +49,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         return found
 
     parser.add_argument("folders", nargs="+", type=pathlib.Path, metavar="RUN_DIR")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/report"),
-                        help="the folder to write to (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--output", type=pathlib.Path,
+                        help="the folder to write to (default: runs/report/, and the names of the"
+                        " folders that it is made of)")  # fmt: skip
     parser.add_argument("--examples", type=numbers,
                         help="whose attention is drawn, by their place in the split, such as 0,5"
                         " (default: the first that most models get right)")  # fmt: skip

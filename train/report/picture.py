@@ -23,9 +23,9 @@ DISTANCE = "scale_free_mmd_per_head"  # in a run's records: the yardstick, which
 LEAST_SHOWN = 1e-4
 YARDSTICK = (
     "The scale-free MMD is the yardstick: 0 says that keys and queries have one distribution, and "
-    "no method minimises it. A method's own divergence is no yardstick: that of GAN and CT comes "
-    "from a critic, which is trained to raise it while the model lowers it, so that a rise need "
-    "not be bad."
+    "no method minimises it. What is below 0.0001 is drawn there. A method's own divergence is no "
+    "yardstick: that of GAN and CT comes from a critic, which is trained to raise it while the "
+    "model lowers it, so that a rise need not be bad."
 )
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # layer -> steps [T], values [T, H]

@@ -120,7 +120,7 @@ def _aligned(rows: Mapping[str, table.Row]) -> list[str]:
     half = cells[PLAIN].mean / 2
     aligned = [method_name(m) for m, cell in cells.items() if m != PLAIN and cell.mean < half]
     return [
-        f"Keys and queries were aligned (scale-free MMD less than half of the plain model's) by "
+        f"Keys and queries were brought closer (to less than half of plain's scale-free MMD) by "
         f"{', '.join(aligned) or 'none'}: {shown}; 0 is one distribution."
     ]
 
