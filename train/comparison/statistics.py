@@ -156,6 +156,8 @@ def noise(found: Mapping[tuple[str, str], Difference]) -> list[str]:
         One seed says nothing about noise; train.sweep runs three with --seeds=0,1,2.
     """
     known = {name: one for name, one in found.items() if one.low is not None}
+    if not known and any(one.pairs > 1 for one in found.values()):
+        return ["Nothing is told from noise: of each difference a value is no finite number."]
     if not known:
         ways = "One seed says nothing about noise; train.sweep runs three with --seeds=0,1,2."
         return [ways] if found else []

@@ -83,7 +83,10 @@ def test_what_is_no_finite_number_is_never_more_than_noise(count, wrong) -> None
     assert found.within_noise
     assert found.p_value is None
     assert found.sentence("ct", "nll").endswith("over plain: not every value is a finite number.")
-    assert noise({("ct", "nll"): found}) != []
+    (said,) = noise({("ct", "nll"): found})
+    assert said.startswith("Nothing is told from noise: of each difference a value is no finite")
+    other = paired_difference([0.1, -0.1, 0.0], [0.0] * 3)
+    assert "No difference is beyond noise" in noise({("ct", "nll"): found, ("ct", "f1"): other})[0]
 
 
 def test_one_seed_tells_nothing() -> None:
