@@ -39,9 +39,8 @@ def _set_flags(flags: Mapping[str, object]) -> None:
 _set_flags(_FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
-os.environ.setdefault(
-    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0"
-)  # lowering writes none, and is faster
+# Lowering is faster if it writes no tracebacks into the programs.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 # Compiled programs are shared by all processes of a test run, and kept for the next one.
 ROOT = pathlib.Path(__file__).resolve().parent.parent

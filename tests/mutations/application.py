@@ -437,8 +437,8 @@ _STEP: tuple[Mutation, ...] = (
         "tests/train/experiment/test_adapters.py",
         (
             "adapters-have-the-heads-rate",
-            "x if n in (ENCODER, ADAPTERS)",
-            "x if n in (ENCODER,)",
+            "inside = (ENCODER, ADAPTERS)",
+            "inside = (ENCODER,)",
         ),
     ),
     *faults(

@@ -360,13 +360,16 @@ def _alike(names: Sequence[str]) -> list[str]:
         seen = "".join(x for x in plain if unicodedata.category(x) != "Cf")
         kinds[" ".join(seen.split())].append(name)
     pairs = [" and ".join(_told_apart(x)) for x in kinds.values() if len(x) > 1]
-    alike = (
-        f"Classes that differ in capitals, blanks or what is not seen alone: "
-        f"{', '.join(pairs)[:200]}. They are learnt as different ones; write them alike if they "
-        f"are not."
-    )
-    fractions = _numbers(names) and any(float(name) % 1 for name in names)
-    return [alike] * bool(pairs) + [f"The classes are numbers.{SCORES}"] * fractions
+    said = []
+    if pairs:
+        said.append(
+            f"Classes that differ in capitals, blanks or what is not seen alone: "
+            f"{', '.join(pairs)[:200]}. They are learnt as different ones; write them alike if "
+            f"they are not."
+        )
+    if _numbers(names) and any(float(name) % 1 for name in names):
+        said.append(f"The classes are numbers.{SCORES}")
+    return said
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:

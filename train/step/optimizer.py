@@ -225,22 +225,22 @@ def parameter_groups(params: Any, *, head: bool = False) -> Any:
     labels = label_parameters(params)
     if not head:
         return labels
-    return {
-        n: x if n in (ENCODER, ADAPTERS) else jax.tree.map(lambda y: y.replace("model", "head"), x)
-        for n, x in labels.items()
-    }
+
+    def in_head(label: str) -> str:
+        return "head" if label == "model" else label
+
+    inside = (ENCODER, ADAPTERS)
+    return {n: x if n in inside else jax.tree.map(in_head, x) for n, x in labels.items()}
 
 
 def _group(
     config: OptimizerConfig, rate: optax.ScalarOrSchedule, beta1: float, decay_weights: bool
 ) -> optax.GradientTransformation:
-    def decayed(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: not any(re.search(one, keystr(path)) for one in config.not_decayed),
-            params,
-        )
+    def is_decayed(path: Any, _: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return not any(re.search(expression, name) for expression in config.not_decayed)
 
-    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    decayed = functools.partial(jax.tree_util.tree_map_with_path, is_decayed)
     decay = optax.add_decayed_weights(config.weight_decay if decay_weights else 0.0, mask=decayed)
     adam = optax.scale_by_adam(b1=beta1, b2=config.beta2, eps=config.epsilon)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
