@@ -129,8 +129,9 @@ def _sweep(
     metrics, left_out = table.measured(finished, split, config.eval.report)
     rows = table.comparison(results, times, split, metrics)
     hardware = dict.fromkeys(run["hardware"] for run in finished if "hardware" in run)
-    title = f"{config.name}: seeds {list(seeds)}, {' and '.join(hardware)}"
-    found = differences_to_plain(table.by_seed(results, split, metrics))
+    title = f"{config.name}: seeds {', '.join(map(str, seeds))}, {' and '.join(hardware)}"
+    differences = differences_to_plain(table.by_seed(results, split, metrics))
+    found = {(table.method_name(name), metric): x for (name, metric), x in differences.items()}
     said = left_out + [one.sentence(*name) for name, one in found.items()]
     shown = "".join(f"- {literal(sentence)}\n" for sentence in [*said, *COLUMNS])
     write_text(workdir / "table.md", f"{literal(title)}\n\n{table.to_markdown(rows)}\n{shown}")

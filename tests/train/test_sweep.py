@@ -34,8 +34,8 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     config.name = "[digits](x) <b>"
     printed = run(config, ["none", "energy"], [0, 1], tmp_path)
     written = (tmp_path / "table.md").read_text()
-    assert written.startswith(r"\[digits\](x) \<b\>: seeds \[0, 1\]")  # no link, no tag
-    assert "[digits](x) <b>: seeds [0, 1]" in printed
+    assert written.startswith(r"\[digits\](x) \<b\>: seeds 0, 1")  # no link, no tag
+    assert "[digits](x) <b>: seeds 0, 1" in printed
     assert "| method | test accuracy |" in written
     assert "| over plain |" in written
     assert "accuracy" in printed

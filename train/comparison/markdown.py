@@ -19,9 +19,19 @@ def literal(text: str) -> str:
         >>> print(literal("1. [x](http://a) <b>"))
         1\. \[x\](http:\//a) \<b\>
     """
-    text = _NO_TEXT.sub("\ufffd", " ".join(text.split()))
-    text = _EMAIL.sub("@<!-- -->", _MARKS.sub(r"\\\g<0>", text))
+    text = cell(text)
     return _START.sub(r"\1\\\2", text, count=1) if _START.match(text) else text
+
+
+def cell(text: str) -> str:
+    r"""Text that a table's cell shows as it is: `literal`, but nothing begins a list or a heading.
+
+    Example:
+        >>> print(cell("-0.5"), cell("a|b"))
+        -0.5 a\|b
+    """
+    text = _NO_TEXT.sub("\ufffd", " ".join(text.split()))
+    return _EMAIL.sub("@<!-- -->", _MARKS.sub(r"\\\g<0>", text))
 
 
 def code(text: str) -> str:

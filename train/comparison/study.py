@@ -20,7 +20,7 @@ import numpy as np
 
 from align_jax.config import PLAIN
 from train.comparison import markdown
-from train.comparison.markdown import literal
+from train.comparison.markdown import cell, literal
 from train.comparison.statistics import CONFIDENCE, detectable_difference, holm, paired_t_test
 from train.comparison.table import over_seeds
 from train.registry import ConfigError
@@ -243,14 +243,14 @@ def to_markdown(runs: Runs, baseline: str = "plain", arms: str = "") -> str:
         columns = {name: [x[name] * factor(name) for x in runs[arm].values()] for name in names}
         return [str(over_seeds(column, _digits(name))) for name, column in columns.items()]
 
-    titles = [literal(title(name)) for name in metrics]
+    titles = [cell(title(name)) for name in metrics]
     rows = []
     for base in dict.fromkeys(pairs.values()):
         rows.append([name_of(base), f"{len(runs[base])}", *means(base, [*metrics, *beside])])
         for arm in (arm for arm in pairs if pairs[arm] == base):
             ones = [of[arm, metric] for metric in metrics]
             rows.append([name_of(arm), f"{ones[0].pairs}", *map(_shown, ones), *means(arm, beside)])
-    differences = _table(["", "seeds", *titles, *map(literal, beside)], rows)
+    differences = _table(["", "seeds", *titles, *map(cell, beside)], rows)
 
     least = [
         [name_of(arm), *(_detectable(of[arm, metric], len(found)) for metric in metrics)]
@@ -336,5 +336,5 @@ def _digits(metric: str) -> int:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    named = [[literal(name), *numbers] for name, *numbers in rows]
+    named = [[cell(name), *numbers] for name, *numbers in rows]
     return "\n".join(markdown.table(head, named)) + "\n"

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from train.benchmarks.step_time import StepTime
 from train.comparison import markdown
-from train.comparison.markdown import literal
+from train.comparison.markdown import cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +148,8 @@ def to_rich(rows: Mapping[str, Row], title: str) -> rich.table.Table:
 
 def to_markdown(rows: Mapping[str, Row]) -> str:
     """The table for a README."""
-    head = map(literal, ["method", *next(iter(rows.values()))])
-    lines = [[literal(method_name(method)), *_texts(row)] for method, row in rows.items()]
+    head = map(cell, ["method", *next(iter(rows.values()))])
+    lines = [[cell(method_name(method)), *_texts(row)] for method, row in rows.items()]
     return "\n".join(markdown.table(list(head), lines)) + "\n"
 
 

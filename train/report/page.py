@@ -154,7 +154,7 @@ def to_markdown(chapters: Sequence[Chapter], overview: Section) -> str:
 def _section_lines(part: Section) -> list[str]:
     lines = [literal(part.text), ""] if part.text else []
     for table in part.tables:
-        head, *rows = (list(map(literal, row)) for row in (table.columns, *table.rows))
+        head, *rows = (list(map(markdown.cell, row)) for row in (table.columns, *table.rows))
         lines += [literal(table.caption), "", *markdown.table(head, rows), ""]
     said = [*part.sentences, *part.missing]
     lines += [f"- {literal(sentence)}" for sentence in said]

@@ -84,6 +84,7 @@ class RunLog:
         self._task = self._progress.add_task(title, total=steps, completed=start, note="")
         self._evaluations: list[dict[str, Any]] = []
         self._noticed: set[str] = set()
+        self._trained = False  # whether this process has written a record of the training split
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -155,7 +156,10 @@ class RunLog:
             note = f"loss {loss:.4f}  {rate:.1f} steps/s"
             self._progress.update(self._task, completed=step, note=note)
             left = datetime.timedelta(seconds=round((self._steps - step) / max(rate, 1e-9)))
-            self._say(step, f"loss {loss:.4f}, {rate:.3g} steps/s, {left} left")
+            # The first steps compiled the program too, and say little of the others.
+            rest = f"{left} left" if self._trained else "compilation included"
+            self._say(step, f"loss {loss:.4f}, {rate:.3g} steps/s, {rest}")
+            self._trained = True
         else:
             self._evaluations.append(record)
             shown = [f"{name} {record[name]:.4f}" for name in SHOWN if name in record]

@@ -67,9 +67,11 @@ def test_off_a_terminal_there_is_a_line_for_each_record(tmp_path) -> None:
     with RunLog(tmp_path / "a", 190, 0, console, "digits ct seed 0") as log:
         log.write(10, "train", VALUES)
         log.write(10, "validation", {"loss": 0.25, "accuracy": 0.9, "reliability": [1]})
+        log.write(20, "train", VALUES)
     assert output.getvalue().splitlines() == [
-        "digits ct seed 0: step 10 of 190, loss 0.5000, 2 steps/s, 0:01:30 left",
+        "digits ct seed 0: step 10 of 190, loss 0.5000, 2 steps/s, compilation included",
         "digits ct seed 0: step 10 of 190, validation: loss 0.2500, accuracy 0.9000",
+        "digits ct seed 0: step 20 of 190, loss 0.5000, 2 steps/s, 0:01:25 left",
     ]
     terminal = rich.console.Console(file=(output := io.StringIO()), force_terminal=True)
     with RunLog(tmp_path / "b", 190, 0, terminal, "digits") as log:  # it has a bar
