@@ -15,6 +15,7 @@ import flax.linen as nn
 from align_jax.config import AlignmentConfig
 from align_jax.models.heads import MultipleChoice, SequenceClassifier, SpanExtractor
 from align_jax.models.transformer import EncoderConfig
+from align_jax.pretrained.files import PACKAGE
 
 CARD = "README.md"
 MARK = "<!-- Written by align_jax: `save` replaces this file as long as this line is in it. -->"
@@ -228,7 +229,9 @@ def _facts(config: EncoderConfig, card: Card) -> Iterator[tuple[str, str]]:
     if card.base_model:
         base = card.base_model
         local = Path(base).exists() or base.startswith((".", "/", "~"))
-        yield "Base model", Path(base).name if local else base
+        package = base.removeprefix(PACKAGE).partition("/")[0]
+        named = f"{package}, a Python package" if base.startswith(PACKAGE) else base
+        yield "Base model", Path(base).name if local else named
     if card.data:
         yield "Training data", card.data
     alignment = card.alignment or config.alignment

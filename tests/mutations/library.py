@@ -1051,8 +1051,8 @@ _PRETRAINED: tuple[Mutation, ...] = (
         ),
         (
             "the-card-says-where-a-folder-was",
-            "Path(base).name if local else base",
-            "base",
+            "Path(base).name if local else named",
+            "named",
         ),
     ),
     *faults(

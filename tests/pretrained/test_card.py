@@ -107,6 +107,7 @@ def test_a_base_model_that_is_none_of_the_hubs_is_not_linked(base, tmp_path) -> 
     assert hub.ModelCard(text).data.base_model is None
     assert "/home/ann" not in text  # a card may be published
     assert "| Base model |" in text
+    assert ("| x, a Python package |" in text) == (base == "package:x/y")
 
 
 def test_names_break_neither_markdown_nor_html(tmp_path) -> None:
