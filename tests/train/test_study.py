@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -11,6 +13,8 @@ from tests.train.report.studies import write_run
 from train.comparison.study import read_csv
 from train.registry import ConfigError
 from train.study import collect, main
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -130,3 +134,24 @@ def test_runs_without_a_split_to_compare_are_refused(tmp_path, tiny_config, caps
     assert main([str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "none-seed0: its config's eval.final is []; expected a split to compare" in line
+
+
+def test_the_tables_of_the_documentation_come_from_its_files(monkeypatch, capsys) -> None:
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "study.md").read_text()
+
+    def numbers(text: str) -> list[tuple[str, ...]]:
+        """The cells of each row of differences, but the first, which may be named otherwise."""
+        rows = [re.split(r"(?<!\\)\|", row) for row in text.splitlines() if row.startswith("|")]
+        return [tuple(row[2:-1]) for row in rows if ", p = " in "".join(row)]
+
+    shown = set(numbers(page))
+    third = re.search('third="(.*)"', page)[1]
+    commands = re.findall("^ +python -m (train.study (?:docs/|[$]third).*)", page, re.MULTILINE)
+    assert len(commands) > 10
+    for command in commands:
+        words = shlex.split(command.replace("$third", third))[1:]
+        assert main([word for word in words if not word.startswith("--picture")]) == 0
+        made = numbers(capsys.readouterr().out)
+        assert made, command
+        assert set(made) <= shown, command

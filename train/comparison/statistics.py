@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -224,6 +225,12 @@ def detectable_difference(
             f"spread is {spread}, pairs {pairs}, power {power} and significance {significance}; "
             f"expected spread >= 0, pairs >= 2 and 0 < significance < power < 1."
         )
+    return _detectable_shift(pairs, power, significance) * spread / pairs**0.5
+
+
+@functools.cache  # a study asks for the same few again and again
+def _detectable_shift(pairs: int, power: float, significance: float) -> float:
+    """The mean that is found, in units of its standard error."""
     import scipy.optimize
     import scipy.stats
 
@@ -237,4 +244,4 @@ def detectable_difference(
         above, below = scipy.stats.norm.sf(limits - shift), scipy.stats.norm.cdf(-limits - shift)
         return float((above + below).mean() - power)
 
-    return float(scipy.optimize.brentq(missing, 0.0, 1e9)) * spread / pairs**0.5
+    return float(scipy.optimize.brentq(missing, 0.0, 1e9))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from train.comparison.study import Runs, compare, factor, name_of, title
+
+WIDTH = 50  # of an arm's name, in letters
 
 
 def draw_differences(
@@ -33,9 +36,12 @@ def draw_differences(
     }
     rows, metrics = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
     names = [f"{split}: {name_of(arm)}" if split else name_of(arm) for split, arm in rows]
+    names = [textwrap.fill(name, WIDTH, break_on_hyphens=False) for name in names]
+    widest = max(len(line) for name in names for line in name.splitlines())
+    lines = sum(1 + name.count("\n") / 2 for name in names)
     figure, panels = plt.subplots(
         1, len(metrics), sharey=True, squeeze=False, layout="constrained",
-        figsize=(0.08 * max(map(len, names)) + 2.2 * len(metrics), 1.2 + 0.3 * len(rows)),
+        figsize=(0.08 * widest + 2.2 * len(metrics), 1.2 + 0.3 * lines),
     )  # fmt: skip
     for (row, metric), one in found.items():
         panel, scale = panels[0, metrics.index(metric)], factor(metric)
