@@ -50,7 +50,11 @@ def aligned_function(
     """
     if not callable(function):
         raise TypeError(f"aligned_function() takes a function, got {type(function).__name__}.")
-    numbers = (parameters,) if isinstance(parameters, int) else tuple(parameters)
+    numbers = tuple(parameters) if isinstance(parameters, list | tuple) else (parameters,)
+    if not all(isinstance(x, int) and not isinstance(x, bool) for x in numbers):
+        raise TypeError(
+            f"parameters must be the number of an argument, or several, got {parameters!r}."
+        )
     missing = tapping.patterns_of_missing(allow_missing)
     return AlignedFunction(function, AlignmentConfig.of(config), numbers, missing)
 

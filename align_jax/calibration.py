@@ -115,22 +115,29 @@ def confidence_bins(
     Raises:
       ValueError: shapes that do not fit together, fewer than 1 bin, or a confidence outside of
         `[0, 1]`, unless `where` leaves it out.
-      TypeError: a `where` that is not bool.
+      TypeError: a `correct` or `where` that is not bool.
 
     Example:
       >>> confidence_bins(jnp.array([0.85, 0.3]), jnp.array([True, False])).correct.tolist()[-2:]
       [1.0, 0.0]
     """
+    for name, x in (("confidence", confidence), ("correct", correct)):
+        if not hasattr(x, "ndim"):
+            raise TypeError(f"{name} must be an array, got a {type(x).__name__}: use np.asarray.")
+    if correct.dtype != jnp.bool_:
+        raise TypeError(f"correct must be bool (True = right), got {correct.dtype}.")
     if confidence.ndim != 1 or correct.shape != confidence.shape:
         raise ValueError(
             f"confidence and correct must be [B], got {confidence.shape} and {correct.shape}."
         )
     _check_bins(bins)
     check_where(where, confidence.shape)
-    if numerics.first_wrong(confidence, lambda x: (x < 0) | (x > 1), where) is not None:
-        shown = np.asarray(confidence).tolist()
+    wrong = numerics.first_wrong(confidence, lambda x: (x < 0) | (x > 1), where)
+    if wrong is not None:
+        shown = f"{np.asarray(confidence)[wrong]} at {wrong[0]}"
         raise ValueError(f"confidence holds {shown}; expected numbers in [0, 1].")
-    correct = correct.astype(jnp.float32)
+    # In halves, a sum over many examples would lose the last ones.
+    confidence, correct = confidence.astype(jnp.float32), correct.astype(jnp.float32)
     # A NaN goes into a bin, where it shows.
     index = jnp.ceil(jnp.nan_to_num(confidence) * bins).astype(jnp.int32) - 1
     index = jnp.clip(index, 0, bins - 1)
@@ -353,11 +360,13 @@ def _confidence(
     _check_bins(bins)
     _check_pair("probabilities", probabilities, labels, where)
     check_probabilities(probabilities, where)
-    largest = jnp.max(probabilities.astype(jnp.float32), axis=-1)
+    probabilities = probabilities.astype(jnp.float32)
+    largest = jnp.max(probabilities, axis=-1)  # over many rows, XLA's on a CPU forgets NaN
+    largest = jnp.where(jnp.any(jnp.isnan(probabilities), axis=-1), jnp.nan, largest)
     confidence = _known(largest, probabilities, labels)
-    return confidence, jnp.argmax(probabilities.astype(jnp.float32), axis=-1) == labels
+    return confidence, jnp.argmax(probabilities, axis=-1) == labels
 
 
 def _check_bins(bins: int) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}.")
+    if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 1:
+        raise ValueError(f"bins must be a whole number of at least 1, got {bins!r}.")

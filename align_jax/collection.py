@@ -418,16 +418,19 @@ def of_samples(valid: Bool[Array, "*L B"], sample_mask: Any) -> Bool[Array, "*L 
 
     Raises:
       ValueError: the mask's shape is not `[B]`.
+      TypeError: it holds fractions, as weights would be.
     """
     if sample_mask is None:
         return valid
-    sample_mask = jnp.asarray(sample_mask, bool)
+    sample_mask = jnp.asarray(sample_mask)
+    if jnp.issubdtype(sample_mask.dtype, jnp.inexact):
+        raise TypeError(f"sample_mask must be bool (True = counts), got {sample_mask.dtype}.")
     if sample_mask.shape != valid.shape[-1:]:
         raise ValueError(
             f"sample_mask must have shape {valid.shape[-1:]}, one entry per sample, "
             f"got {sample_mask.shape}."
         )
-    return valid & sample_mask
+    return valid & sample_mask.astype(bool)
 
 
 def _named(path: str, per_call: Iterable[Any]) -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,7 @@ SATURATION = 1e9
 _NOTHING = 1e-33
 
 _LARGEST = float(jnp.finfo(jnp.float32).max)
+_SMALLEST = 1e-18  # of a setting: its square is no 0 either
 
 # Below this norm the gradient of a direction is damped; see `unit_vectors`.
 _DAMPING_RADIUS = 1e-2
@@ -71,9 +72,10 @@ def zero_padding(x: Array, mask: Bool[Array, "B N"] | None) -> Array:
 def _direction_and_norm(x: Array) -> tuple[Array, Array]:
     # Dividing by the largest entry first keeps the squares of huge and of tiny vectors in range.
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    nonzero = ~(largest <= jnp.finfo(x.dtype).tiny)  # True of NaN, which must not become 0
+    nonzero = ~(largest <= jnp.finfo(x.dtype).tiny)
     scale = jnp.where(nonzero, largest, 1.0)
-    scaled = jnp.where(nonzero, x / scale, 0.0)
+    # Over many rows, XLA's maximum on a CPU forgets NaN, which must not become 0.
+    scaled = jnp.where(nonzero, x / scale, 0.0 * x)
     length = jnp.sqrt(jnp.where(nonzero, jnp.sum(scaled * scaled, axis=-1, keepdims=True), 1.0))
     return scaled / length, jnp.where(nonzero, scale * length, 0.0)
 
@@ -263,7 +265,7 @@ def check_patterns(name: str, patterns: Iterable[str]) -> None:
         raise ValueError(f"{name} must be a tuple of regular expressions, got {patterns!r}.")
     for pattern in patterns:
         try:
-            re.compile(pattern)
+            re.search(pattern, "")
         except (re.error, TypeError) as error:
             raise ValueError(f"{name} holds {pattern!r}, no regular expression: {error}.") from None
 
@@ -314,16 +316,23 @@ def check_indices(
 
 def check_fraction(name: str, value: float) -> None:
     """Raises ValueError unless `value` lies in `[0, 1]`."""
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+    if not _is_number(value) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
 def check_positive(name: str, value: float, *, zero: bool = False) -> None:
-    """Raises ValueError unless `value` is a number above 0 (or 0, if `zero`) that float32 holds."""
-    text = isinstance(value, str)
-    if text or not (value > 0 or (zero and value == 0)) or value > _LARGEST:
+    """Raises ValueError unless `value` is a number above 0 (or 0, if `zero`).
+
+    Its square, which some divide by, must be a float32 above 0 too.
+    """
+    fine = _is_number(value) and (_SMALLEST <= value <= _LARGEST or (zero and value == 0))
+    if not fine:
         least = "at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be {least} and finite, got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating)
 
 
 def check_clouds(

@@ -32,6 +32,9 @@ def game_optimizer(
     Returns:
       A transformation of all parameters together.
 
+    Raises:
+      TypeError: `model` is no transformation, such as a learning rate.
+
     Example:
       >>> import jax.numpy as jnp, optax
       >>> tx = game_optimizer(optax.adamw(1e-4))
@@ -42,6 +45,10 @@ def game_optimizer(
       ...                                          updates["query"]["kernel"])]
       [0.01, 0.0001]
     """
+    if not hasattr(model, "update"):
+        raise TypeError(
+            f"game_optimizer() takes an optimiser, such as optax.adamw(1e-4), got {model!r}."
+        )
     import optax  # nothing else in the library needs it
 
     groups = {"model": model, "alignment": optax.adam(learning_rate, b1=beta1)}

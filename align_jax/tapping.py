@@ -56,7 +56,11 @@ def trace(
         for argument, skipped in zip(arguments, parameters, strict=True)
         for path, _ in jax.tree_util.tree_flatten_with_path(argument)[0]
     ]
-    found = finder.find(jaxpr, inputs)
+    try:
+        found = finder.find(jaxpr, inputs)
+    except ZeroDivisionError:  # axes are told apart by their sizes
+        given = [x.shape for x, of in zip(jaxpr.in_avals, inputs, strict=True) if of.data]
+        raise ValueError(f"No axis may be empty; the inputs have the shapes {given}.") from None
     return Traced(jaxpr, found, _places(found.sites), structure[0])
 
 

@@ -122,7 +122,7 @@ def test_the_temperature_minimises_the_likelihood():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"labels \[B\], got \(4, 3\) and \(5,\)"):
         calibration.calibration_bins(jnp.ones((4, 3)), jnp.ones(5, int))
-    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="bins must be a whole number of at least 1, got 0"):
         calibration.calibration_bins(jnp.ones((4, 3)), jnp.ones(4, int), bins=0)
     both, labels = jnp.full((2, 2), 0.5), jnp.array([0, 1])
     for arguments, name in (
@@ -247,10 +247,10 @@ def test_confidences_that_are_none_are_never_binned():
     where = jnp.array([True, False])
     assert calibration.confidence_bins(confidence, correct, where=where).count.sum() == 1.0
     for counted in (None, ~where):
-        with pytest.raises(ValueError, match=r"confidence holds \[0.5, 1.5\]; expected numbers in"):
+        with pytest.raises(ValueError, match=r"confidence holds 1.5 at 1; expected numbers in"):
             calibration.confidence_bins(confidence, correct, where=counted)
     for bins in (0, -2, 2.5, True):
-        with pytest.raises(ValueError, match=f"bins must be at least 1, got {bins}"):
+        with pytest.raises(ValueError, match=f"bins must be a whole .* of at least 1, got {bins}"):
             calibration.confidence_bins(confidence, correct, bins=bins, where=where)
     with pytest.raises(TypeError, match="where must be bool"):
         calibration.confidence_bins(confidence, correct, where=jnp.array([2, 0]))
@@ -283,3 +283,20 @@ def test_uncertainty_has_no_number_for_nan():
         calibration.certain_predictions(jnp.full((2, 1, 2), 0.5), significance=5)
     with pytest.raises(TypeError, match="certain must be bool, got float32"):
         calibration.patch_accuracy_vs_uncertainty(jnp.ones(3, bool), jnp.ones(3))
+
+
+def test_nan_among_many_predictions_shows():
+    probabilities = np.full((5000, 4), 0.25, np.float32)
+    probabilities[3, 0] = np.nan
+    labels = jnp.zeros(5000, jnp.int32)
+    for measure in (calibration.expected_calibration_error, calibration.adaptive_calibration_error):
+        assert np.isnan(measure(jnp.asarray(probabilities), labels))
+
+
+def test_bins_of_halves_are_summed_in_full():
+    right = jnp.zeros(70_000, bool)
+    found = calibration.confidence_bins(jnp.full(70_000, 0.75, jnp.float16), right)
+    assert found.count.sum() == 70_000
+    assert found.expected_calibration_error() == 0.75
+    with pytest.raises(TypeError, match="correct must be bool"):
+        calibration.confidence_bins(jnp.ones(2), jnp.array([3, -1]))

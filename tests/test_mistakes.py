@@ -14,6 +14,7 @@ from align_jax import (
     aligned_function,
     alignment_loss,
     alignment_table,
+    game_optimizer,
     merge_parameters,
 )
 from align_jax.models import BertConfig, GATConfig
@@ -94,3 +95,23 @@ def test_plain_parameters_are_told_how_to_get_networks():
         Alignment(AlignmentConfig("gan")).apply({}, query, query, mutable=["alignment"])
     energy = Alignment(AlignmentConfig("energy"))  # has none
     jax.eval_shape(lambda: energy.apply({}, query, query, mutable=["alignment"]))
+
+
+def _attend(params, x):
+    return jax.nn.softmax(x @ params @ x.mT) @ x
+
+
+@pytest.mark.parametrize(("call", "error", "text"), [
+    (lambda: alignment_loss({"alignment": HEADS}, np.array([0.5, 0.5])), TypeError, "got float"),
+    (lambda: AlignmentConfig("ct", rho="0.5"), ValueError, r"rho must lie in \[0, 1\], got '0.5'"),
+    (lambda: AlignmentConfig("ot", epsilon=[0.1]), ValueError, r"epsilon must be .*got \[0.1\]"),
+    (lambda: AlignmentConfig("mmd", bandwidth=1e-25), ValueError, "bandwidth must be .* 1e-25"),
+    (lambda: AlignmentConfig("ct", layers=[b"a"]), ValueError, "layers holds b'a'"),
+    (lambda: aligned_function(_attend, "ct", parameters="params"), TypeError, "got 'params'"),
+    (lambda: aligned_function(_attend, "ct", parameters=True), TypeError, "got True"),
+    (lambda: game_optimizer(1e-3), TypeError, "takes an optimiser, .*got 0.001"),
+    (lambda: aligned(nn.SelfAttention(2), "mmd").init(KEY, X[:0]), ValueError, r"\(0, 3, 4\)"),
+])  # fmt: skip
+def test_a_value_of_another_kind_is_named(call, error, text):
+    with pytest.raises(error, match=text):
+        call()

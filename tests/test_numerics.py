@@ -20,6 +20,13 @@ def test_unit_vectors_are_exact_at_every_scale(scale):
     np.testing.assert_allclose(unit_vectors(x), exact, rtol=1e-5, atol=1e-7)
 
 
+def test_unit_vectors_of_nan_are_nan_however_many():
+    x = np.zeros((5000, 3), np.float32)  # of so many rows XLA's maximum may forget it
+    x[1, 0] = x[2] = np.nan
+    found = np.isnan(unit_vectors(jnp.asarray(x)))
+    assert found.any(axis=1).tolist() == [False, True, True] + [False] * 4997
+
+
 def test_unit_vectors_of_zero_is_zero_without_gradient():
     jacobian = jax.jit(jax.jacrev(numerics.unit_vectors))(np.zeros(3, np.float32))
     assert unit_vectors(np.zeros(3, np.float32)).tolist() == [0, 0, 0]

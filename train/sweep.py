@@ -102,6 +102,8 @@ def sweep(
             raise ConfigError(f"--{flag} is {shown!r}; expected one or more, each of them once.")
     for method in methods:
         build_alignment(variant(config, method, 0))  # refuses what there is not, before any run
+    if any(not 0 <= seed < 2**32 for seed in seeds):
+        raise ConfigError(f"--seeds are {list(seeds)}; expected numbers from 0 to 2**32 - 1.")
     config = settled_config(config)
     if not config.eval.final:
         raise ConfigError("config.eval.final is empty; name the split whose metrics to compare.")

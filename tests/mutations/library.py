@@ -163,8 +163,8 @@ _DIVERGENCES: tuple[Mutation, ...] = (
         ("a-class-of-minus-inf-spoils-the-temperature", "logits > -jnp.inf", "logits >= -jnp.inf"),
         (
             "a-where-hides-any-confidence",
-            "where) is not None:",
-            "where) is not None and where is None:",
+            "if wrong is not None:",
+            "if wrong is not None and where is None:",
         ),
     ),
     *faults(
@@ -297,7 +297,7 @@ _ALIGNMENT: tuple[Mutation, ...] = (
     *faults(
         "align_jax/numerics.py",
         "tests/divergences/test_particulars.py",
-        ("an-infinite-limit-is-one", " or value > _LARGEST", ""),
+        ("an-infinite-limit-is-one", " <= value <= _LARGEST", " <= value"),
     ),
     *faults(
         "align_jax/numerics.py",

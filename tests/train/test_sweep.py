@@ -139,6 +139,7 @@ def test_a_foreign_folder_is_refused(tmp_path, tiny_config) -> None:
     [
         ([], [0], "--methods is ''; expected one or more"),
         (["none"], [0, 0], "--seeds is '0,0'"),
+        (["none"], [2**32], r"--seeds are \[4294967296\]"),
         (["none", "got"], [0], "config.alignment: method must be one of"),
         (["none", "ct:x"], [0], "'ct:x'; expected METHOD or METHOD:WEIGHT"),
     ],

@@ -107,8 +107,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
         >>> build_experiment(digits.get_config()).initial_state().step.item()
         0
     """
-    if config.seed < 0:
-        raise ConfigError(f"config.seed is {config.seed}; expected 0 or more.")
+    if not 0 <= config.seed < 2**32:  # of more, jax.random drops what is beyond
+        raise ConfigError(f"config.seed is {config.seed}; expected a number from 0 to 2**32 - 1.")
     for key, least in LEAST.items():
         section, _, name = key.partition(".")
         value = config[section].get(name, least)

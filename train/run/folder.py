@@ -54,6 +54,11 @@ def claimed(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
         CheckpointError: as of `claim_folder`.
         InUse: another process has it.
     """
+    if not set("*?[").isdisjoint(os.path.abspath(workdir)):
+        raise CheckpointError(
+            f"{workdir}: checkpoints cannot be written below a folder with *, ? or [ in its name, "
+            f"which Orbax takes for a pattern. Rename it, or take another --workdir."
+        )
     with reaching(workdir):
         _check_ours(workdir)  # before anything is written
         new = not is_remote(workdir) and not (workdir / CONFIG).exists()

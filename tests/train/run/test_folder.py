@@ -76,6 +76,16 @@ def test_a_file_is_no_folder(tmp_path, tiny_config) -> None:
         claim_folder(path, tiny_config())
 
 
+def test_a_folder_that_orbax_takes_for_a_pattern_is_refused(tmp_path, tiny_config) -> None:
+    for name in ("a[b]", "a?", "*"):
+        with (
+            pytest.raises(CheckpointError, match="Rename it"),
+            claimed(tmp_path / name / "run", tiny_config()),
+        ):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_no_runs_is_named(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="not the folder of a run"):
         read_config(tmp_path)
