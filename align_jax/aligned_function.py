@@ -50,8 +50,8 @@ def aligned_function(
     """
     if not callable(function):
         raise TypeError(f"aligned_function() takes a function, got {type(function).__name__}.")
-    numbers = tuple(parameters) if isinstance(parameters, list | tuple) else (parameters,)
-    if not all(isinstance(x, int) and not isinstance(x, bool) for x in numbers):
+    numbers = tuple(parameters) if isinstance(parameters, Sequence) else (parameters,)
+    if not all(isinstance(x, int) and not isinstance(x, bool) for x in numbers):  # or it is a text
         raise TypeError(
             f"parameters must be the number of an argument, or several, got {parameters!r}."
         )

@@ -328,11 +328,12 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> None:
     fine = _is_number(value) and (_SMALLEST <= value <= _LARGEST or (zero and value == 0))
     if not fine:
         least = "at least 0" if zero else "above 0"
-        raise ValueError(f"{name} must be {least} and finite, got {value!r}.")
+        tiny = " (1e-18 or more)" if _is_number(value) and 0 < value < _SMALLEST else ""
+        raise ValueError(f"{name} must be {least}{tiny} and finite, got {value!r}.")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating)
+    return isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ()
 
 
 def check_clouds(

@@ -105,7 +105,7 @@ def _attend(params, x):
     (lambda: alignment_loss({"alignment": HEADS}, np.array([0.5, 0.5])), TypeError, "got float"),
     (lambda: AlignmentConfig("ct", rho="0.5"), ValueError, r"rho must lie in \[0, 1\], got '0.5'"),
     (lambda: AlignmentConfig("ot", epsilon=[0.1]), ValueError, r"epsilon must be .*got \[0.1\]"),
-    (lambda: AlignmentConfig("mmd", bandwidth=1e-25), ValueError, "bandwidth must be .* 1e-25"),
+    (lambda: AlignmentConfig("mmd", bandwidth=1e-25), ValueError, "1e-18 or more.* got 1e-25"),
     (lambda: AlignmentConfig("ct", layers=[b"a"]), ValueError, "layers holds b'a'"),
     (lambda: aligned_function(_attend, "ct", parameters="params"), TypeError, "got 'params'"),
     (lambda: aligned_function(_attend, "ct", parameters=True), TypeError, "got True"),
