@@ -52,9 +52,7 @@ def aligned_function(
         raise TypeError(f"aligned_function() takes a function, got {type(function).__name__}.")
     numbers = tuple(parameters) if isinstance(parameters, Sequence) else (parameters,)
     if not all(isinstance(x, int) and not isinstance(x, bool) for x in numbers):  # or it is a text
-        raise TypeError(
-            f"parameters must be the number of an argument, or several, got {parameters!r}."
-        )
+        raise TypeError(f"parameters must be numbers of arguments, got {parameters!r}.")
     missing = tapping.patterns_of_missing(allow_missing)
     return AlignedFunction(function, AlignmentConfig.of(config), numbers, missing)
 

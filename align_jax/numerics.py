@@ -325,8 +325,7 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> None:
 
     Its square, which some divide by, must be a float32 above 0 too.
     """
-    fine = _is_number(value) and (_SMALLEST <= value <= _LARGEST or (zero and value == 0))
-    if not fine:
+    if not (_is_number(value) and (_SMALLEST <= value <= _LARGEST or (zero and value == 0))):
         least = "at least 0" if zero else "above 0"
         tiny = " (1e-18 or more)" if _is_number(value) and 0 < value < _SMALLEST else ""
         raise ValueError(f"{name} must be {least}{tiny} and finite, got {value!r}.")

@@ -46,9 +46,7 @@ def game_optimizer(
       [0.01, 0.0001]
     """
     if not hasattr(model, "update"):
-        raise TypeError(
-            f"game_optimizer() takes an optimiser, such as optax.adamw(1e-4), got {model!r}."
-        )
+        raise TypeError(f"game_optimizer() takes an optimiser: optax.adamw(1e-4); got {model!r}.")
     import optax  # nothing else in the library needs it
 
     groups = {"model": model, "alignment": optax.adam(learning_rate, b1=beta1)}

@@ -109,7 +109,7 @@ def _attend(params, x):
     (lambda: AlignmentConfig("ct", layers=[b"a"]), ValueError, "layers holds b'a'"),
     (lambda: aligned_function(_attend, "ct", parameters="params"), TypeError, "got 'params'"),
     (lambda: aligned_function(_attend, "ct", parameters=True), TypeError, "got True"),
-    (lambda: game_optimizer(1e-3), TypeError, "takes an optimiser, .*got 0.001"),
+    (lambda: game_optimizer(1e-3), TypeError, "takes an optimiser.*got 0.001"),
     (lambda: aligned(nn.SelfAttention(2), "mmd").init(KEY, X[:0]), ValueError, r"\(0, 3, 4\)"),
 ])  # fmt: skip
 def test_a_value_of_another_kind_is_named(call, error, text):

@@ -19,6 +19,7 @@ import optax
 from flax import traverse_util
 
 from align_jax import label_parameters
+from align_jax.numerics import check_patterns
 from align_jax.optimizer import BETA1, LEARNING_RATE
 from train.registry import ConfigError, nearest
 from train.step.freezing import ADAPTERS, fitting
@@ -95,17 +96,12 @@ class OptimizerConfig:
             given = getattr(self, field)
             expressions = tuple(given) if isinstance(given, tuple | list) else (given,)
             object.__setattr__(self, field, expressions)
-            for expression in expressions:
-                wrong: object = "it is no text, or an empty one"
-                try:
-                    usable = isinstance(expression, str) and expression and re.compile(expression)
-                except re.error as error:
-                    usable, wrong = None, error
-                if not usable:
-                    raise ConfigError(
-                        f"optimizer.{field} holds {expression!r}, which is no regular expression: "
-                        f"{wrong}. Expected such as '^encoder/embeddings/' or 'layer_[0-3]/'."
-                    )
+            try:
+                if "" in expressions:
+                    raise ValueError(f"optimizer.{field} holds '', no regular expression.")
+                check_patterns(f"optimizer.{field}", expressions)
+            except ValueError as error:
+                raise ConfigError(f"{error} Expected such as '^encoder/embeddings/'.") from None
         for field, known in (("name", OPTIMIZERS), ("decay", DECAYS)):
             value = getattr(self, field)
             if value not in known:
