@@ -219,11 +219,6 @@ _DIVERGENCES: tuple[Mutation, ...] = (
             "distance <= _ROUNDING * squares, distance, 0.0",
             "distance <= 0.0, distance, 0.0",
         ),
-        (
-            "nan-has-a-direction-of-zero",
-            "nonzero = ~(largest <= jnp.finfo(x.dtype).tiny)",
-            "nonzero = largest > jnp.finfo(x.dtype).tiny",
-        ),
         ("infinity-saturates", " + 0.0 * x, explicit_mask(x, mask)", ", explicit_mask(x, mask)"),
     ),
     *faults(
@@ -234,6 +229,11 @@ _DIVERGENCES: tuple[Mutation, ...] = (
     *faults(
         "align_jax/numerics.py",
         "tests/test_numerics.py",
+        (
+            "nan-has-a-direction-of-zero",
+            "scaled = jnp.where(nonzero, x / scale, 0.0 * x)",
+            "scaled = jnp.where(nonzero, x / scale, 0.0)",
+        ),
         (
             "clamping-at-zero-cuts-the-gradient",
             "return x + jax.lax.stop_gradient(jnp.maximum(x, 0.0) - x)",
