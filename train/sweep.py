@@ -131,7 +131,7 @@ def _sweep(
     metrics, left_out = table.measured(finished, split, config.eval.report)
     rows = table.comparison(results, times, split, metrics)
     hardware = dict.fromkeys(run["hardware"] for run in finished if "hardware" in run)
-    title = f"{config.name}: seeds {', '.join(map(str, seeds))}, {' and '.join(hardware)}"
+    title = f"{config.name}: seeds {', '.join(map(str, seeds))}; {' and '.join(hardware)}"
     differences = differences_to_plain(table.by_seed(results, split, metrics))
     found = {(table.method_name(name), metric): x for (name, metric), x in differences.items()}
     said = left_out + [one.sentence(*name) for name, one in found.items()]

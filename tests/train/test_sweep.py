@@ -34,13 +34,13 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     config.name = "[digits](x) <b>"
     printed = run(config, ["none", "energy"], [0, 1], tmp_path)
     written = (tmp_path / "table.md").read_text()
-    assert written.startswith(r"\[digits\](x) \<b\>: seeds 0, 1")  # no link, no tag
-    assert "[digits](x) <b>: seeds 0, 1" in printed
+    assert written.startswith(r"\[digits\](x) \<b\>: seeds 0, 1; ")  # no link, no tag
+    assert "[digits](x) <b>: seeds 0, 1; " in printed
     assert "| method | test accuracy |" in written
     assert "| over plain |" in written
     assert "accuracy" in printed
     (noise,) = (line for line in printed.splitlines() if "noise" in line)
-    assert "paired by seed, not adjusted for being 2" in noise
+    assert "paired by seed, not adjusted for 2 comparisons" in noise
 
     results = [
         json.loads((tmp_path / f"energy-seed{seed}" / "result.json").read_text()) for seed in (0, 1)

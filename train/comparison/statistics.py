@@ -168,7 +168,7 @@ def noise(found: Mapping[tuple[str, str], Difference]) -> list[str]:
         if not one.within_noise
     ]
     start = f"More than noise: {'; '.join(beyond)}" if beyond else "No difference is beyond noise"
-    basis = f"{CONFIDENCE:.0%} intervals, paired by seed, not adjusted for being {len(known)}"
+    basis = f"{CONFIDENCE:.0%} intervals, paired by seed, not adjusted for {len(known)} comparisons"
     return [f"{start} ({basis})."]
 
 

@@ -90,8 +90,9 @@ class Trainer:
             state, progress = checkpoints.restore(state, repair=True)
             if int(state.step) > config.train.steps:
                 raise CheckpointError(
-                    f"The last checkpoint is that of step {int(state.step)}, but train.steps is "
-                    f"{config.train.steps}. Raise train.steps, or start anew in another --workdir."
+                    f"The last checkpoint in {checkpoints.folder} is that of step "
+                    f"{int(state.step)}, but train.steps is {config.train.steps}. Raise "
+                    f"train.steps, or start anew in another --workdir."
                 )
             stopping.restore(progress.early_stopping)
         # The optimiser's own count is in the checkpoint.
