@@ -119,7 +119,7 @@ class AlignmentConfig:
         for name in ("epsilon", "sinkhorn_threshold"):
             check_positive(name, getattr(self, name))
         for name in ("bandwidth", "gradient_penalty", "constant_feature"):
-            check_positive(name, getattr(self, name), zero=True)
+            check_positive(name, getattr(self, name), zero=True, squared=name == "bandwidth")
         for name in ("normalize_navigator", "shared_networks", "unit_scale", "saturating"):
             if not isinstance(getattr(self, name), bool):  # the text "False" counts as true
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")

@@ -22,7 +22,7 @@ SATURATION = 1e9
 _NOTHING = 1e-33
 
 _LARGEST = float(jnp.finfo(jnp.float32).max)
-_SMALLEST = 1e-18  # of a setting: its square is no 0 either
+_SMALLEST = 1e-18  # whose square float32 holds
 
 # Below this norm the gradient of a direction is damped; see `unit_vectors`.
 _DAMPING_RADIUS = 1e-2
@@ -320,15 +320,13 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
-def check_positive(name: str, value: float, *, zero: bool = False) -> None:
-    """Raises ValueError unless `value` is a number above 0 (or 0, if `zero`).
-
-    Its square, which some divide by, must be a float32 above 0 too.
-    """
-    if not (_is_number(value) and (_SMALLEST <= value <= _LARGEST or (zero and value == 0))):
-        least = "at least 0" if zero else "above 0"
-        tiny = " (1e-18 or more)" if _is_number(value) and 0 < value < _SMALLEST else ""
-        raise ValueError(f"{name} must be {least}{tiny} and finite, got {value!r}.")
+def check_positive(name: str, value: float, *, zero: bool = False, squared: bool = False) -> None:
+    """Raises ValueError unless float32 holds `value`, above 0 (or 0, if `zero`), or its square."""
+    above = _is_number(value) and 0 < value <= _LARGEST
+    tiny = above and squared and value < _SMALLEST
+    if tiny or not (above or (zero and _is_number(value) and value == 0)):
+        least = "1e-18 or more" if tiny else "at least 0" if zero else "above 0"
+        raise ValueError(f"{name} must be {least} and finite, got {value!r}.")
 
 
 def _is_number(value: Any) -> bool:

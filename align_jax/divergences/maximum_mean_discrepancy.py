@@ -51,7 +51,7 @@ def maximum_mean_discrepancy(
     """
     numerics.check_clouds(query, key, query_mask, key_mask)
     if bandwidth is not None:
-        numerics.check_positive("bandwidth", bandwidth)
+        numerics.check_positive("bandwidth", bandwidth, squared=True)
     numerics.check_choice("implementation", implementation, blocks.IMPLEMENTATIONS)
     query, query_mask = numerics.prepare(query, query_mask)
     key, key_mask = numerics.prepare(key, key_mask)

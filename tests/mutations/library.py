@@ -297,7 +297,7 @@ _ALIGNMENT: tuple[Mutation, ...] = (
     *faults(
         "align_jax/numerics.py",
         "tests/divergences/test_particulars.py",
-        ("an-infinite-limit-is-one", " <= value <= _LARGEST", " <= value"),
+        ("an-infinite-limit-is-one", "0 < value <= _LARGEST", "0 < value"),
     ),
     *faults(
         "align_jax/numerics.py",
