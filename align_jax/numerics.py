@@ -321,10 +321,10 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_positive(name: str, value: float, *, zero: bool = False, squared: bool = False) -> None:
-    """Raises ValueError unless float32 holds `value`, above 0 (or 0, if `zero`), or its square."""
-    above = _is_number(value) and 0 < value <= _LARGEST
-    tiny = above and squared and value < _SMALLEST
-    if tiny or not (above or (zero and _is_number(value) and value == 0)):
+    """Raises ValueError unless `value`, and its square if `squared`, is above 0 (or 0, if `zero`)."""
+    number = _is_number(value)
+    tiny = number and squared and 0 < value < _SMALLEST
+    if tiny or not number or not (0 < value <= _LARGEST or (zero and value == 0)):
         least = "1e-18 or more" if tiny else "at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be {least} and finite, got {value!r}.")
 

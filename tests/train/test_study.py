@@ -146,11 +146,13 @@ def test_the_tables_of_the_documentation_come_from_its_files(monkeypatch, capsys
         return [tuple(row[2:-1]) for row in rows if ", p = " in "".join(row)]
 
     shown = set(numbers(page))
-    third = re.search('third="(.*)"', page)[1]
-    commands = re.findall("^ +python -m (train.study (?:docs/|[$]third).*)", page, re.MULTILINE)
-    assert len(commands) > 10
+    files = dict(re.findall('(\\w+)="(docs/.*)"', page))
+    page_commands = re.findall(r"^ +python -m (train\.study .*)", page, re.MULTILINE)
+    commands = [re.sub(r"\$(\w+)", lambda name: files[name[1]], x) for x in page_commands]
+    commands = [x for x in commands if " docs/" in x and "--csv=" not in x]
+    assert len(commands) == page.count("python -m train.study $") + page.count("train.study docs/")
     for command in commands:
-        words = shlex.split(command.replace("$third", third))[1:]
+        words = shlex.split(command)[1:]
         assert main([word for word in words if not word.startswith("--picture")]) == 0
         made = numbers(capsys.readouterr().out)
         assert made, command
