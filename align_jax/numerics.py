@@ -321,7 +321,7 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_positive(name: str, value: float, *, zero: bool = False, squared: bool = False) -> None:
-    """Raises ValueError unless `value`, and its square if `squared`, is above 0 (or 0, if `zero`)."""
+    """Raises ValueError unless `value` (`squared`: and its square) is above 0 (or 0, if `zero`)."""
     number = _is_number(value)
     tiny = number and squared and 0 < value < _SMALLEST
     if tiny or not number or not (0 < value <= _LARGEST or (zero and value == 0)):
