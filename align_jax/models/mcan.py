@@ -31,7 +31,7 @@ from align_jax.numerics import check_indices
 
 @dataclasses.dataclass(frozen=True)
 class MCANConfig:
-    """Sizes and options of :class:`MCAN`; the defaults are those of `MCANConfig.small()`.
+    """Sizes and options of :class:`MCAN`; by default the small one of the paper's Tables 5 and 9.
 
     Attributes:
         vocabulary_size: number of word ids; 0 is padding. VQA-v2's questions, those of Visual
@@ -56,7 +56,7 @@ class MCANConfig:
         ValueError: a value is out of range; the message names it.
 
     Example:
-        >>> MCANConfig.small(num_answers=13).hidden_size
+        >>> MCANConfig(num_answers=13).hidden_size
         512
     """
 
@@ -86,11 +86,6 @@ class MCANConfig:
         settings.check_counts(self, {**dict.fromkeys(self.counts, 1), "region_positions": 0})
         settings.check_probabilities(self, ("dropout", "attention_dropout"))
         settings.check_transformer(self)
-
-    @classmethod
-    def small(cls, **changes: Any) -> MCANConfig:
-        """The size of the alignment paper's Tables 5 and 9: hidden 512, 4 layers."""
-        return cls(**changes)
 
     @classmethod
     def large(cls, **changes: Any) -> MCANConfig:

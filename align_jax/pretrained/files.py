@@ -138,9 +138,9 @@ def _download(
         where = "in the hub's cache (offline)" if offline else "on the hub"
         at = "" if revision is None else f" at revision {revision!r}"
         raise PretrainedError(
-            f"Could not get {name!r}{at} {where}: {type(error).__name__}: {error} If it was meant "
-            f"as a folder, it does not exist. Check the name and revision; without a network, "
-            "load it once where there is one, or pass the folder of a copy."
+            f"There is no folder {name!r}, and as a name{at} {where} it could not be had: "
+            f"{type(error).__name__}: {error} Check the name and revision; without a network, load "
+            "it once where there is one, or pass the folder of a copy."
         ) from error
     if found:  # only what is read was downloaded, which cannot show what is not
         raise PretrainedError(f"{name!r} on the hub {_NEITHER} {_what_there_is(found)}")

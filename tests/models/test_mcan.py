@@ -53,9 +53,9 @@ def size(config: MCANConfig) -> int:
 def test_the_small_model_is_as_large_as_published() -> None:
     """43.3 million plain, 43.4 with either alignment (Table 6 of the alignment paper), of which
     all heads of an attention share the networks."""
-    assert size(MCANConfig.small()) == pytest.approx(43.3e6, rel=0.01)
+    assert size(MCANConfig()) == pytest.approx(43.3e6, rel=0.01)
     for method in ("gan", "ct"):
-        aligned = MCANConfig.small(alignment=AlignmentConfig.paper(method))
+        aligned = MCANConfig(alignment=AlignmentConfig.paper(method))
         assert size(aligned) == pytest.approx(43.4e6, rel=0.01)
 
 
@@ -74,7 +74,7 @@ def test_the_number_of_parameters_is_that_of_the_architecture() -> None:
 
 def test_the_larger_size_is_larger() -> None:
     assert MCANConfig.large().layers == 6
-    assert size(MCANConfig.large()) > 4 * size(MCANConfig.small())
+    assert size(MCANConfig.large()) > 4 * size(MCANConfig())
 
 
 def test_padding_changes_nothing() -> None:

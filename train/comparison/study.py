@@ -208,8 +208,8 @@ def compare(runs: Runs, baseline: str = "plain", arms: str = "") -> list[Compari
         seeds = sorted(set(runs[arm]) & set(runs[base]))
         if len(seeds) < 2:
             raise ConfigError(
-                f"{name_of(arm)} and {name_of(base)} have {len(seeds)} seeds in common; expected 2 "
-                f"or more, or nothing can be said. Run both with the same seeds."
+                f"{name_of(arm)} and {name_of(base)} have too few seeds in common, "
+                f"{len(seeds)}; expected 2 or more. Run both with the same seeds."
             )
         for metric in _metrics(runs):
             if metric in BESIDE:

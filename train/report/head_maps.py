@@ -12,7 +12,7 @@ from align_jax.collection import natural
 from align_jax.config import PLAIN
 from train.comparison.table import method_name
 from train.report.contents import Picture, Section
-from train.report.picture import YARDSTICK, Series, head_series, short_names
+from train.report.picture import OWN_DIVERGENCE, Series, head_series, short_names
 from train.report.pictures import new_figure, picture
 from train.report.runs import Run, Study
 from train.report.style import MAP, UNITS
@@ -54,7 +54,7 @@ def head_maps(study: Study) -> list[Section]:
     )
     divergence = Section(
         "Divergence per layer and head, in training",
-        f"Each method's own, in its own unit and on its own scale. {YARDSTICK}",
+        f"Each method's own, in its own unit and on its own scale. {OWN_DIVERGENCE}",
     )
     for section, record in ((mmd, "mmd_per_head"), (divergence, "divergence")):
         methods = [m for m in study.runs if section is mmd or m != PLAIN]

@@ -21,11 +21,13 @@ EMBEDDINGS = 1000
 DISTANCE = "scale_free_mmd_per_head"  # in a run's records: the yardstick, which no method minimises
 # The estimate of the distance has no bias, so that it may fall below 0: nothing is left there.
 LEAST_SHOWN = 1e-4
+OWN_DIVERGENCE = (
+    "A method's own divergence is no yardstick: that of GAN and CT comes from a critic, which is "
+    "trained to raise it while the model lowers it, so that a rise need not be bad."
+)
 YARDSTICK = (
     "The scale-free MMD is the yardstick: 0 says that keys and queries have one distribution, and "
-    "no method minimises it. What is below 0.0001 is drawn there. A method's own divergence is no "
-    "yardstick: that of GAN and CT comes from a critic, which is trained to raise it while the "
-    "model lowers it, so that a rise need not be bad."
+    f"no method minimises it. What is below 0.0001 is drawn there. {OWN_DIVERGENCE}"
 )
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # layer -> steps [T], values [T, H]

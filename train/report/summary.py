@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from align_jax.config import PLAIN
+from align_jax.config import PLAIN, WEIGHTS
 from train.comparison import table
 from train.comparison.statistics import Difference, differences_to_plain, noise
 from train.comparison.table import method_name
@@ -241,10 +241,14 @@ def configuration(study: Study) -> list[Section]:
     """What differs between the methods, and all the rest."""
     sections = {m: next(iter(runs.values())).values["alignment"] for m, runs in study.runs.items()}
     active = {method: values for method, values in sections.items() if method != PLAIN}
+    for method, values in active.items():
+        if values.get("weight") is None:
+            active[method] = values | {"weight": WEIGHTS[values["method"]]}  # what it stands for
     keys = dict.fromkeys(key for values in active.values() for key in values)
     differing = [k for k in keys if len({_text(values.get(k)) for values in active.values()}) > 1]
+    shown = [active.get(method, {"method": method}) for method in sections]
     rows = [
-        [f"alignment.{key}", *(_differing(m, key, values) for m, values in sections.items())]
+        [f"alignment.{key}", *(_text(x[key]) if key in x else NOTHING for x in shown)]
         for key in dict.fromkeys(["method", *differing])
     ]
     columns = ["key", *map(method_name, sections)]
@@ -257,10 +261,6 @@ def configuration(study: Study) -> list[Section]:
     caption = "What all runs have in common; the section alignment without effect on a plain model."
     whole = Table(caption, ["key", "value"], [[key, _text(value)] for key, value in everything])
     return [first, Section("Whole configuration", tables=[whole], folded=True)]
-
-
-def _differing(method: str, key: str, values: Mapping[str, Any]) -> str:
-    return NOTHING if method == PLAIN and key != "method" else _text(values.get(key))
 
 
 def _results(runs: Mapping[str, Mapping[int, Run]]) -> dict[str, list[dict[str, Any]]]:

@@ -84,6 +84,7 @@ class RunLog:
         self._task = self._progress.add_task(title, total=steps, completed=start, note="")
         self._evaluations: list[dict[str, Any]] = []
         self._noticed: set[str] = set()
+        self._said: set[str] = set()  # the splits whose evaluation was printed since training was
         self._trained = False  # whether this process has written a record of the training split
 
     def __enter__(self) -> RunLog:
@@ -160,10 +161,13 @@ class RunLog:
             rest = f"{left} left" if self._trained else "compilation included"
             self._say(step, f"loss {loss:.4f}, {rate:.3g} steps/s, {rest}")
             self._trained = True
+            self._said.clear()
         else:
             self._evaluations.append(record)
-            shown = [f"{name} {record[name]:.4f}" for name in SHOWN if name in record]
-            self._say(step, f"{split}: {', '.join(shown)}")
+            if split not in self._said:  # one between two lines of training: there may be many
+                shown = [f"{name} {record[name]:.4f}" for name in SHOWN if name in record]
+                self._say(step, f"{split}: {', '.join(shown)}")
+            self._said.add(split)
 
     def notice(self, step: int, text: str) -> None:
         """Prints a warning of whole sentences, once, and keeps it among TensorBoard's texts."""

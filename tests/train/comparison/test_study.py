@@ -69,7 +69,7 @@ def test_only_seeds_that_the_plain_model_has_are_compared(rng) -> None:
     expected = np.mean([runs[ENERGY][x]["loss"] - runs[PLAIN][x]["loss"] for x in (1, 2, 4)])
     assert compare(runs)[1].mean == pytest.approx(expected)
     runs[ENERGY] = {1: runs[ENERGY][1], 9: runs[ENERGY][9]}
-    with pytest.raises(ConfigError, match=r"energy \(weight 1\) and plain have 1 seeds in common"):
+    with pytest.raises(ConfigError, match=r"plain have too few seeds in common, 1; expected 2"):
         compare(runs)
     del runs[PLAIN]
     with pytest.raises(

@@ -112,4 +112,4 @@ def test_every_run_and_the_whole_configuration_are_there(study) -> None:
     assert first.tables[0].rows == [["alignment.method", "none", "gan", "ct"]]
     keys = dict(whole.tables[0].rows)
     assert keys["train.steps"] == "6"
-    assert keys["alignment.weight"] == "null"  # the method's own
+    assert keys["alignment.weight"] == "0.1"  # of both methods, where the config says null

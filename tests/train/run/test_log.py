@@ -59,7 +59,7 @@ def test_tensorboard_gets_the_records(tmp_path, start, purged) -> None:
     assert [record["step"] for record in read_records(tmp_path)] == [6]
 
 
-def test_off_a_terminal_there_is_a_line_for_each_record(tmp_path) -> None:
+def test_off_a_terminal_there_are_lines_for_training_and_the_evaluation_after_it(tmp_path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     output = io.StringIO()
@@ -67,11 +67,15 @@ def test_off_a_terminal_there_is_a_line_for_each_record(tmp_path) -> None:
     with RunLog(tmp_path / "a", 190, 0, console, "digits ct seed 0") as log:
         log.write(10, "train", VALUES)
         log.write(10, "validation", {"loss": 0.25, "accuracy": 0.9, "reliability": [1]})
+        for step in range(11, 20):  # a graph's run has one for each epoch
+            log.write(step, "validation", {"loss": 0.25, "accuracy": 0.9})
         log.write(20, "train", VALUES)
+        log.write(20, "validation", {"loss": 0.25, "accuracy": 0.8})
     assert output.getvalue().splitlines() == [
         "digits ct seed 0: step 10 of 190, loss 0.5000, 2 steps/s, compilation included",
         "digits ct seed 0: step 10 of 190, validation: loss 0.2500, accuracy 0.9000",
         "digits ct seed 0: step 20 of 190, loss 0.5000, 2 steps/s, 0:01:25 left",
+        "digits ct seed 0: step 20 of 190, validation: loss 0.2500, accuracy 0.8000",
     ]
     terminal = rich.console.Console(file=(output := io.StringIO()), force_terminal=True)
     with RunLog(tmp_path / "b", 190, 0, terminal, "digits") as log:  # it has a bar
