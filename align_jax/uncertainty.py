@@ -43,7 +43,9 @@ def equal_means_p_value(
             f"{second.shape}."
         )
     draws = first.shape[0]
-    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    # Of a mean that is large beside the spread, float32 would hold few digits of the gap.
+    origin = first[:1].astype(jnp.float32)
+    first, second = (x.astype(jnp.float32) - origin for x in (first, second))
     gap = jnp.mean(first, axis=0) - jnp.mean(second, axis=0)
     # Of the mean, each; unbiased.
     variances = jnp.stack([jnp.var(x, axis=0, ddof=1) / draws for x in (first, second)])

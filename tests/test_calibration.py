@@ -149,6 +149,18 @@ def test_the_t_test_is_scipys(draws):
     np.testing.assert_allclose(p_value, expected, rtol=5e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(1000.0, 1e-3), (0.9999, 1e-6)])
+def test_the_t_test_keeps_its_digits_where_the_mean_is_large(mean, spread):
+    first, second = (mean + spread * np.random.default_rng(0).normal(size=(2, 20, 300))).astype(
+        np.float32
+    )
+    expected = scipy.stats.ttest_ind(
+        first.astype(np.float64), second.astype(np.float64), equal_var=False
+    ).pvalue
+    p_value = calibration.equal_means_p_value(first, second)
+    np.testing.assert_allclose(p_value, expected, atol=1e-4)
+
+
 def test_samples_that_do_not_vary_differ_or_do_not():
     first, second = jnp.array([[1.0, 1.0]] * 3), jnp.array([[1.0, 1.5]] * 3)
     assert calibration.equal_means_p_value(first, second).tolist() == [1.0, 0.0]

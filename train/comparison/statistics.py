@@ -244,4 +244,4 @@ def _detectable_shift(pairs: int, power: float, significance: float) -> float:
         above, below = scipy.stats.norm.sf(limits - shift), scipy.stats.norm.cdf(-limits - shift)
         return float((above + below).mean() - power)
 
-    return float(scipy.optimize.brentq(missing, 0.0, 1e9))
+    return float(scipy.optimize.brentq(missing, 0.0, 100.0 + 10.0 * limit))

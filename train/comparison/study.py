@@ -123,7 +123,8 @@ def _field(
 ) -> Any:  # fmt: skip
     text = row[column]
     with contextlib.suppress(ValueError):
-        if text is not None and (kind is not float or np.isfinite(float(text))):
+        # Python would read 0_6 as 6.
+        if text is not None and (kind is str or ("_" not in text and np.isfinite(float(text)))):
             return kind(text)
     given = "is not there" if text is None else f"is {text!r:.40}"
     raise ConfigError(
@@ -216,11 +217,14 @@ def compare(runs: Runs, baseline: str = "plain", arms: str = "") -> list[Compari
                 continue
             values, others = ([runs[of][x][metric] for x in seeds] for of in (arm, base))
             difference = paired_t_test(values, others)
+            low, high = difference.low, difference.high
+            if low is None or high is None:  # there are two seeds or more
+                raise ConfigError(
+                    f"{name_of(arm)} and {name_of(base)} differ in {metric} by more than a number "
+                    f"can hold. Correct the values, or leave it out by --metrics."
+                )
             spread = float(np.std(np.subtract(values, others), ddof=1))
             spread = 0.0 if difference.p_value is None else spread  # without what rounding leaves
-            low, high = difference.low, difference.high
-            assert low is not None  # there are two seeds or more
-            assert high is not None
             p_values.append(1.0 if difference.p_value is None else difference.p_value)
             found.append(Comparison(arm, metric, len(seeds), difference.mean, low, high, spread, 1))
     return [

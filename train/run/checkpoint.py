@@ -170,6 +170,9 @@ class Checkpoints:
             try:
                 found = self._read(state, candidate)
             except DamagedCheckpoint as error:
+                self._manager.reload()
+                if sorted(self._manager.all_steps(), reverse=True) != steps:
+                    return self.restore(state, repair=repair)  # a running process went on
                 problems.append(str(error))
                 print(f"warning: {error}", file=sys.stderr, flush=True)
                 continue

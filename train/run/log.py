@@ -48,14 +48,9 @@ class RunLog:
     """
 
     def __init__(
-        self,
-        workdir: pathlib.Path | None,
-        steps: int,
-        start: int,
-        console: rich.console.Console,
-        title: str,
-        sinks: Sequence[Sink] = (),
-    ) -> None:
+        self, workdir: pathlib.Path | None, steps: int, start: int,
+        console: rich.console.Console, title: str, sinks: Sequence[Sink] = (),
+    ) -> None:  # fmt: skip
         kept = _drop_after(workdir / METRICS, start) if workdir else []
         if workdir is None or is_remote(workdir):  # whose files cannot be written piece by piece
             self._local = pathlib.Path(tempfile.mkdtemp(prefix="align_jax-"))
@@ -70,17 +65,13 @@ class RunLog:
         self._file = self._path.open("a")
         self._events = EventFile(self._local / "tensorboard", start)
         self._sinks: tuple[Sink, ...] = (self._events, *sinks)
-        self._steps, self._title = steps, title
-        self._console = console
+        self._steps, self._title, self._console = steps, title, console
         self._progress = rich.progress.Progress(
-            rich.progress.TextColumn(title),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn(title), rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(), rich.progress.TimeRemainingColumn(),
             rich.progress.TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
         self._task = self._progress.add_task(title, total=steps, completed=start, note="")
         self._evaluations: list[dict[str, Any]] = []
         self._noticed: set[str] = set()

@@ -133,6 +133,7 @@ class Trainer:
             self.evaluated = {}
             self.window.append(report)
             self.examples.append(batch["id"][batch["mask"]] if "id" in batch else None)
+            jax.block_until_ready(self.window[-2:-1])  # else a signal waits for all in flight
             log.advance(self.step)
 
             if self._due(config.train.log_every):

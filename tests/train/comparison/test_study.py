@@ -71,6 +71,10 @@ def test_only_seeds_that_the_plain_model_has_are_compared(rng) -> None:
     runs[ENERGY] = {1: runs[ENERGY][1], 9: runs[ENERGY][9]}
     with pytest.raises(ConfigError, match=r"plain have too few seeds in common, 1; expected 2"):
         compare(runs)
+    for arm, value in ((PLAIN, -1.7e308), (ENERGY, 1.7e308)):
+        runs[arm] = {seed: {"accuracy": value} for seed in range(3)}
+    with pytest.raises(ConfigError, match="differ in accuracy by more than a number can hold"):
+        compare(runs)
     del runs[PLAIN]
     with pytest.raises(
         ConfigError, match="no run of 'plain' to compare with; the study has energy"
@@ -230,6 +234,8 @@ HEAD = "config,method,weight,seed,accuracy\n"
         (HEAD + ",none,,0,0.9\n,none,,0,0.8\n", "line 3: this run is there twice"),
         (HEAD + ",none,,x,0.9\n", "line 2: 'seed' is 'x'; expected a whole number"),
         (HEAD + ",none,,0,high\n", "line 2: 'accuracy' is 'high'; expected a finite"),
+        (HEAD + ",none,,0,0_6\n", "line 2: 'accuracy' is '0_6'; expected a finite"),
+        (HEAD + ",none,,1_0,0.9\n", "line 2: 'seed' is '1_0'; expected a whole number"),
         (HEAD + ",none,,0,nan\n", "line 2: 'accuracy' is 'nan'; expected a finite"),
         (HEAD + ",none,,0,0.9,0.9\n", "line 2: .* more fields than columns"),
         (HEAD + ",none,,0\n", "line 2: 'accuracy' is not there; expected a finite number"),

@@ -181,6 +181,22 @@ def test_reading_makes_no_folder(tmp_path, state) -> None:
 
 
 @pytest.mark.fault(
+    "A run saves a checkpoint and deletes the one that another command is about to read",
+    "The new one is read, and nothing is called damaged",
+)
+def test_a_checkpoint_that_a_run_deletes_is_not_damaged(tmp_path, state, capsys) -> None:
+    with Checkpoints(tmp_path, keep=1, monitor=ACCURACY) as running:
+        running.save(at(state, 1), Progress())
+        running.wait()
+        with Checkpoints(tmp_path, keep=1, monitor=ACCURACY, read_only=True) as reader:
+            running.save(at(state, 2), Progress())
+            running.wait()
+            assert [x.name for x in (tmp_path / "checkpoints").iterdir()] == ["2"]
+            assert int(reader.restore(state)[0].step) == 2
+    assert "damaged" not in capsys.readouterr().err
+
+
+@pytest.mark.fault(
     "No checkpoint is whole",
     "An error that says so and names each",
 )

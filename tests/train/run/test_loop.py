@@ -364,6 +364,28 @@ def test_sigterm_saves_and_the_same_call_goes_on(tmp_path, finished, config, mon
     assert_ends_bitwise_alike(result, tmp_path, finished)
 
 
+def test_at_most_two_steps_are_in_flight(tmp_path, config, monkeypatch) -> None:
+    """So a signal is heard after two steps, not after all until the next line of the log."""
+    step, wait, taken, waited = MeshRunner.train_step, jax.block_until_ready, [], []
+
+    def counted(self, *arguments):
+        assert len(waited) >= len(taken) - 1
+        state, report = step(self, *arguments)
+        taken.append(report)
+        return state, report
+
+    def waits(found):
+        waited.extend(x for x in taken if any(x is y for y in found))
+        return wait(found)
+
+    config.eval.every, config.train.log_every = 0, 100  # in which all reports are read
+    monkeypatch.setattr(MeshRunner, "train_step", counted)
+    monkeypatch.setattr(jax, "block_until_ready", waits)
+    run(config, tmp_path)
+    assert len(taken) == 7
+    assert waited == taken[:-1]
+
+
 def test_patience_stops_the_run_and_the_best_parameters_come_back(tmp_path, tiny_config) -> None:
     # The rate is so high that the first evaluation, before training, stays the best by loss.
     config = tiny_config(
