@@ -30,6 +30,7 @@ _TASKS: tuple[Mutation, ...] = (
             "contextlib.suppress(OSError):  # at",
             "contextlib.nullcontext():  # at",
         ),
+        ("every-evaluation-of-a-graph-is-printed", "self._said.add(split)", "pass"),
     ),
     *faults(
         "train/run/sinks.py",
@@ -610,6 +611,7 @@ _RUNS: tuple[Mutation, ...] = (
         "train/run/checkpoint.py",
         "tests/train/run/test_checkpoint.py",
         ("only-the-newest-checkpoint-is-kept", "LatestN(max(keep, 1))", "LatestN(1)"),
+        ("a-checkpoint-that-a-run-deleted-is-damaged", "self._manager.reload()", "pass"),
         ("bit-sums-miss-the-first-word", "dtype=xp.uint32) * 2 + 1)", "dtype=xp.uint32) * 2)"),
         (
             "another-shape-is-restored",
@@ -669,6 +671,7 @@ _RUNS: tuple[Mutation, ...] = (
             "train_batches(self.step, hosts.share())",
             "train_batches(self.step + (self.step > 0), hosts.share())",
         ),
+        ("a-signal-waits-for-all-steps-in-flight", "self.window[-2:-1]", "self.window[:0]"),
         (
             "a-checkpoint-has-an-earlier-evaluation",
             "self.evaluated = {}\n            self.window",
@@ -854,6 +857,7 @@ _RESULTS: tuple[Mutation, ...] = (
     *faults(
         "train/comparison/study.py",
         "tests/train/comparison/test_study.py",
+        ("separators-of-digits-are-read", '"_" not in text and ', ""),
         (
             "seeds-are-paired-by-their-order",
             "([runs[of][x][metric] for x in seeds] for of in (arm, base))",
@@ -936,6 +940,7 @@ _RESULTS: tuple[Mutation, ...] = (
     *faults(
         "train/report/summary.py",
         "tests/train/report/test_summary.py",
+        ("a-default-weight-is-null", 'values.get("weight") is None', 'values.get("weight") == ""'),
         (
             "seeds-paired-by-their-order",
             "pairs = {name: {s: finished[name][s] for s in common} for name in (PLAIN, method)}",
