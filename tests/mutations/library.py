@@ -630,7 +630,11 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         "tests/test_calibration.py",
         ("pavpu-counts-swapped", "(correct == certain)", "(correct != certain)"),
         ("t-test-with-biased-variances", "ddof=1", "ddof=0"),
-        ("t-test-of-means-far-from-zero", "x.astype(jnp.float32) - origin", "x.astype(jnp.float32)"),
+        (
+            "t-test-of-means-far-from-zero",
+            "x.astype(jnp.float32) - origin",
+            "x.astype(jnp.float32)",
+        ),
         ("certain-where-answers-do-not-differ", "< significance", "> significance"),
     ),
 )
