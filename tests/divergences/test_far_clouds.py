@@ -132,6 +132,13 @@ def test_neither_place_nor_padding_costs_digits(case):
         np.testing.assert_allclose(value[number, 0], expected, rtol=1e-3, atol=1e-5, err_msg=place)
 
 
+def test_a_point_coincides_with_itself_however_far_it_lies():
+    """On every processor: which of these distances rounding leaves above 0 is its own affair."""
+    points = (1e4 + np.random.default_rng(1).normal(size=(1, 100, 1, 33))).astype(np.float32)
+    distance = jax.jit(numerics.squared_distance)(points, points)
+    np.testing.assert_array_equal(np.diagonal(distance[0, 0]), 0.0)
+
+
 def test_the_centre_is_that_of_the_narrower_cloud():
     """A pair of near tokens lies near the narrower cloud, and there the distance keeps digits."""
     query, key = np.float32(1e4) * QUERY, KEY
