@@ -24,7 +24,7 @@ from flax import traverse_util
 from jaxtyping import Array
 
 from align_jax.collection import label_parameters
-from align_jax.numerics import check_patterns
+from align_jax.numerics import check_patterns, check_positive
 
 QUERY_AND_KEY = r"(^|/)(query|key)/kernel$"
 NO_KERNELS = ("bias", "scale", "embedding")  # of a path's end, also where they have two axes
@@ -60,8 +60,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"rank must be a whole number of at least 1, got {self.rank!r}.")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha must be above 0 and finite, got {self.alpha!r}.")
+        check_positive("alpha", self.alpha)
         for name in ("targets", "stacked"):
             given = getattr(self, name)
             expressions = (given,) if isinstance(given, str) else given
@@ -99,8 +98,8 @@ def init_adapters(
       >>> jax.tree.map(jnp.shape, adapters)
       {'query': {'kernel': {'a': (6, 3), 'b': (3, 2, 4)}}}
     """
-    flat = _flat(params)
-    labels = traverse_util.flatten_dict(label_parameters(params), sep="/")
+    flat, paths = _flat(params)
+    labels, _ = _flat(label_parameters(params))
     names = [name for name, label in labels.items() if label == "model"]
     found: set[str] = set()
     for expression in config.targets:
@@ -108,7 +107,7 @@ def init_adapters(
         if not fitting:
             parts = [name.split("/") for name in names]
             ends = sorted({"/".join(x[start:]) for x in parts for start in range(len(x))})
-            near = difflib.get_close_matches(expression, ends, n=3, cutoff=0.0)
+            near = difflib.get_close_matches(expression, ends, n=3, cutoff=0.0) or ["none"]
             raise ValueError(
                 f"No parameter fits {expression!r} of targets. The nearest are {', '.join(near)}."
             )
@@ -119,8 +118,8 @@ def init_adapters(
         dtype = jnp.promote_types(flat[name].dtype, jnp.float32)
         bound = math.prod(inputs) ** -0.5
         a = jax.random.uniform(one, (*stack, *inputs, config.rank), dtype, -bound, bound)
-        adapters[name] = {"a": a, "b": jnp.zeros((*stack, config.rank, *outputs), dtype)}
-    return traverse_util.unflatten_dict(adapters, sep="/")
+        adapters[paths[name]] = {"a": a, "b": jnp.zeros((*stack, config.rank, *outputs), dtype)}
+    return traverse_util.unflatten_dict(adapters)
 
 
 def merge_adapters(
@@ -150,8 +149,8 @@ def merge_adapters(
       >>> merged["query"]["kernel"].tolist()
       [[1.0, 7.0], [1.0, 13.0]]
     """
-    merged = _flat(params)
-    parts = _flat(adapters)
+    merged, paths = _flat(params)
+    parts, _ = _flat(adapters)
     for name in sorted({part.rpartition("/")[0] for part in parts}):
         a, b = parts.get(f"{name}/a"), parts.get(f"{name}/b")
         kernel = merged.get(name)
@@ -173,7 +172,7 @@ def merge_adapters(
         product = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
         change = (jax.vmap(product) if stack else product)(a, b)
         merged[name] = (kernel + config.alpha / config.rank * change).astype(kernel.dtype)
-    return traverse_util.unflatten_dict(merged, sep="/")
+    return traverse_util.unflatten_dict({paths[name]: x for name, x in merged.items()})
 
 
 def _axes(
@@ -185,9 +184,11 @@ def _axes(
     stack, own = shape[:leading], shape[leading:]
     bias = np.shape(flat.get(f"{name.rpartition('/')[0]}/bias", np.zeros(0)))[leading:]
     outputs = len(bias) if 0 < len(bias) < len(own) and own[-len(bias) :] == bias else len(own) - 1
-    if len(own) < 2 or name.rpartition("/")[2] in NO_KERNELS:
+    floating = jnp.issubdtype(flat[name].dtype, jnp.floating)  # what else would round it away
+    if len(own) < 2 or name.rpartition("/")[2] in NO_KERNELS or not floating:
         raise ValueError(
-            f"targets fit {name}, of shape {shape}, which is no kernel. Let them end in 'kernel$'."
+            f"targets fit {name}, of shape {shape}, which is no kernel of floating-point numbers. "
+            f"Let them end in 'kernel$'."
         )
     sides = own[: len(own) - outputs], own[len(own) - outputs :]
     largest = min(math.prod(side) for side in sides)
@@ -200,8 +201,11 @@ def _axes(
     return stack, *sides
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        what = type(tree).__name__
+def _flat(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+    """What a tree holds, and the path there, by the path's text; a key may have a "/" itself."""
+    if not isinstance(tree, Mapping) or type(tree).__module__.startswith("flax.nnx"):
+        what = f"{type(tree).__name__}; nnx.to_pure_dict() makes them of an NNX state"
         raise TypeError(f"Expected nested dicts of arrays, such as 'params', got a {what}.")
-    return traverse_util.flatten_dict(dict(tree), keep_empty_nodes=True, sep="/")
+    flat = traverse_util.flatten_dict(dict(tree), keep_empty_nodes=True)
+    names = {path: "/".join(map(str, path)) for path in flat}
+    return {names[path]: x for path, x in flat.items()}, {x: path for path, x in names.items()}

@@ -79,7 +79,7 @@ class AlignedFunction:
     def init(self, rng: Array, *arguments: Any) -> dict[str, Any]:
         """Makes the networks' parameters, by the shapes of a call's arguments; empty without any.
 
-        They are trained with the function's own, by `game_optimizer`.
+        They are trained with the function's own: `game_optimizer(...).init((own, networks))`.
 
         Raises:
           ValueError: if the function contains no attention, or one that cannot be aligned.

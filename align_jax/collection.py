@@ -218,11 +218,11 @@ def cloud_mmd(
     return result
 
 
-def strip_alignment(params: Mapping[str, Any]) -> dict[str, Any]:
+def strip_alignment(params: Any) -> Any:
     """The parameters of the plain model: the alignment networks left out, all else untouched.
 
     Args:
-      params: the "params" collection of a model with alignment.
+      params: the "params" collection of a model with alignment, or a list or tuple of such trees.
 
     Returns:
       A new tree without the alignment networks. Trees without any come back as they are.
@@ -233,6 +233,9 @@ def strip_alignment(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     if hasattr(params, "sown"):
         raise TypeError("strip_alignment() takes a tree; of an NNX model, `model` is the original.")
+    if isinstance(params, list | tuple):
+        stripped = [strip_alignment(child) for child in params]
+        return type(params)(*stripped) if hasattr(params, "_fields") else type(params)(stripped)
     if not isinstance(params, Mapping):
         return params
     return {
@@ -284,38 +287,30 @@ def merge_parameters(initialised: Mapping[str, Any], own: Mapping[str, Any]) -> 
     return traverse_util.unflatten_dict(into | given)
 
 
-def label_parameters(params: Mapping[str, Any]) -> dict[str, Any]:
+def label_parameters(params: Any) -> Any:
     """Names each parameter's group, for `optax.multi_transform`.
 
     Args:
-      params: the "params" collection of a model with alignment; or the state of an NNX model.
+      params: the "params" collection of a model with alignment, or the state of an NNX model; also
+        inside other trees, such as the pair of a function's parameters and its networks.
 
     Returns:
       A tree of the same shape: "alignment" for the parameters of alignment networks, "model" for
       those that a plain model has as well.
 
     Example:
-      >>> label_parameters({"query": 1, "alignment": {"critic": 2}})
-      {'query': 'model', 'alignment': {'critic': 'alignment'}}
+      >>> label_parameters(({"query": 1}, {"alignment": {"critic": 2}}))
+      ({'query': 'model'}, {'alignment': {'critic': 'alignment'}})
     """
-    if type(params).__module__.startswith("flax.nnx"):  # a state, whose leaves are in variables
+    if hasattr(params, "sown"):
+        raise TypeError("label_parameters() takes a tree; of an NNX model, nnx.state(model).")
 
-        def label_of(path: tuple[Any, ...], _: Any) -> str:
-            names = [str(getattr(key, "key", "")) for key in path]
-            owned = any(_is_owned(a) and b in _NETWORKS for a, b in itertools.pairwise(names))
-            return "alignment" if owned else "model"
+    def label_of(path: tuple[Any, ...], _: Any) -> str:
+        names = [str(getattr(key, "key", "")) for key in path]
+        owned = any(_is_owned(a) and b in _NETWORKS for a, b in itertools.pairwise(names))
+        return "alignment" if owned else "model"
 
-        return jax.tree_util.tree_map_with_path(label_of, params)
-
-    def labelled(node: Any, label: str) -> Any:
-        if not isinstance(node, Mapping):
-            return label
-        return {
-            name: labelled(child, "alignment" if _holds_networks(name, child) else label)
-            for name, child in node.items()
-        }
-
-    return labelled(params, "model")
+    return jax.tree_util.tree_map_with_path(label_of, params)
 
 
 def _holds_networks(name: str, child: Any) -> bool:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
+from flax import nnx, traverse_util
 from jax.test_util import check_grads
 
 from align_jax import (
@@ -148,6 +148,7 @@ def test_a_converted_model_takes_merged_parameters():
         ({"rank": True}, "rank must be a whole number"),
         ({"alpha": 0.0}, "alpha must be above 0 and finite, got 0.0"),
         ({"alpha": float("nan")}, "alpha must be above 0"),
+        ({"alpha": "16"}, "alpha must be above 0 and finite, got '16'"),
         ({"targets": ()}, "targets is empty"),
         ({"targets": 5}, "targets must be a tuple of regular expressions, got 5"),
         ({"targets": ("query[",)}, "targets holds 'query\\[', no regular expression"),
@@ -189,3 +190,22 @@ def test_adapters_of_other_parameters_or_another_config_are_refused(params):
         merge_adapters(wider, adapters, config)
     with pytest.raises(TypeError, match="nested dicts of arrays, .* got a BertEncoder"):
         init_adapters(jax.random.key(0), MODEL, config)
+    with pytest.raises(TypeError, match=r"got a State; nnx.to_pure_dict\(\) makes them"):
+        init_adapters(jax.random.key(0), nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0))), config)
+
+
+@pytest.mark.parametrize("key", ["mha/query", 0])
+def test_the_keys_of_other_libraries_stay(key):
+    """Haiku's have slashes, and some trees number their layers."""
+    params = {key: {"w": np.ones((4, 4), np.float32)}}
+    config = AdapterConfig(rank=1, targets=("/w$",))
+    adapters = init_adapters(jax.random.key(0), params, config)
+    assert jax.tree.map(np.shape, adapters) == {key: {"w": {"a": (4, 1), "b": (1, 4)}}}
+    merged = merge_adapters(params, adapters, config)
+    assert jax.tree.map(np.shape, merged) == {key: {"w": (4, 4)}}
+
+
+def test_a_kernel_of_integers_is_refused():
+    params = {"query": {"kernel": np.ones((4, 4), np.int8)}}
+    with pytest.raises(ValueError, match="query/kernel.*no kernel of floating-point numbers"):
+        init_adapters(jax.random.key(0), params, AdapterConfig(rank=1))

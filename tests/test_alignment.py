@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from align_jax import (
     alignment_table,
     cloud_mmd,
     divergences,
+    label_parameters,
     networks,
     strip_alignment,
 )
@@ -543,6 +545,22 @@ def test_strip_alignment_leaves_other_trees_of_that_name():
         "layer": {"alignment": {"critic": {}, "navigator": {}}, "out": 2},
     }
     assert strip_alignment(params) == {"alignment": {"kernel": 1}, "layer": {"out": 2}}
+
+
+class Both(NamedTuple):
+    own: Any
+    networks: Any
+
+
+def test_networks_inside_other_trees_are_found():
+    own, networks = {"query": 1}, {"layer": {"alignment": {"critic": {"kernel": 2}}}}
+    expected = {"query": "model"}, {"layer": {"alignment": {"critic": {"kernel": "alignment"}}}}
+    for tree in (own, networks), [own, networks], Both(own, networks):
+        labels, stripped = label_parameters(tree), strip_alignment(tree)
+        assert type(labels) is type(stripped) is type(tree)
+        assert tuple(labels) == expected
+        assert list(stripped) == [own, {"layer": {}}]
+    assert label_parameters({"layers": [own | networks]}) == {"layers": [expected[0] | expected[1]]}
 
 
 class TestTokens:

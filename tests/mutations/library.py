@@ -278,6 +278,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
             "config.alpha / config.rank * change",
             "config.alpha * change",
         ),
+        ("integers-have-adapters", " or not floating:", ":"),
+        ("keys-with-slashes-are-cut", "{paths[name]: x for", '{tuple(name.split("/")): x for'),
         (
             "networks-have-adapters",
             'if label == "model"]',
@@ -462,6 +464,7 @@ _ALIGNMENT: tuple[Mutation, ...] = (
             "return [(text, int(number or -1)) for text, number in",
             "return [(text + number, 0) for text, number in",
         ),
+        ("lists-are-not-stripped", "isinstance(params, list | tuple)", "isinstance(params, set)"),
         (
             "strip-takes-any-module-of-that-name",
             "_is_owned(name) and isinstance(child, Mapping) and set(child) <= _NETWORKS",

@@ -91,11 +91,9 @@ def results(study: Study) -> tuple[str, Section]:
 
 
 def _best(
-    study: Study,
-    rows: Mapping[str, table.Row],
-    metrics: Sequence[str],
+    study: Study, rows: Mapping[str, table.Row], metrics: Sequence[str],
     found: Mapping[tuple[str, str], Difference],
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """What was compared, and which method is best by the metric that is reported first."""
     names = [method_name(method) for method in rows]
     said = [f"Compared on {study.name}: {', '.join(names)}."]
@@ -104,6 +102,8 @@ def _best(
     column = " ".join(table.place(metrics[0], study.split))
     cells = {method_name(m): cell for m, row in rows.items() if (cell := row[column]) is not None}
     best, *others = sorted(cells, key=lambda name: -cells[name].mean)
+    if others and cells[others[0]].mean == cells[best].mean:
+        return [*said, f"{best} and {others[0]} are equal by {column} ({cells[best]})."]
     shown, one = f"{best} is best by {column} ({cells[best]})", found.get((best, column))
     if one is None and others:  # the plain model is, or there is none
         one = found.get((others[0], column))

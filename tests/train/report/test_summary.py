@@ -53,8 +53,11 @@ def test_the_summary_says_what_is_best_and_whether_keys_and_queries_were_aligned
             run.result["scale_free_mmd"] = distance
             run.result["metrics"]["test"]["accuracy"] = 0.5
     said, _ = summary.results(study)
-    assert "plain is best by test accuracy (0.5000 ± 0.0000); CT comes next, +0.0000 over" in said
+    assert "plain and CT are equal by test accuracy (0.5000 ± 0.0000)." in said
     assert said.endswith("by CT: plain 0.200, CT 0.090; 0 is one distribution.")
+    study.runs["ct"][0].result["metrics"]["test"]["accuracy"] = 0.47
+    said, _ = summary.results(study)
+    assert "plain is best by test accuracy (0.5000 ± 0.0000); CT comes next, -0.0100 over" in said
     study.runs["ct"][0].result["scale_free_mmd"] = 0.2  # a mean of more than half
     assert "by none: plain 0.200, CT 0.127" in summary.results(study)[0]
 
