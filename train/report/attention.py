@@ -25,7 +25,7 @@ from train.step.step import eval_step
 
 LABELS = {
     "words": "attention weight (root scale)",
-    "patches": "attention to a patch (1: an even share)",
+    "patches": "attention (1: an even share)",
 }
 
 _eval_step = jax.jit(eval_step)
