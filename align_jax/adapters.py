@@ -184,7 +184,7 @@ def _axes(
     stack, own = shape[:leading], shape[leading:]
     bias = np.shape(flat.get(f"{name.rpartition('/')[0]}/bias", np.zeros(0)))[leading:]
     outputs = len(bias) if 0 < len(bias) < len(own) and own[-len(bias) :] == bias else len(own) - 1
-    floating = jnp.issubdtype(flat[name].dtype, jnp.floating)  # what else would round it away
+    floating = jnp.issubdtype(flat[name].dtype, jnp.floating)  # integers round it away
     if len(own) < 2 or name.rpartition("/")[2] in NO_KERNELS or not floating:
         raise ValueError(
             f"targets fit {name}, of shape {shape}, which is no kernel of floating-point numbers. "
