@@ -99,13 +99,13 @@ class AlignedFunction:
           networks: of `init`.
           *arguments: the function's own.
           collections: what to sow: "alignment", "alignment_clouds".
-          rng: a random key for `AlignmentConfig.tokens`; None for all tokens.
+          rng: a random key for `AlignmentConfig.tokens` and `subsample`; None for all.
 
         Returns:
           The function's outputs, and what was sown, for `alignment_loss` and its like.
         """
         traced = self._checked(arguments)
-        rng = rng if self.config.tokens else None
+        rng = rng if self.config.draws else None
         return tapping.run(traced, self.config, arguments, networks, collections, rng)
 
     def _checked(self, arguments: Sequence[Any]) -> tapping.Traced:

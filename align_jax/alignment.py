@@ -117,16 +117,23 @@ class Alignment(nn.Module):
             query_mask = key_mask = self._same_tokens(query, key, query_mask, key_mask)
         valid = jnp.any(numerics.explicit_mask(query, query_mask), axis=1)
         valid &= jnp.any(numerics.explicit_mask(key, key_mask), axis=1)
+        drawn = None
+        if not self.is_initializing():
+            query, key, query_mask, key_mask, drawn = self._sampled(
+                query, key, query_mask, key_mask
+            )
         # NaN in padding would reach the networks' parameters as 0 * NaN.
         query, key = numerics.zero_padding(query, query_mask), numerics.zero_padding(key, key_mask)
-        if not self.is_initializing():
-            query, key, query_mask, key_mask = self._sampled(query, key, query_mask, key_mask)
         query_cloud, key_cloud, penalty = self._clouds(query, key, query_mask, key_mask)
         value, report = self._measure(query_cloud, key_cloud, query_mask, key_mask)
         if training:
             # It changes what the adversary strives for, not what the divergence is.
             value -= penalty - jax.lax.stop_gradient(penalty)
-            for name, sown in {"divergence": value, "valid": valid, **report}.items():
+            measured = {"divergence": value, **report}
+            if drawn is not None:  # who was drawn stands for its group, and is the one that counts
+                valid &= drawn.reshape(-1)
+                measured = {k: jnp.repeat(x, drawn.shape[1], axis=0) for k, x in measured.items()}
+            for name, sown in {**measured, "valid": valid}.items():
                 self.sow(NAME, name, sown)
 
     def _same_tokens(
@@ -144,29 +151,41 @@ class Alignment(nn.Module):
 
     def _sampled(
         self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
-    ) -> tuple[Array, Array, Array | None, Array | None]:
-        """Some of the tokens, if the config says so.
+    ) -> tuple[Array, Array, Array | None, Array | None, Array | None]:
+        """Some of the samples, and some of their tokens, if the config says so.
 
-        Where N = M and the masks agree, queries and keys of the same tokens.
+        Where N = M and the masks agree, queries and keys of the same tokens. The last array says
+        which samples they are, `[groups, samples of a group]`; None for all.
         """
         streams = [name for name in (NAME, "dropout") if self.has_rng(name)]
-        if not self.config.tokens or not streams:
-            return query, key, query_mask, key_mask
+        if not self.config.draws or not streams:
+            return query, key, query_mask, key_mask, None
         rng = self.make_rng(streams[0])
+        # Neighbours form a group, so that a device draws among its own samples.
+        group, drawn = math.gcd(query.shape[0], self.config.subsample), None
+        if group > 1:
+            of_samples = jax.random.fold_in(jax.random.clone(rng), 1)
+            chosen = jax.random.randint(of_samples, (query.shape[0] // group, 1), 0, group)
+            drawn = chosen == jnp.arange(group)
 
         def sampled(x: Array, mask: Array | None) -> tuple[Array, Array | None]:
-            if x.shape[1] <= self.config.tokens:
+            if group > 1:
+                x, mask = (y if y is None else _one_of_each(y, chosen) for y in (x, mask))
+            if not self.config.tokens or x.shape[1] <= self.config.tokens:
                 return x, mask
             # The same draw on purpose, which JAX's check of used keys is told.
             order = jax.random.uniform(jax.random.clone(rng), x.shape[:2])
             if mask is not None:  # padding comes last
                 order = jnp.where(mask, order, -1.0)
-            chosen = jax.lax.top_k(order, self.config.tokens)[1]
-            x = jnp.take_along_axis(x, chosen[..., None, None], axis=1)
-            return x, mask if mask is None else jnp.take_along_axis(mask, chosen, axis=1)
+            if placement.spread_by_compiler():  # the devices would gather what top_k takes
+                tokens = jnp.argsort(-order, axis=1)[:, : self.config.tokens]
+            else:
+                tokens = jax.lax.top_k(order, self.config.tokens)[1]
+            x = jnp.take_along_axis(x, tokens[..., None, None], axis=1)
+            return x, mask if mask is None else jnp.take_along_axis(mask, tokens, axis=1)
 
         (query, query_mask), (key, key_mask) = sampled(query, query_mask), sampled(key, key_mask)
-        return query, key, query_mask, key_mask
+        return query, key, query_mask, key_mask, drawn
 
     def _clouds(
         self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
@@ -283,6 +302,13 @@ class Alignment(nn.Module):
         function = functools.partial(_divergence, self.config)
         clouds = query, key, query_mask, key_mask
         return placement.on_each_device(function, *clouds, whole_heads=whole_heads)
+
+
+def _one_of_each(x: Array, chosen: Array) -> Array:
+    """Of samples `[B, ...]` the one of each group that `chosen`, `[groups, 1]`, names."""
+    grouped = x.reshape(chosen.shape[0], -1, *x.shape[1:])
+    index = chosen.reshape(*chosen.shape, *[1] * (x.ndim - 1))
+    return jnp.take_along_axis(grouped, index, axis=1)[:, 0]
 
 
 def _divergence(

@@ -77,6 +77,11 @@ class AlignmentConfig:
         biased, though training with 16 or 32 tokens aligned queries and keys as well
         (docs/performance.md). The draw comes from the RNG stream "alignment" or "dropout"; without
         either all tokens count.
+      subsample: one sample in so many takes part, drawn anew at each training step from each group
+        of so many neighbours in the batch; 1 for all. The mean over samples stays unbiased for
+        every method, and its cost shrinks by this factor. A batch that cannot be cut into such
+        groups is cut into the largest that it can. The draw is from the same stream as that of
+        `tokens`.
       layers: regular expressions; an attention takes part if one is found in its module path, such
         as `"layer_(10|11)/"`. None aligns every layer. Layers of one `nn.scan` have one path.
 
@@ -107,6 +112,7 @@ class AlignmentConfig:
     constant_feature: float = 1.0
     implementation: str = "auto"
     tokens: int = 0
+    subsample: int = 1
     layers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -129,7 +135,7 @@ class AlignmentConfig:
                 "squared distances grow without end. Use cost='cosine', or method 'ot' with "
                 "cost='squared_euclidean'."
             )
-        for name in ("sinkhorn_iterations", "hidden_features", "features", "tokens"):
+        for name in ("sinkhorn_iterations", "hidden_features", "features", "tokens", "subsample"):
             value, least = getattr(self, name), int(name != "tokens")
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(
@@ -190,6 +196,16 @@ class AlignmentConfig:
           0.1
         """
         return WEIGHTS[self.method]
+
+    @property
+    def draws(self) -> bool:
+        """Whether a training step draws some of the samples or tokens, and needs random numbers.
+
+        Example:
+          >>> AlignmentConfig(tokens=32).draws
+          True
+        """
+        return self.tokens > 0 or self.subsample > 1
 
     def selects(self, path: tuple[str, ...]) -> bool:
         """Whether the attention at this module path takes part, by `layers`."""

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from align_jax import (
     Alignment,
     AlignmentConfig,
     MultiHeadDotProductAttention,
+    aligned,
+    aligned_function,
     alignment_clouds,
     alignment_loss,
     alignment_sums,
@@ -621,6 +624,121 @@ class TestTokens:
         assert (abs(np.mean(draws) - whole) > 4 * error) == biased
 
 
+class TestSubsample:
+    """Some of the samples in place of all of them: one of each group of neighbours."""
+
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(8, 6, 3, 4)).astype(np.float32)
+    key = query * rng.uniform(0.5, 2.0, size=(8, 1, 1, 1)) + rng.normal(size=query.shape)
+    key = key.astype(np.float32)
+    mask = np.arange(6) < np.array([6, 6, 4, 6, 5, 6, 0, 6])[:, None]
+
+    def sown(self, method, subsample, seed=0, count=8, stream="alignment", **options):
+        module = Alignment(AlignmentConfig(method, subsample=subsample, **options))
+        query, key, mask = self.query[:count], self.key[:count], self.mask[:count]
+        rngs = {stream: jax.random.key(seed)} if stream else None
+        variables = random_variables(Alignment(AlignmentConfig(method)), query, key)
+        sown = sow(
+            module, variables, query, key, query_mask=mask, key_mask=mask, rngs=rngs
+        )["alignment"]  # fmt: skip
+        return {name: np.asarray(value[0]) for name, value in sown.items()}
+
+    @pytest.mark.parametrize("method", thorough_but("ct", "ot"))
+    def test_the_drawn_have_their_own_values_and_alone_count(self, method):
+        whole, sampled = (self.sown(method, subsample) for subsample in (1, 4))
+        valid = sampled["valid"]
+        assert valid[:4].sum() == 1
+        assert valid[4:].sum() <= 1  # the one drawn may be empty
+        np.testing.assert_allclose(
+            sampled["divergence"][valid], whole["divergence"][valid], rtol=1e-4, atol=1e-6
+        )
+        mean = whole["divergence"][valid].mean()
+        np.testing.assert_allclose(alignment_loss({"alignment": _tuples(sampled)}), mean, rtol=1e-4)
+
+    def test_the_report_of_a_solver_is_that_of_the_drawn(self):
+        whole, sampled = (self.sown("ot", subsample, count=4) for subsample in (1, 4))
+        (drawn,) = np.flatnonzero(sampled["valid"])
+        for name in ("sinkhorn_residual", "sinkhorn_unconverged", "sinkhorn_iterations"):
+            assert sampled[name].shape == (4, 3)
+            assert np.isclose(sampled[name], sampled[name][:1]).all()
+        np.testing.assert_allclose(  # a plan alone may stop sooner than among others
+            sampled["sinkhorn_unconverged"][0], whole["sinkhorn_unconverged"][drawn]
+        )
+
+    @pytest.mark.parametrize(
+        ("count", "subsample", "groups"), [(8, 2, 4), (6, 4, 3), (5, 4, 5), (8, 16, 1)]
+    )
+    def test_a_batch_is_cut_into_the_largest_groups_that_it_can(self, count, subsample, groups):
+        valid = self.sown("energy", subsample, count=count)["valid"].reshape(groups, -1)
+        empty = ~self.mask[:count].any(axis=1).reshape(groups, -1)
+        assert (valid.sum(axis=1) <= 1).all()
+        assert (valid.sum(axis=1) + empty.any(axis=1) >= 1).all()
+
+    @pytest.mark.parametrize("stream", ["alignment", "dropout"])
+    def test_draws_anew_each_sample_as_often_and_needs_a_stream(self, stream):
+        module = Alignment(AlignmentConfig("energy", subsample=4))
+
+        def valid(rng):
+            _, sown = module.apply(
+                {}, self.query, self.key, rngs={stream: rng}, mutable=["alignment"]
+            )
+            return sown["alignment"]["valid"][0]
+
+        counts = jax.jit(jax.vmap(valid))(jax.random.split(jax.random.key(0), 400)).sum(axis=0)
+        assert (np.abs(counts - 100) < 4 * np.sqrt(400 / 4 * 3 / 4)).all()
+        assert self.sown("energy", 4, stream=None)["valid"].sum() == 7
+
+    def test_gradients_reach_the_drawn_alone(self):
+        module = Alignment(AlignmentConfig("energy", subsample=4, tokens=4))
+
+        @jax.jit
+        def gradient(query):
+            _, sown = module.apply(
+                {}, query, self.key, rngs={"alignment": jax.random.key(1)}, mutable=["alignment"]
+            )
+            return alignment_loss(sown), sown["alignment"]["valid"][0]
+
+        slope, valid = jax.grad(gradient, has_aux=True)(self.query)
+        tokens = (np.abs(slope) > 0).all(axis=(2, 3)).sum(axis=1)
+        np.testing.assert_array_equal(tokens, np.where(valid, 4, 0))
+
+    def test_every_kind_of_model_draws(self):
+        config = AlignmentConfig("energy", subsample=4)
+        query, key = jnp.asarray(self.query), jnp.asarray(self.key)
+        rng = jax.random.key(0)
+        sown = [
+            aligned_function(lambda _, q, k: nn.dot_product_attention(q, k, k), config).apply(
+                {}, {}, query, key, rng=rng
+            )[1],
+            aligned(DotProduct(), config).apply(
+                {}, query, key, mutable=["alignment"], rngs={"alignment": rng}
+            )[1],
+            aligned(NNXDotProduct(), config, query, key).measure(query, key)[1],
+        ]  # fmt: skip
+        for one in sown:
+            (valid,) = (
+                x
+                for path, x in jax.tree.leaves_with_path(one)
+                if "valid" in jax.tree_util.keystr(path)
+            )
+            assert (np.asarray(valid).reshape(-1, 4).sum(axis=1) == 1).all()
+
+
+def _tuples(sown):
+    return {name: (value,) for name, value in sown.items()}
+
+
+class DotProduct(nn.Module):
+    @nn.compact
+    def __call__(self, query, key):
+        return nn.dot_product_attention(query, key, key)
+
+
+class NNXDotProduct(nnx.Module):
+    def __call__(self, query, key):
+        return nnx.dot_product_attention(query, key, key)
+
+
 def test_layers_select_by_path():
     config = AlignmentConfig(layers=["layer_(0|11)/"])
     assert config.selects(("encoder", "layer_0", "attention"))
@@ -660,6 +778,7 @@ def test_layers_select_by_path():
         ),
         ({"features": 0}, "features must be a whole number of at least 1, got 0"),
         ({"hidden_features": 2.5}, "hidden_features must be a whole number"),
+        ({"subsample": 0}, "subsample must be a whole number of at least 1, got 0"),
         ({"tokens": -1}, "tokens must be a whole number of at least 0, got -1"),
         ({"layers": "layer_0"}, "layers must be a tuple of regular expressions, got 'layer_0'"),
         ({"layers": 5}, "layers must be a tuple of regular expressions, got 5"),

@@ -399,6 +399,12 @@ _ALIGNMENT: tuple[Mutation, ...] = (
             "order = jnp.where(mask, order, -1.0)",
             "order = jnp.where(mask, order, order)",
         ),
+        ("samples-that-are-not-drawn-count", "valid &= drawn.reshape(-1)", "valid &= True"),
+        (
+            "the-last-of-a-group-is-never-drawn",
+            "(query.shape[0] // group, 1), 0, group)",
+            "(query.shape[0] // group, 1), 0, group - 1)",
+        ),
         (
             "nan-in-padding-reaches-the-networks",
             "query, key = numerics.zero_padding(query, query_mask), "

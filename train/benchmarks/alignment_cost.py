@@ -48,8 +48,8 @@ class Cost(NamedTuple):
     model: str
     batch: int
     tokens: int
-    # "none" is the plain model; "ct:32" draws 32 tokens of each text for it; "aligned-ct" finds the
-    # attentions of the plain model (`align_jax.aligned`).
+    # "none" is the plain model; "ct:32" draws 32 tokens of each text for it, "ct:32:8" those of one
+    # text in 8; "aligned-ct" finds the attentions of the plain model (`align_jax.aligned`).
     method: str
     tracing: float  # seconds until the step is traced, the least of `TRACINGS`
     milliseconds: float  # median over the turns
@@ -91,9 +91,10 @@ class Step:
     """
 
     def __init__(self, name: str, method: str, batch: Mapping[str, np.ndarray]) -> None:
-        method, _, drawn = method.partition(":")
+        method, *drawn = method.split(":")
         plain, found = method == PLAIN, method.startswith(FOUND)
-        alignment = AlignmentConfig(method.removeprefix(FOUND), tokens=int(drawn or 0))
+        draws = dict(zip(("tokens", "subsample"), map(int, drawn), strict=False))
+        alignment = AlignmentConfig(method.removeprefix(FOUND), **draws)
         config = BertConfig(
             **MODELS[name][0],
             max_positions=batch["input_ids"].shape[1],

@@ -80,12 +80,13 @@ def test_operations_are_counted_without_loops(tiny, monkeypatch) -> None:
 
 
 @pytest.mark.thorough
-def test_fewer_tokens_take_fewer_operations(tiny) -> None:
-    plain, drawn, whole = (step(method).flops for method in ("none", "energy:2", "energy"))
-    assert plain < drawn < whole
+def test_fewer_tokens_and_samples_take_fewer_operations(tiny) -> None:
+    methods = "none", "energy:2:4", "energy:2", "energy"
+    plain, fewest, drawn, whole = (step(method).flops for method in methods)
+    assert plain < fewest < drawn < whole
 
 
-@pytest.mark.parametrize("methods", ["sinkhorn", "ct:few", "ct:"])
+@pytest.mark.parametrize("methods", ["sinkhorn", "ct:few", "ct:", "ct:32:8:2"])
 def test_a_method_that_is_none_is_refused(methods, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", f"--methods={methods}"])
     with pytest.raises(SystemExit, match="2"):

@@ -40,14 +40,15 @@ def example() -> dict[str, np.ndarray]:
 
 @functools.cache
 def first_state(method: str) -> TrainState:
+    alignment = AlignmentConfig(method, tokens=8, subsample=5)
     config = BertConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, layers=1, heads=4, mlp_size=MLP, dropout=0.0,
-        attention_dropout=0.0, max_positions=TOKENS, alignment=AlignmentConfig(method),
+        attention_dropout=0.0, max_positions=TOKENS, alignment=alignment,
     )  # fmt: skip
     batch = {name: x[:1] for name, x in example().items()}
     return create_state(
         SequenceClassifier(config, 2), make_optimizer(OptimizerConfig(), 100), TextClassification(),
-        AlignmentTerm(AlignmentConfig(method), 0.1, 0), batch, seed=0,
+        AlignmentTerm(alignment, 0.1, 0), batch, seed=0,
     )  # fmt: skip
 
 
@@ -91,6 +92,7 @@ def test_devices_exchange_parameters_and_never_the_batch(fsdp: bool) -> None:
     assert set(found) == ({"all-reduce", "all-gather"} if fsdp else {"all-reduce"})
     for shape in set().union(*found.values()):
         assert not {ROWS, ROWS * TOKENS, ROWS // 4, ROWS // 4 * TOKENS} & set(shape), shape
+        assert TOKENS not in shape or shape in shapes, shape  # the table of positions
 
 
 @pytest.mark.parametrize("passes", [None, 2])
