@@ -105,7 +105,6 @@ class AlignedFunction:
           The function's outputs, and what was sown, for `alignment_loss` and its like.
         """
         traced = self._checked(arguments)
-        rng = rng if self.config.draws else None
         return tapping.run(traced, self.config, arguments, networks, collections, rng)
 
     def _checked(self, arguments: Sequence[Any]) -> tapping.Traced:

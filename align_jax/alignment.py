@@ -158,11 +158,11 @@ class Alignment(nn.Module):
         which samples they are, `[groups, samples of a group]`; None for all.
         """
         streams = [name for name in (NAME, "dropout") if self.has_rng(name)]
-        if not self.config.draws or not streams:
-            return query, key, query_mask, key_mask, None
-        rng = self.make_rng(streams[0])
         # Neighbours form a group, so that a device draws among its own samples.
         group, drawn = math.gcd(query.shape[0], self.config.subsample), None
+        if not (self.config.tokens or group > 1) or not streams:
+            return query, key, query_mask, key_mask, None
+        rng = self.make_rng(streams[0])
         if group > 1:
             of_samples = jax.random.fold_in(jax.random.clone(rng), 1)
             chosen = jax.random.randint(of_samples, (query.shape[0] // group, 1), 0, group)

@@ -197,16 +197,6 @@ class AlignmentConfig:
         """
         return WEIGHTS[self.method]
 
-    @property
-    def draws(self) -> bool:
-        """Whether a training step draws some of the samples or tokens, and needs random numbers.
-
-        Example:
-          >>> AlignmentConfig(tokens=32).draws
-          True
-        """
-        return self.tokens > 0 or self.subsample > 1
-
     def selects(self, path: tuple[str, ...]) -> bool:
         """Whether the attention at this module path takes part, by `layers`."""
         if self.layers is None:

@@ -150,7 +150,7 @@ class AlignedModel(nn.Module):
         tapping.check(traced, self.config, self.allow_missing, self._name())
         rng = None
         streams = [name for name in (NAME, "dropout") if self.has_rng(name)]
-        if self.config.draws and streams:
+        if streams:
             rng = jax.random.fold_in(scope.rngs[streams[0]].as_jax_rng(), 0)
         params = self.variables.get("params", {})
         (outputs, changed), sown = tapping.run(

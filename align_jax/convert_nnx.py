@@ -75,7 +75,8 @@ class AlignedNNX(nnx.Module):
         self.config = config
         self.allow_missing = tapping.patterns_of_missing(allow_missing)
         self.deterministic = False
-        self.rngs = nnx.Rngs(**{NAME: seed}) if config.draws else None
+        draws = config.tokens or config.subsample > 1
+        self.rngs = nnx.Rngs(**{NAME: seed}) if draws else None
         traced, traced_arguments, _ = self._traced("__call__", arguments, keywords)
         networks = tapping.init_networks(traced, config, jax.random.key(seed))
         # From flax 0.12 on an attribute that holds variables has to say so.

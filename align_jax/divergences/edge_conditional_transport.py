@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from align_jax import numerics
-from align_jax.divergences.conditional_transport import COSTS
 from align_jax.segments import check_edges, segment_softmax
 
 
@@ -24,7 +23,6 @@ def edge_conditional_transport(
     receivers: Int[Array, "Z"],
     *,
     rho: float = 0.5,
-    cost: str = "cosine",
 ) -> Float[Array, "H"]:
     """The cost of carrying each node's query to the keys of its senders, and each key back.
 
@@ -39,15 +37,13 @@ def edge_conditional_transport(
             edges rely on it. Where edges are traced, neither this is checked nor that their nodes
             exist: the value is then of no meaning.
         rho: weight of the query-to-key direction, in [0, 1].
-        cost: "cosine" (1 - cosine) or "squared_euclidean".
 
     Returns:
-        One value per head, in units of the cost (in [0, 2] for the cosine). Each direction is a
-        mean over the nodes that have an edge in it.
+        One value per head, in [0, 2]: of each direction the mean over the nodes with an edge in it.
 
     Raises:
-        ValueError: a wrong rank, an empty axis, shapes that do not fit together, an unknown cost,
-            rho outside [0, 1], an edge of a node that does not exist, or receivers out of order.
+        ValueError: a wrong rank, an empty axis, shapes that do not fit together, rho outside
+            [0, 1], an edge of a node that does not exist, or receivers out of order.
         TypeError: vectors that are not floating point, edges that are no integers.
 
     Example:
@@ -66,21 +62,16 @@ def edge_conditional_transport(
                 f"{names[0]} and {names[1]} have shapes {query.shape} and {key.shape}; expected "
                 f"the same shape, with {query_features.shape[:2]} (nodes, heads) in front."
             )
-    numerics.check_choice("cost", cost, COSTS)
     numerics.check_fraction("rho", rho)
     check_edges(senders, receivers, len(query_features))
 
     num_nodes = len(query_features)
     clouds = [numerics.prepare(x, None)[0] for pair in pairs.values() for x in pair]
-    if cost == "cosine":
-        clouds[:2] = map(numerics.unit_vectors, clouds[:2])
+    clouds[:2] = map(numerics.unit_vectors, clouds[:2])
     # A compiler that fuses what comes before into the gathers does it once per edge, not per node.
     query, key, query_navigation, key_navigation = jax.lax.optimization_barrier(tuple(clouds))
     scores = jnp.sum(query_navigation[receivers] * key_navigation[senders], axis=-1)
-    if cost == "cosine":
-        costs = 1.0 - jnp.sum(query[receivers] * key[senders], axis=-1)
-    else:
-        costs = jnp.sum((query[receivers] - key[senders]) ** 2, axis=-1)
+    costs = 1.0 - jnp.sum(query[receivers] * key[senders], axis=-1)
 
     forward = _mean_cost(scores, costs, receivers, num_nodes, indices_are_sorted=True)
     backward = _mean_cost(scores, costs, senders, num_nodes, indices_are_sorted=False)

@@ -215,13 +215,13 @@ class EdgeAlignment(Alignment):
     receivers: Array = dataclasses.field(kw_only=True)
 
     def _sampled(self, *clouds: Any) -> Any:
-        return clouds  # the edges name nodes
+        return *clouds, None  # the edges name nodes
 
     def _divergence(self, query: Any, key: Any, *_: Any, **__: Any) -> tuple[Array, dict]:
         # Masks have no part in it: a node that takes no part has no edges.
         pairs = zip(query, key, strict=True)  # of features, and of navigation
         arrays = [*(x for pair in pairs for (x,) in pair), self.senders, self.receivers]
-        value = edge_conditional_transport(*arrays, rho=self.config.rho, cost=self.config.cost)
+        value = edge_conditional_transport(*arrays, rho=self.config.rho)
         return value[None], {}
 
 
