@@ -170,7 +170,8 @@ class Alignment(nn.Module):
 
         def sampled(x: Array, mask: Array | None) -> tuple[Array, Array | None]:
             if group > 1:
-                x, mask = (y if y is None else _one_of_each(y, chosen) for y in (x, mask))
+                x = _one_of_each(x, chosen)
+                mask = mask if mask is None else _one_of_each(mask, chosen)
             if not self.config.tokens or x.shape[1] <= self.config.tokens:
                 return x, mask
             # The same draw on purpose, which JAX's check of used keys is told.

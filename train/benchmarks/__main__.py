@@ -39,7 +39,6 @@ def main() -> None:
     add("--batch", type=at_least(0), default=0, help="examples; 0: 32, for bert-base on a CPU 8")
     add("--turns", type=at_least(1), default=10, help="how often each method is timed")
     add("--cpu-time", action="store_true", help="time of the process alone, on a shared machine")
-    add("--no-long", action="store_true", help="leave out CT of 16,384 and 32,768 tokens")
     options = arguments.parse_args()
 
     methods, device = solvable(options.methods), jax.local_devices()[0].device_kind
@@ -51,13 +50,6 @@ def main() -> None:
     sizes = (options.models, options.tokens, methods, options.turns, options.batch)
     for cost in alignment_cost.measure(*sizes, clock=clock):
         print(cost.row(), flush=True)
-    for tokens in () if options.no_long else (16_384, 32_768):
-        milliseconds, memory = alignment_cost.measure_long(tokens, turns=3, clock=clock)
-        print(
-            f"CT at {tokens} tokens, 1 head, forward and backward: {milliseconds:.0f} ms, "
-            f"{memory:.1f} MiB",
-            flush=True,
-        )
 
 
 def _method(name: str) -> str:

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from align_jax import AlignmentConfig, aligned, alignment_loss, networks
 from align_jax.config import PLAIN
-from align_jax.divergences import blocks, conditional_transport
+from align_jax.divergences import blocks
 from align_jax.models.bert import BertConfig
 from align_jax.models.heads import SequenceClassifier
 from train.benchmarks.turns import ratios, spread, timed_in_turns
@@ -93,7 +92,7 @@ class Step:
     def __init__(self, name: str, method: str, batch: Mapping[str, np.ndarray]) -> None:
         method, *drawn = method.split(":")
         plain, found = method == PLAIN, method.startswith(FOUND)
-        draws = dict(zip(("tokens", "subsample"), map(int, drawn), strict=False))
+        draws: dict[str, Any] = dict(zip(("tokens", "subsample"), map(int, drawn), strict=False))
         alignment = AlignmentConfig(method.removeprefix(FOUND), **draws)
         config = BertConfig(
             **MODELS[name][0],
@@ -181,24 +180,3 @@ def temporary_memory(compiled: Any) -> float:
     """MiB that a compiled function needs beside arguments and results; NaN if XLA does not say."""
     analysis = compiled.memory_analysis()
     return analysis.temp_size_in_bytes / MIB if analysis else float("nan")
-
-
-def measure_long(
-    tokens: int, turns: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[float, float]:
-    """CT between two long clouds of one head, 10 features wide as in the paper, with gradients.
-
-    Returns:
-        Milliseconds, the median, and MiB beside arguments and results.
-    """
-    rng = np.random.default_rng(0)
-    clouds = [jnp.asarray(rng.normal(size=(1, tokens, 1, 10)), jnp.float32) for _ in range(4)]
-
-    def loss(*clouds: jax.Array) -> jax.Array:
-        return conditional_transport(*clouds).mean()
-
-    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
-    compiled = gradient.lower(*clouds).compile()
-    step = {"ct": lambda: jax.block_until_ready(compiled(*clouds))}
-    seconds = timed_in_turns(step, turns, clock=clock)["ct"]
-    return 1e3 * statistics.median(seconds), temporary_memory(compiled)

@@ -132,11 +132,6 @@ def test_turns_alternate_and_the_first_is_left_out() -> None:
     assert turns.ratios(times, "a") == {"a": [1.0] * 3, "b": [3.0] * 3}
 
 
-def test_long_clouds_need_no_matrix() -> None:
-    _, memory = alignment_cost.measure_long(4096, turns=1)
-    assert 0 < memory < 4096**2 * 4 / alignment_cost.MIB
-
-
 def test_a_row_of_the_table() -> None:
     assert "1.50 [1.00, 4.00]" in COST.row()
     assert len(COST.row()) == len(alignment_cost.HEADER)
