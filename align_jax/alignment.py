@@ -34,8 +34,9 @@ class Alignment(nn.Module):
     Call it inside an attention module, named "alignment". It changes no output. What it does
     depends on which collections are mutable in `apply`:
 
-    * "alignment" (training): sows `divergence` `[B, H]`, `valid` `[B]` (False for a sample without
-      queries or keys, which counts in no mean), and for "ot" `sinkhorn_iterations`,
+    * "alignment" (training): sows `divergence` `[B, H]`, `valid` `[B]` (False for a sample that
+      counts in no mean: it has no queries or keys, or was not drawn; then the rest is that of the
+      sample drawn in its place), and for "ot" `sinkhorn_iterations`,
       `sinkhorn_residual` and `sinkhorn_unconverged` (1 for a plan whose residual exceeds the
       threshold), each `[B, H]` (over heads, their mean over tokens; over both, those over tokens).
       Its networks' parameters are already adversarial through gradient reversal: minimise task
