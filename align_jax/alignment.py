@@ -34,9 +34,9 @@ class Alignment(nn.Module):
     Call it inside an attention module, named "alignment". It changes no output. What it does
     depends on which collections are mutable in `apply`:
 
-    * "alignment" (training): sows `divergence` `[B, H]`, `valid` `[B]` (False for a sample that
-      counts in no mean: it has no queries or keys, or was not drawn; then the rest is that of the
-      sample drawn in its place), and for "ot" `sinkhorn_iterations`,
+    * "alignment" (training): sows `divergence` `[B, H]` (under `AlignmentConfig.subsample` that of
+      the sample drawn, times how many it stands for, and 0 for these), `valid` `[B]` (False for a
+      sample without queries or keys, which counts in no mean), and for "ot" `sinkhorn_iterations`,
       `sinkhorn_residual` and `sinkhorn_unconverged` (1 for a plan whose residual exceeds the
       threshold), each `[B, H]` (over heads, their mean over tokens; over both, those over tokens).
       Its networks' parameters are already adversarial through gradient reversal: minimise task
@@ -118,22 +118,25 @@ class Alignment(nn.Module):
             query_mask = key_mask = self._same_tokens(query, key, query_mask, key_mask)
         valid = jnp.any(numerics.explicit_mask(query, query_mask), axis=1)
         valid &= jnp.any(numerics.explicit_mask(key, key_mask), axis=1)
+        # NaN in padding would reach the networks' parameters as 0 * NaN.
+        query, key = numerics.zero_padding(query, query_mask), numerics.zero_padding(key, key_mask)
         drawn = None
         if not self.is_initializing():
             query, key, query_mask, key_mask, drawn = self._sampled(
-                query, key, query_mask, key_mask
+                query, key, query_mask, key_mask, valid
             )
-        # NaN in padding would reach the networks' parameters as 0 * NaN.
-        query, key = numerics.zero_padding(query, query_mask), numerics.zero_padding(key, key_mask)
         query_cloud, key_cloud, penalty = self._clouds(query, key, query_mask, key_mask)
         value, report = self._measure(query_cloud, key_cloud, query_mask, key_mask)
         if training:
             # It changes what the adversary strives for, not what the divergence is.
             value -= penalty - jax.lax.stop_gradient(penalty)
             measured = {"divergence": value, **report}
-            if drawn is not None:  # who was drawn stands for its group, and is the one that counts
-                valid &= drawn.reshape(-1)
+            if drawn is not None:
                 measured = {k: jnp.repeat(x, drawn.shape[1], axis=0) for k, x in measured.items()}
+                # The one drawn counts for all of its group that it was drawn from, so that a mean
+                # has no bias, whatever `sample_mask` leaves out of it.
+                weights = drawn * valid.reshape(drawn.shape).sum(axis=1, keepdims=True)
+                measured["divergence"] *= weights.reshape(-1, 1)
             for name, sown in {**measured, "valid": valid}.items():
                 self.sow(NAME, name, sown)
 
@@ -151,7 +154,7 @@ class Alignment(nn.Module):
         return query_mask & key_mask
 
     def _sampled(
-        self, query: Array, key: Array, query_mask: Array | None, key_mask: Array | None
+        self, query: Array, key: Array, query_mask: Any, key_mask: Any, valid: Array
     ) -> tuple[Array, Array, Array | None, Array | None, Array | None]:
         """Some of the samples, and some of their tokens, if the config says so.
 
@@ -160,13 +163,16 @@ class Alignment(nn.Module):
         """
         streams = [name for name in (NAME, "dropout") if self.has_rng(name)]
         # Neighbours form a group, so that a device draws among its own samples.
-        group, drawn = math.gcd(query.shape[0], self.config.subsample), None
+        sizes = range(self.config.subsample, 0, -1)
+        group, drawn = next(size for size in sizes if query.shape[0] % size == 0), None
         if not (self.config.tokens or group > 1) or not streams:
             return query, key, query_mask, key_mask, None
         rng = self.make_rng(streams[0])
         if group > 1:
             of_samples = jax.random.fold_in(jax.random.clone(rng), 1)
-            chosen = jax.random.randint(of_samples, (query.shape[0] // group, 1), 0, group)
+            order = jax.random.uniform(of_samples, (query.shape[0] // group, group))
+            order = jnp.where(valid.reshape(order.shape), order, -1.0)
+            chosen = jnp.argmax(order, axis=1, keepdims=True)
             drawn = chosen == jnp.arange(group)
 
         def sampled(x: Array, mask: Array | None) -> tuple[Array, Array | None]:

@@ -78,7 +78,7 @@ def alignment_loss(
     """The alignment to be added to the task loss: its mean over samples, heads and layers.
 
     The paper adds `0.01` times this (Zhang et al. 2021, Eq. 2; means instead of sums, as in its
-    released code). Samples without queries or keys, or not drawn, are left out.
+    released code). Samples without queries or keys are left out of the mean.
 
     Args:
       variables: as of `alignment_sums`, and so are the errors.

@@ -78,10 +78,9 @@ class AlignmentConfig:
         (docs/performance.md). The draw comes from the RNG stream "alignment" or "dropout"; without
         either all tokens count.
       subsample: one sample in so many takes part, drawn anew at each training step from each group
-        of so many neighbours in the batch; 1 for all. The mean over samples stays unbiased for
-        every method, and its cost shrinks by this factor. A batch that cannot be cut into such
-        groups is cut into the largest that it can. The draw is from the same stream as that of
-        `tokens`.
+        of so many neighbours in the batch; 1 for all. A mean over samples stays unbiased for every
+        method, and its cost shrinks by this factor. A batch that cannot be cut into such groups is
+        cut into the largest equal ones that it can. The draw is from the stream of `tokens`.
       layers: regular expressions; an attention takes part if one is found in its module path, such
         as `"layer_(10|11)/"`. None aligns every layer. Layers of one `nn.scan` have one path.
 

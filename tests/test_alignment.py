@@ -644,20 +644,19 @@ class TestSubsample:
         return {name: np.asarray(value[0]) for name, value in sown.items()}
 
     @pytest.mark.parametrize("method", thorough_but("ct", "ot"))
-    def test_the_drawn_have_their_own_values_and_alone_count(self, method):
+    def test_the_drawn_count_for_their_groups(self, method):
         whole, sampled = (self.sown(method, subsample) for subsample in (1, 4))
-        valid = sampled["valid"]
-        assert valid[:4].sum() == 1
-        assert valid[4:].sum() <= 1  # the one drawn may be empty
-        np.testing.assert_allclose(
-            sampled["divergence"][valid], whole["divergence"][valid], rtol=1e-4, atol=1e-6
-        )
-        mean = whole["divergence"][valid].mean()
-        np.testing.assert_allclose(alignment_loss({"alignment": _tuples(sampled)}), mean, rtol=1e-4)
+        drawn = (sampled["divergence"] != 0).all(axis=1)
+        assert drawn.reshape(2, 4).sum(axis=1).tolist() == [1, 1]
+        assert self.mask.any(axis=1)[drawn].all()  # the empty one is never drawn
+        np.testing.assert_array_equal(sampled["valid"], self.mask.any(axis=1))
+        values = np.array([[4.0], [3.0]]) * whole["divergence"][drawn]
+        np.testing.assert_allclose(sampled["divergence"][drawn], values, rtol=1e-4, atol=1e-6)
+        assert (sampled["divergence"][~drawn] == 0).all()
 
     def test_the_report_of_a_solver_is_that_of_the_drawn(self):
         whole, sampled = (self.sown("ot", subsample, count=4) for subsample in (1, 4))
-        (drawn,) = np.flatnonzero(sampled["valid"])
+        (drawn,) = np.flatnonzero(sampled["divergence"][:, 0])
         for name in ("sinkhorn_residual", "sinkhorn_unconverged", "sinkhorn_iterations"):
             assert sampled[name].shape == (4, 3)
             assert np.isclose(sampled[name], sampled[name][:1]).all()
@@ -666,41 +665,51 @@ class TestSubsample:
         )
 
     @pytest.mark.parametrize(
-        ("count", "subsample", "groups"), [(8, 2, 4), (6, 4, 3), (5, 4, 5), (8, 16, 1)]
+        ("count", "subsample", "groups"), [(8, 2, 4), (6, 4, 2), (5, 4, 5), (7, 8, 1), (8, 16, 1)]
     )
     def test_a_batch_is_cut_into_the_largest_groups_that_it_can(self, count, subsample, groups):
-        valid = self.sown("energy", subsample, count=count)["valid"].reshape(groups, -1)
-        empty = ~self.mask[:count].any(axis=1).reshape(groups, -1)
-        assert (valid.sum(axis=1) <= 1).all()
-        assert (valid.sum(axis=1) + empty.any(axis=1) >= 1).all()
+        query, key = self.query[:count], self.key[:count]
+        module = Alignment(AlignmentConfig("energy", subsample=subsample))
+        value = sow(module, {}, query, key, rngs={"alignment": jax.random.key(0)})["alignment"]
+        drawn = np.asarray(value["divergence"][0] > 0).all(axis=1).reshape(groups, -1)
+        assert (drawn.sum(axis=1) == 1).all()
 
     @pytest.mark.parametrize("stream", ["alignment", "dropout"])
-    def test_draws_anew_each_sample_as_often_and_needs_a_stream(self, stream):
-        module = Alignment(AlignmentConfig("energy", subsample=4))
+    def test_the_mean_over_draws_is_that_of_all_samples(self, stream):
+        """Whatever samples are empty, and whatever `sample_mask` leaves out."""
+        module, counted = Alignment(AlignmentConfig("energy", subsample=4)), np.arange(8) != 3
+        masks = {"query_mask": self.mask, "key_mask": self.mask}
 
-        def valid(rng):
+        def draw(rng):
             _, sown = module.apply(
-                {}, self.query, self.key, rngs={stream: rng}, mutable=["alignment"]
+                {}, self.query, self.key, **masks, rngs={stream: rng}, mutable=["alignment"]
             )
-            return sown["alignment"]["valid"][0]
+            return alignment_loss(sown), alignment_loss(sown, counted), sown["alignment"]
 
-        counts = jax.jit(jax.vmap(valid))(jax.random.split(jax.random.key(0), 400)).sum(axis=0)
-        assert (np.abs(counts - 100) < 4 * np.sqrt(400 / 4 * 3 / 4)).all()
-        assert self.sown("energy", 4, stream=None)["valid"].sum() == 7
+        rngs = jax.random.split(jax.random.key(0), 1000)
+        *losses, sown = jax.jit(jax.vmap(draw))(rngs)
+        whole = {name: (x,) for name, x in self.sown("energy", 4, stream=None).items()}
+        assert np.count_nonzero(whole["divergence"][0][:, 0]) == 7  # without a stream: all
+        for found, mask in zip(losses, (None, counted), strict=True):
+            error = np.std(found) / np.sqrt(len(found))
+            assert abs(np.mean(found) - alignment_loss({"alignment": whole}, mask)) < 4 * error
+        often = np.count_nonzero(sown["divergence"][0][..., 0], axis=0)
+        expected = np.array([250, 250, 250, 250, 333, 333, 0, 333])
+        assert (np.abs(often - expected) < 60).all()
 
     def test_gradients_reach_the_drawn_alone(self):
         module = Alignment(AlignmentConfig("energy", subsample=4, tokens=4))
 
         @jax.jit
-        def gradient(query):
+        def loss(query):
             _, sown = module.apply(
                 {}, query, self.key, rngs={"alignment": jax.random.key(1)}, mutable=["alignment"]
             )
-            return alignment_loss(sown), sown["alignment"]["valid"][0]
+            return alignment_loss(sown), sown["alignment"]["divergence"][0][:, 0] != 0
 
-        slope, valid = jax.grad(gradient, has_aux=True)(self.query)
+        slope, drawn = jax.grad(loss, has_aux=True)(self.query)
         tokens = (np.abs(slope) > 0).all(axis=(2, 3)).sum(axis=1)
-        np.testing.assert_array_equal(tokens, np.where(valid, 4, 0))
+        np.testing.assert_array_equal(tokens, np.where(drawn, 4, 0))
 
     def test_every_kind_of_model_draws(self):
         config = AlignmentConfig("energy", subsample=4)
@@ -716,16 +725,12 @@ class TestSubsample:
             aligned(NNXDotProduct(), config, query, key).measure(query, key)[1],
         ]  # fmt: skip
         for one in sown:
-            (valid,) = (
+            (value,) = (
                 x
                 for path, x in jax.tree.leaves_with_path(one)
-                if "valid" in jax.tree_util.keystr(path)
+                if "divergence" in jax.tree_util.keystr(path)
             )
-            assert (np.asarray(valid).reshape(-1, 4).sum(axis=1) == 1).all()
-
-
-def _tuples(sown):
-    return {name: (value,) for name, value in sown.items()}
+            assert (np.count_nonzero(np.asarray(value).reshape(-1, 4), axis=1) == 1).all()
 
 
 class DotProduct(nn.Module):

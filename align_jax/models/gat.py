@@ -214,8 +214,8 @@ class EdgeAlignment(Alignment):
     senders: Array = dataclasses.field(kw_only=True)
     receivers: Array = dataclasses.field(kw_only=True)
 
-    def _sampled(self, *clouds: Any) -> Any:
-        return *clouds, None  # the edges name nodes
+    def _sampled(self, *clouds_and_valid: Any) -> Any:
+        return *clouds_and_valid[:-1], None  # the edges name nodes
 
     def _divergence(self, query: Any, key: Any, *_: Any, **__: Any) -> tuple[Array, dict]:
         # Masks have no part in it: a node that takes no part has no edges.

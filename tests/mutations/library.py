@@ -399,11 +399,15 @@ _ALIGNMENT: tuple[Mutation, ...] = (
             "order = jnp.where(mask, order, -1.0)",
             "order = jnp.where(mask, order, order)",
         ),
-        ("samples-that-are-not-drawn-count", "valid &= drawn.reshape(-1)", "valid &= True"),
         (
-            "the-last-of-a-group-is-never-drawn",
-            "(query.shape[0] // group, 1), 0, group)",
-            "(query.shape[0] // group, 1), 0, group - 1)",
+            "the-drawn-count-for-the-empty-too",
+            "valid.reshape(drawn.shape).sum(axis=1, keepdims=True)",
+            "drawn.shape[1]",
+        ),
+        (
+            "an-empty-sample-may-be-drawn",
+            "order = jnp.where(valid.reshape(order.shape), order, -1.0)",
+            "order = jnp.where(valid.reshape(order.shape), order, order)",
         ),
         (
             "nan-in-padding-reaches-the-networks",

@@ -16,6 +16,7 @@ sweep times the steps of whatever config it runs:
 from __future__ import annotations
 
 import argparse
+import re
 import time
 
 import jax
@@ -54,8 +55,7 @@ def main() -> None:
 
 def _method(name: str) -> str:
     """Refuses numbers that are none."""
-    drawn = name.split(":")[1:]
-    if len(drawn) > 2 or not all(number.isdecimal() for number in drawn):
+    if not re.fullmatch(r"[^:]+(:\d+(:[1-9]\d*)?)?", name):
         raise argparse.ArgumentTypeError(f"{name!r} is none; write ct, ct:32 or ct:32:8.")
     return name
 

@@ -86,7 +86,7 @@ def test_fewer_tokens_and_samples_take_fewer_operations(tiny) -> None:
     assert plain < fewest < drawn < whole
 
 
-@pytest.mark.parametrize("methods", ["sinkhorn", "ct:few", "ct:", "ct:32:8:2"])
+@pytest.mark.parametrize("methods", ["sinkhorn", "ct:few", "ct:", "ct:32:0", "ct:32:8:2"])
 def test_a_method_that_is_none_is_refused(methods, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", f"--methods={methods}"])
     with pytest.raises(SystemExit, match="2"):

@@ -121,6 +121,18 @@ def test_parts_take_the_step_of_the_whole(partly_masked, method: str, layers: in
     assert parts[0].step == whole[0].step
 
 
+def test_parts_that_draw_samples_of_their_own_share_one_mean(state_and_batch) -> None:
+    """Of rows that are all alike, so that it does not matter which are drawn."""
+    (state, batch), (drawing, _) = (
+        state_and_batch("energy", 12, alignment__subsample=subsample) for subsample in (1, 8)
+    )
+    batch = {name: np.repeat(array[:1], 12, axis=0) for name, array in batch.items()}
+    _, whole = jax.jit(train_step)(state, batch)
+    _, parts = jax.jit(functools.partial(train_step, microbatch_size=4))(drawing, batch)
+    for name in ("alignment", "loss", "gradient_norm"):
+        np.testing.assert_allclose(parts[name].compute(), whole[name].compute(), rtol=1e-5)
+
+
 def test_ot_reports_its_solver(partly_masked) -> None:
     _, report = partly_masked("ot", 2)[2]
     assert report["sinkhorn_iterations"].compute() >= 1
