@@ -163,14 +163,14 @@ class Alignment(nn.Module):
         """
         streams = [name for name in (NAME, "dropout") if self.has_rng(name)]
         # Neighbours form a group, so that a device draws among its own samples.
-        sizes = range(self.config.subsample, 0, -1)
-        group, drawn = next(size for size in sizes if query.shape[0] % size == 0), None
+        sizes = range(min(self.config.subsample, len(query) or 1), 0, -1)
+        group, drawn = next(size for size in sizes if len(query) % size == 0), None
         if not (self.config.tokens or group > 1) or not streams:
             return query, key, query_mask, key_mask, None
         rng = self.make_rng(streams[0])
         if group > 1:
             of_samples = jax.random.fold_in(jax.random.clone(rng), 1)
-            order = jax.random.uniform(of_samples, (query.shape[0] // group, group))
+            order = jax.random.uniform(of_samples, (len(query) // group, group))
             order = jnp.where(valid.reshape(order.shape), order, -1.0)
             chosen = jnp.argmax(order, axis=1, keepdims=True)
             drawn = chosen == jnp.arange(group)

@@ -665,7 +665,8 @@ class TestSubsample:
         )
 
     @pytest.mark.parametrize(
-        ("count", "subsample", "groups"), [(8, 2, 4), (6, 4, 2), (5, 4, 5), (7, 8, 1), (8, 16, 1)]
+        ("count", "subsample", "groups"),
+        [(8, 2, 4), (6, 4, 2), (5, 4, 5), (7, 8, 1), (8, 10**9, 1)],
     )
     def test_a_batch_is_cut_into_the_largest_groups_that_it_can(self, count, subsample, groups):
         query, key = self.query[:count], self.key[:count]
