@@ -133,10 +133,10 @@ class Alignment(nn.Module):
             measured = {"divergence": value, **report}
             if drawn is not None:
                 measured = {k: jnp.repeat(x, drawn.shape[1], axis=0) for k, x in measured.items()}
-                # The one drawn counts for all of its group that it was drawn from, so that a mean
-                # has no bias, whatever `sample_mask` leaves out of it.
-                weights = drawn * valid.reshape(drawn.shape).sum(axis=1, keepdims=True)
-                measured["divergence"] *= weights.reshape(-1, 1)
+                # It counts for all it was drawn from: no bias, whatever `sample_mask` leaves out.
+                counts = valid.reshape(drawn.shape).sum(axis=1, keepdims=True)
+                times = (drawn * counts).reshape(-1, 1)
+                measured["divergence"] = jnp.where(times > 0, times * measured["divergence"], 0.0)
             for name, sown in {**measured, "valid": valid}.items():
                 self.sow(NAME, name, sown)
 

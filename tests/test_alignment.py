@@ -698,6 +698,20 @@ class TestSubsample:
         expected = np.array([250, 250, 250, 250, 333, 333, 0, 333])
         assert (np.abs(often - expected) < 60).all()
 
+    def test_nan_of_a_sample_that_does_not_count_stays_there(self):
+        query = self.query.copy()
+        query[1] = np.nan
+        module, counted = Alignment(AlignmentConfig("energy", subsample=2)), np.arange(8) != 1
+
+        def draw(rng):
+            rngs = {"alignment": rng}
+            _, sown = module.apply({}, query, self.key, rngs=rngs, mutable=["alignment"])
+            return alignment_loss(sown, counted), sown["alignment"]["divergence"][0][1]
+
+        losses, values = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 20))
+        assert np.isnan(values).any()  # it was drawn
+        assert np.isfinite(losses).all()
+
     def test_gradients_reach_the_drawn_alone(self):
         module = Alignment(AlignmentConfig("energy", subsample=4, tokens=4))
 
