@@ -35,7 +35,7 @@ class Alignment(nn.Module):
     depends on which collections are mutable in `apply`:
 
     * "alignment" (training): sows `divergence` `[B, H]` (under `AlignmentConfig.subsample` that of
-      the sample drawn, times how many it stands for, and 0 for these), `valid` `[B]` (False for a
+      the sample drawn, times how many it stands for; 0 for the others), `valid` `[B]` (False for a
       sample without queries or keys, which counts in no mean), and for "ot" `sinkhorn_iterations`,
       `sinkhorn_residual` and `sinkhorn_unconverged` (1 for a plan whose residual exceeds the
       threshold), each `[B, H]` (over heads, their mean over tokens; over both, those over tokens).
