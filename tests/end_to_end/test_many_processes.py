@@ -64,7 +64,7 @@ def alone(tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-@pytest.mark.parametrize(("processes", "devices", "options"), [(2, 1, {}), (2, 2, CUT), (4, 1, {})])
+@pytest.mark.parametrize(("processes", "devices", "options"), [(2, 2, CUT), (4, 1, {})])
 def test_many_processes_train_the_model_of_one(
     tmp_path, alone, processes, devices, options
 ) -> None:
