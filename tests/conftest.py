@@ -49,8 +49,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-# A checkpoint is done once the disk has it, for which the tests of runs wait longer than for anything
-# else. In memory, of which they take 2 GiB at most, they need not.
+# A checkpoint is done once the disk has it, and tests of runs would wait for that longer than for
+# anything else. In memory they need not; there all tests together take 2 GiB at most.
 MEMORY = pathlib.Path("/dev/shm")
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
