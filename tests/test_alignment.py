@@ -374,8 +374,8 @@ def test_nan_in_padding_reaches_no_parameter():
         assert np.all(np.isfinite(leaf))
 
 
-# Clouds of logits, of points, and of features and navigation.
-@pytest.mark.parametrize("method", thorough_but("gan", "ot", "ct"))
+# Clouds of logits, and of features and navigation.
+@pytest.mark.parametrize("method", thorough_but("gan", "ct"))
 def test_over_heads_compares_the_heads_at_each_token(method):
     """With tokens and heads exchanged in the input, "heads" is "tokens" averaged over tokens, where
     all heads have the same networks."""
@@ -643,7 +643,7 @@ class TestSubsample:
         )["alignment"]  # fmt: skip
         return {name: np.asarray(value[0]) for name, value in sown.items()}
 
-    @pytest.mark.parametrize("method", thorough_but("ct", "ot"))
+    @pytest.mark.parametrize("method", thorough_but("ct"))
     def test_the_drawn_count_for_their_groups(self, method):
         whole, sampled = (self.sown(method, subsample) for subsample in (1, 4))
         drawn = (sampled["divergence"] != 0).all(axis=1)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from align_jax import AlignmentConfig, networks
 from align_jax.alignment import Alignment
 from align_jax.networks import Critic, Discriminator, Highway, Navigator
+from tests.cases import thorough
 
 BATCH, TOKENS, HEADS, WIDTH = 3, 5, 2, 4
 VECTORS = BATCH * TOKENS * HEADS
@@ -217,7 +218,7 @@ def test_dense_layers_of_flax_have_the_same_parameters():
     jax.tree.map(np.testing.assert_array_equal, own, flax)
 
 
-@pytest.mark.parametrize("method", ["gan", "ct"])
+@pytest.mark.parametrize("method", thorough(("gan", "ct"), "gan"))
 def test_chunks_keep_the_game_and_the_parameters_names(method, monkeypatch):
     """Who maximises and who minimises does not depend on how the networks are computed."""
     rng = np.random.default_rng(0)

@@ -8,17 +8,18 @@ import pytest
 
 from tests.conftest import QUICK_FLAGS, ROOT
 
-# Compiles the gradient for each number of queries, keys and features, and says which it is at.
+# Compiles the gradient for each divergence and number of queries, keys and features, and says which
+# it is at.
 PROGRAM = """
+import itertools
 import sys
 import jax
 import jax.numpy as jnp
 from align_jax import divergences
 
-name, options, sizes = eval(sys.argv[1])
-function = getattr(divergences, name)
-for n, m, features in sizes:
-    print(n, m, features, flush=True)
+for (name, options), (n, m, features) in itertools.product(*eval(sys.argv[1])):
+    print(name, options, n, m, features, flush=True)
+    function = getattr(divergences, name)
     shapes = [jax.ShapeDtypeStruct((2, x, 2, features), jnp.float32) for x in (n, m)]
     shapes *= 2 if name == "conditional_transport" else 1
     loss = lambda *x: function(*x, **options).sum()
@@ -29,15 +30,15 @@ MANY = [(n, m) for few in (1, 2, 3) for n, m in ((few, 40), (40, few))]
 BLOCKWISE = {"implementation": "blockwise"}
 
 
-def compiled(name, options, sizes):
+def compile_all(cases, sizes):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS=QUICK_FLAGS)
     child = subprocess.run(
-        [sys.executable, "-c", PROGRAM, repr((name, options, sizes))],
+        [sys.executable, "-c", PROGRAM, repr((cases, sizes))],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     last = (child.stdout.splitlines() or ["nothing"])[-1]
     assert child.returncode == 0, f"ended at {last}: {child.stderr[-300:]}"
-    assert last == "{} {} {}".format(*sizes[-1])
+    assert last == "{} {} {} {} {}".format(*cases[-1], *sizes[-1])
 
 
 @pytest.mark.fault(
@@ -46,13 +47,12 @@ def compiled(name, options, sizes):
 )
 def test_conditional_transport_between_few_tokens():
     sizes = [(2, 2, 10), (3, 2, 10), (2, 40, 10), (40, 3, 10), (5, 2, 2), (5, 3, 2)]
-    compiled("conditional_transport", BLOCKWISE, sizes)
+    compile_all([("conditional_transport", BLOCKWISE)], sizes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
+def test_every_divergence_between_few_tokens():
+    cases = [
         ("conditional_transport", BLOCKWISE),
         ("conditional_transport", BLOCKWISE | {"cost": "squared_euclidean"}),
         ("conditional_transport", {"implementation": "dense"}),
@@ -60,7 +60,5 @@ def test_conditional_transport_between_few_tokens():
         ("maximum_mean_discrepancy", {"implementation": "dense"}),
         ("energy_distance", {}),
         ("optimal_transport", {}),
-    ],
-)
-def test_every_divergence_between_few_tokens(name, options):
-    compiled(name, options, [(n, m, features) for features in (2, 10) for n, m in FEW + MANY])
+    ]
+    compile_all(cases, [(n, m, features) for features in (2, 10) for n, m in FEW + MANY])

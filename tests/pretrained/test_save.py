@@ -75,8 +75,13 @@ def agrees(kind, head, pooling, folder, **options):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", sorted(AUTO))
-@pytest.mark.parametrize("kind", sorted(CONFIGS))
+# Each architecture, and each head of one.
+@pytest.mark.parametrize(("kind", "head"), [
+    pytest.param(
+        kind, head, marks=[pytest.mark.thorough] * (kind != "bert" and head != "classification")
+    )
+    for kind in sorted(CONFIGS) for head in sorted(AUTO)
+])  # fmt: skip
 def test_transformers_loads_it_and_agrees(kind, head, tmp_path) -> None:
     agrees(kind, head, None, tmp_path)
     assert not list(tmp_path.glob("*.py"))
@@ -90,13 +95,22 @@ OWN = [
     ("albert", "classification", "dense"),
     ("roberta", "classification", "pooler"),
 ]
+# Each architecture, head and pooling.
+FAST = [
+    ("bert", "multiple_choice", "mean"), ("roberta", "classification", "mean"),
+    ("bert", "regression", "dense"), ("albert", "classification", "dense"),
+    ("roberta", "multiple_choice", "dense"), ("roberta", "classification", "pooler"),
+]  # fmt: skip
 
 
 @pytest.mark.fault(
     "An export that `transformers` has no class for is loaded all the same",
     "Its own code is exact; every other class raises, and none makes up layers",
 )
-@pytest.mark.parametrize(("kind", "head", "pooling"), OWN)
+@pytest.mark.parametrize(
+    ("kind", "head", "pooling"),
+    [pytest.param(*x, marks=[pytest.mark.thorough] * (x not in FAST)) for x in OWN],
+)
 def test_what_transformers_has_no_class_for_is_exact_by_its_own_code_or_refused(
     kind, head, pooling, tmp_path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import rich.console
 
 from train.attack import __main__ as command
+from train.registry import ConfigError
 from train.run.folder import CheckpointError, to_json
 
 
@@ -42,3 +43,8 @@ def test_a_runs_config_that_was_edited_is_named(
     with pytest.raises(CheckpointError, match=f"config.json does not hold.*: {message}"):
         command.attack_run(tmp_path, next(iter(command.RECIPES)), rich.console.Console())
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_an_unknown_recipe_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"'pws'.* bae, deepwordbug, pwws, pruthi\.$"):
+        command.attack_run(tmp_path, "pws", rich.console.Console())

@@ -120,7 +120,7 @@ def test_only_the_labels_of_the_split_train(config: ConfigDict) -> None:
 @pytest.mark.parametrize(
     ("method", "over"),
     [
-        ("none", "nodes"),
+        pytest.param("none", "nodes", marks=pytest.mark.thorough),
         ("energy", "nodes"),
         pytest.param("ct", "edges", marks=pytest.mark.thorough),
         pytest.param("gan", "nodes", marks=pytest.mark.thorough),
