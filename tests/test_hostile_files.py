@@ -327,7 +327,7 @@ def test_an_archive_that_cannot_be_unpacked_is_named(flags, tmp_path) -> None:
 
 
 @pytest.mark.fault(
-    "A regular expression in a tokenizer.json that is none, or takes for ever",
+    "An invalid regular expression in a tokenizer.json, or one that takes for ever",
     "An error in place of a panic of the Rust library",
 )
 @pytest.mark.parametrize("part", ["pre_tokenizer", "normalizer"])

@@ -37,7 +37,7 @@ def applied(model, *inputs):
 
 
 @pytest.mark.fault(
-    "Ids without an embedding, masks that are none, edges of nodes that do not exist, in any model",
+    "Ids without an embedding, invalid masks, edges of nodes that do not exist, in any model",
     "Refused by name and place; under `jit` ids give NaN",
 )
 @pytest.mark.parametrize("encoder", ENCODERS)

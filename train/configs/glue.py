@@ -9,7 +9,7 @@ Expected:  the paper, ALBERT-base-v2, plain / CT: MRPC 86.5 / 88.6, CoLA 54.5 / 
            RTE 75.8 / 77.2, MNLI 85.1 / 85.9, QNLI 90.9 / 91.3, QQP 90.8 / 91.5, SST-2 92.4 / 93.1,
            STS-B 90.3 / 91.5 (correlation); the rest accuracy in %. Measured here, MiniLM, MRPC:
            81.45 +- 1.44 / 81.29 +- 1.35, 3 seeds, and 82.35 +- 0.74 plain that starts from STS-B
-           (docs/results.md); with one seed CoLA 31.3 / 31.4, STS-B (Pearson)
+           (docs/paper_form.md); with one seed CoLA 31.3 / 31.4, STS-B (Pearson)
            87.2 / 87.1, SST-2 87.0 / 87.2. CT in the paper's form throughout.
 Time:      MRPC with MiniLM some 20 minutes on one CPU core; not measured with ALBERT.
 Data:      prepared by tensorflow-datasets in $ALIGN_JAX_DATA/tfds or its own default folder; what

@@ -139,7 +139,7 @@ def test_bad_examples_are_named(checkpoint, monkeypatch, change, message) -> Non
 
 
 @pytest.mark.fault(
-    "Text that is no text in a data set or in what is to be labelled: half an emoji, wrong bytes",
+    "Invalid text in a data set or in what is to be labelled: half an emoji, wrong bytes",
     "An error with file, line and place, from every reader alike",
 )
 def test_prepared_text_of_wrong_bytes_is_named(checkpoint, monkeypatch) -> None:

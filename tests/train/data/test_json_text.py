@@ -53,7 +53,7 @@ READERS = [labelled, predicted, squad, vqa, easy]
 
 
 @pytest.mark.fault(
-    "Text that is no text in a data set or in what is to be labelled: half an emoji, wrong bytes",
+    "Invalid text in a data set or in what is to be labelled: half an emoji, wrong bytes",
     "An error with file, line and place, from every reader alike",
 )
 @pytest.mark.parametrize("read", READERS)

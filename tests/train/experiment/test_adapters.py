@@ -147,7 +147,7 @@ def test_another_run_starts_from_what_adapters_have_learnt(
 
 
 @pytest.mark.fault(
-    "Adapters that fit no kernel, or of a rank that is none or too high",
+    "Adapters that fit no kernel, or of an invalid or too high rank",
     "Refused, with the nearest parameters or the highest rank",
 )
 @pytest.mark.parametrize(
