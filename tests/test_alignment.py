@@ -726,6 +726,7 @@ class TestSubsample:
         tokens = (np.abs(slope) > 0).all(axis=(2, 3)).sum(axis=1)
         np.testing.assert_array_equal(tokens, np.where(drawn, 4, 0))
 
+    @pytest.mark.thorough
     def test_every_kind_of_model_draws(self):
         config = AlignmentConfig("energy", subsample=4)
         query, key = jnp.asarray(self.query), jnp.asarray(self.key)

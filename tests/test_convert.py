@@ -79,7 +79,7 @@ KINDS = ("nested", "setup", "scan", "vmap", "remat", "shared", "jit")
 ATTENTIONS = {kind: 1 if kind == "vmap" else LAYERS for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", thorough(KINDS, "nested", "vmap", "remat", "jit"))
+@pytest.mark.parametrize("kind", thorough(KINDS, "nested", "setup", "vmap", "remat", "jit"))
 def test_converts_without_touching_the_model(kind):
     model = Model(kind)
     variables = model.init(jax.random.key(0), X)  # whose operations all kinds share

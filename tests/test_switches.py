@@ -170,7 +170,7 @@ def test_transport_refuses_jaxs_checks(switches):
         divergences.optimal_transport(QUERY, KEY)
 
 
-@under_all(MODELS, thorough=("both", "albert", "mcan", "gat"))
+@under_all(MODELS, thorough=("both", "alignment-gan", "albert", "mcan", "gat"))
 def test_models_under_all_switches(name, switches):
     model, inputs = MODELS[name]
     rngs = {"alignment": jax.random.key(0)}

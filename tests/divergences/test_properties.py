@@ -97,7 +97,7 @@ def compiled(method: str, paper: bool, shape: tuple[int, ...], dtype: str):
 @pytest.mark.parametrize(
     ("method", "paper"),
     [
-        ("gan", False),
+        pytest.param("gan", False, marks=pytest.mark.thorough),
         ("ct", False),
         ("ot", False),
         pytest.param("gan", True, marks=pytest.mark.thorough),

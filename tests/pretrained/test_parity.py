@@ -204,7 +204,10 @@ def test_real_albert_out_of_a_bin_file(report) -> None:
     assert_hidden_states_agree(model, loaded, random_batch(loaded.config, (3, 70)), report)
 
 
-@pytest.mark.parametrize("folder", [checkpoints.minilm, checkpoints.rxnmapper])
+@pytest.mark.parametrize(
+    "folder",
+    [checkpoints.minilm, pytest.param(checkpoints.rxnmapper, marks=pytest.mark.thorough)],
+)
 def test_logits_and_gradients_on_real_weights(folder, tmp_path, report) -> None:
     """In a scan over the layers, which takes a fraction of the time to compile."""
     loaded = pretrained.load(folder(), num_labels=3, scan_layers=True)

@@ -91,6 +91,7 @@ def test_scanned_layers_train_and_report_as_the_loop(scanned_and_looped, monkeyp
         )
 
 
+@pytest.mark.thorough
 def test_clouds_of_scanned_layers_are_those_of_the_loop(scanned_and_looped) -> None:
     batch, looped, scanned = scanned_and_looped
     expected, found = (collect_clouds(state, batch) for state in (looped, scanned))

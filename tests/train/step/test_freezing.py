@@ -167,7 +167,10 @@ def partly_frozen(tiny_config):
 @pytest.mark.skipif(jax.local_device_count() < 4, reason="needs 4 (faked) devices")
 @pytest.mark.parametrize(
     ("runner", "options"),
-    [("pmap", {"microbatch_size": 2}), ("mesh", {"model": 2, "fsdp": True})],
+    [
+        pytest.param("pmap", {"microbatch_size": 2}, marks=pytest.mark.thorough),
+        ("mesh", {"model": 2, "fsdp": True}),
+    ],
 )
 def test_several_devices_and_parts_of_a_batch_freeze_the_same(
     partly_frozen, runner: str, options
