@@ -48,7 +48,7 @@ def aligned_function(
       >>> sown["alignment"]["alignment"]["divergence"][0].shape
       (2, 1)
     """
-    if not callable(function):
+    if not callable(function) or isinstance(function, type):
         raise TypeError(f"aligned_function() takes a function, got {type(function).__name__}.")
     numbers = tuple(parameters) if isinstance(parameters, Sequence) else (parameters,)
     if not all(isinstance(x, int) and not isinstance(x, bool) for x in numbers):  # or it is a text

@@ -14,6 +14,7 @@ from align_jax import (
     aligned_function,
     alignment_loss,
     alignment_table,
+    attention_report,
     game_optimizer,
     merge_parameters,
 )
@@ -109,6 +110,8 @@ def _attend(params, x):
     (lambda: AlignmentConfig("ct", layers=[b"a"]), ValueError, "layers holds b'a'"),
     (lambda: aligned_function(_attend, "ct", parameters="params"), TypeError, "got 'params'"),
     (lambda: aligned_function(_attend, "ct", parameters=True), TypeError, "got True"),
+    (lambda: aligned_function(nn.Dense, "ct"), TypeError, "takes a function, got type"),
+    (lambda: attention_report(nn.SelfAttention, X), TypeError, "got type.*not its class"),
     (lambda: game_optimizer(1e-3), TypeError, "takes an optimiser.*got 0.001"),
     (lambda: aligned(nn.SelfAttention(2), "mmd").init(KEY, X[:0]), ValueError, r"\(0, 3, 4\)"),
 ])  # fmt: skip
