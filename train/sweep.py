@@ -217,8 +217,8 @@ def _step_times(
     times = read_step_times(workdir)
     base = {method: method.partition(":")[0] for method in methods}  # a weight costs no time
     if not set(base.values()) <= set(times):
-        with console.status("timing the steps"):
-            times = measure_step_times(config, list(dict.fromkeys(base.values())))
+        console.print("All runs are finished. Now a step of each method is timed, in turns.")
+        times = measure_step_times(config, list(dict.fromkeys(base.values())))
         write_json(workdir / STEP_TIMES, {x: dataclasses.asdict(y) for x, y in times.items()})
     return {method: times[base[method]] for method in methods}
 

@@ -39,6 +39,7 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     assert "| method | test accuracy |" in written
     assert "| over plain |" in written
     assert "accuracy" in printed
+    assert "a step of each method is timed" in printed  # it takes minutes where a step is slow
     (noise,) = (line for line in printed.splitlines() if "noise" in line)
     assert "paired by seed, not adjusted for 2 comparisons" in noise
 
@@ -59,6 +60,7 @@ def test_a_sweep_ends_in_a_table_and_a_picture_and_repeats_nothing(
     monkeypatch.setattr(sweep, "write_pictures", lambda *_: [])  # those are drawn again
     again = run(config, ["none", "energy"], [0, 1], tmp_path)
     assert again.count("finished before") == 4
+    assert "is timed" not in again
     assert "not asked for" not in again
     assert "not in the table: energy-seed0, energy-seed1, none-seed0." in run(
         config, ["none"], [1], tmp_path
