@@ -693,6 +693,20 @@ _RUNS: tuple[Mutation, ...] = (
         ),
     ),
     *faults(
+        "train/run/runaway.py",
+        "tests/train/run/test_runaway.py",
+        (
+            "vectors-that-shrink-are-not-named",
+            "ratio < SHRINKAGE",
+            "ratio < 0.0",
+        ),
+        (
+            "shrinking-is-called-growing",
+            '("shrunk", ratio < SHRINKAGE, "Lower',
+            '("grown", ratio < SHRINKAGE, "Lower',
+        ),
+    ),
+    *faults(
         "train/run/evaluation.py",
         "tests/train/run/test_evaluation.py",
         (

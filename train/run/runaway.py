@@ -1,8 +1,8 @@
 """Notices an alignment that tears queries and keys apart, and says where and what to do.
 
-A loss that stays finite is no sign that a game goes well. Three things are: the discriminator does
-worse than a coin, so that queries and keys have swapped sides and run on; the vectors grow without
-end; queries and keys lie further apart than before training.
+A loss that stays finite is no sign that a game goes well. These are signs that it does not: the
+discriminator does worse than a coin, so that queries and keys have swapped sides and run on; the
+vectors grow without end, or shrink to nothing; queries and keys lie further apart than before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from align_jax.alignment import GAMES
 
 # A discriminator that only guesses reaches -2 log 2; a mean over steps that much below is no noise.
 LEAST_OBJECTIVE = {"gan": -2.0 * math.log(2.0) - 0.1}
-GROWTH = 5.0  # of the mean norm, over that before training
+GROWTH, SHRINKAGE = 5.0, 0.1  # of the mean norm, over that before training
 RISE = 0.3  # of the scale-free MMD, in which 1 is two tight clouds far apart
 
 PerHead = Mapping[str, Any]  # {"layer_0/attention": [H]}
@@ -38,8 +38,7 @@ def objective_notices(config: AlignmentConfig, divergence: PerHead) -> list[str]
     least = LEAST_OBJECTIVE.get(config.method, -math.inf)
     found = []
     for layer, values in divergence.items():
-        heads = _heads(np.atleast_1d(values) < least, np.atleast_1d(values), "{:.2f}")
-        if heads:
+        if heads := _heads(np.atleast_1d(values) < least, np.atleast_1d(values), "{:.2f}"):
             found.append(
                 f"The {config.method.upper()} objective of {layer} has left its range: {heads}, "
                 f"below -2 log 2 = -1.39. The discriminator does worse than a guess, because the "
@@ -52,22 +51,24 @@ def distance_notices(config: AlignmentConfig, first: PerHead, now: PerHead) -> l
     """What the yardsticks of `evaluation.measure_clouds` say, before training and now.
 
     Returns:
-        A sentence for each layer whose vectors have grown beyond measure or whose clouds lie
-        further apart.
+        A sentence for each layer whose vectors have grown beyond measure or shrunk to nothing, or
+        whose clouds lie further apart.
     """
     found = []
     for side in ("query", "key"):
         before = first[f"{side}_norm_per_head"]
         for layer, norms in now[f"{side}_norm_per_head"].items():
             ratio = np.asarray(norms) / np.maximum(before[layer], 1e-12)
-            heads = _heads(ratio > GROWTH, ratio, "{:.1f} times")
-            if heads:
-                found.append(f"The norm of {layer}'s {side} vectors has grown: {heads} what it "
-                             f"was before training. {_advice(config)}")  # fmt: skip
+            for verb, where, advice in (
+                ("grown", ratio > GROWTH, _advice(config)),
+                ("shrunk", ratio < SHRINKAGE, "Lower alignment.weight."),
+            ):
+                if heads := _heads(where, ratio, "{:.2g} times"):
+                    found.append(f"The norm of {layer}'s {side} vectors has {verb}: {heads} what "
+                                 f"it was before training. {advice}")  # fmt: skip
     for layer, distances in now["scale_free_mmd_per_head"].items():
         rise = np.asarray(distances) - np.asarray(first["scale_free_mmd_per_head"][layer])
-        heads = _heads(rise > RISE, np.asarray(distances), "{:.2f}")
-        if heads:
+        if heads := _heads(rise > RISE, np.asarray(distances), "{:.2f}"):
             found.append(f"The queries and keys of {layer} have come further apart than they were "
                          f"before training: scale-free MMD {heads}. {_advice(config)}")  # fmt: skip
     return found
