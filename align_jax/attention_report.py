@@ -145,6 +145,6 @@ def _traced(
         model = model.model if isinstance(model, AlignedNNX) else model
         return traced_call(model, "__call__", arguments, keywords)[0]
     if not callable(model) or isinstance(model, type):
-        got = f"{type(model).__name__}; pass the model itself, not its class"
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"attention_report() takes a module or a function, got {got}.")
     return aligned_function(model, PLAIN, parameters=parameters).traced(arguments)

@@ -111,7 +111,7 @@ def _attend(params, x):
     (lambda: aligned_function(_attend, "ct", parameters="params"), TypeError, "got 'params'"),
     (lambda: aligned_function(_attend, "ct", parameters=True), TypeError, "got True"),
     (lambda: aligned_function(nn.Dense, "ct"), TypeError, "takes a function, got type"),
-    (lambda: attention_report(nn.SelfAttention, X), TypeError, "got type.*not its class"),
+    (lambda: attention_report(nn.SelfAttention, X), TypeError, "got the class SelfAttention"),
     (lambda: game_optimizer(1e-3), TypeError, "takes an optimiser.*got 0.001"),
     (lambda: aligned(nn.SelfAttention(2), "mmd").init(KEY, X[:0]), ValueError, r"\(0, 3, 4\)"),
 ])  # fmt: skip

@@ -702,8 +702,8 @@ _RUNS: tuple[Mutation, ...] = (
         ),
         (
             "shrinking-is-called-growing",
-            '("shrunk", ratio < SHRINKAGE, "Lower',
-            '("grown", ratio < SHRINKAGE, "Lower',
+            '("shrunk", ratio < SHRINKAGE, "If',
+            '("grown", ratio < SHRINKAGE, "If',
         ),
     ),
     *faults(

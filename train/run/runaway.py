@@ -61,9 +61,9 @@ def distance_notices(config: AlignmentConfig, first: PerHead, now: PerHead) -> l
             ratio = np.asarray(norms) / np.maximum(before[layer], 1e-12)
             for verb, where, advice in (
                 ("grown", ratio > GROWTH, _advice(config)),
-                ("shrunk", ratio < SHRINKAGE, "Lower alignment.weight."),
+                ("shrunk", ratio < SHRINKAGE, "If the task suffers, lower alignment.weight."),
             ):
-                if heads := _heads(where, ratio, "{:.2g} times"):
+                if heads := _heads(where, ratio, "{:.3g} times"):
                     found.append(f"The norm of {layer}'s {side} vectors has {verb}: {heads} what "
                                  f"it was before training. {advice}")  # fmt: skip
     for layer, distances in now["scale_free_mmd_per_head"].items():
