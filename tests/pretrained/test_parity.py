@@ -8,6 +8,7 @@ import pytest
 
 from align_jax import pretrained
 from align_jax.pretrained.convert import canonical_name, to_tensors
+from tests.cases import kinds_and_heads, thorough
 from tests.pretrained import checkpoints
 
 torch = pytest.importorskip("torch", reason="parity is measured against PyTorch")
@@ -132,14 +133,12 @@ def report(record_property, capsys):
     return note
 
 
-# Each architecture with a head; each head of one.
-@pytest.mark.parametrize(("kind", "head"), [
-    pytest.param(
-        kind, head, marks=[pytest.mark.thorough] * (kind != "bert" and head != "classification")
-    )
-    for kind in ("bert", "roberta", "albert")
-    for head in ("encoder", "classification", "multiple_choice", "span")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    kinds_and_heads(
+        ("bert", "roberta", "albert"), ("encoder", "classification", "multiple_choice", "span")
+    ),
+)
 def test_random_weights(kind, head, tmp_path, report) -> None:
     """Two layers, one where only the head is another."""
     other_head = head in ("multiple_choice", "span")
@@ -205,8 +204,7 @@ def test_real_albert_out_of_a_bin_file(report) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder",
-    [checkpoints.minilm, pytest.param(checkpoints.rxnmapper, marks=pytest.mark.thorough)],
+    "folder", thorough((checkpoints.minilm, checkpoints.rxnmapper), checkpoints.rxnmapper)
 )
 def test_logits_and_gradients_on_real_weights(folder, tmp_path, report) -> None:
     """In a scan over the layers, which takes a fraction of the time to compile."""

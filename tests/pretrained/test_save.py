@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from align_jax import AlignmentConfig, pretrained, strip_alignment
 from align_jax.pretrained.convert import parameter_shapes
+from tests.cases import kinds_and_heads, thorough
 from tests.pretrained import checkpoints
 from tests.pretrained.tiny_models import CONFIGS, initialised
 
@@ -75,13 +76,7 @@ def agrees(kind, head, pooling, folder, **options):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-# Each architecture, and each head of one.
-@pytest.mark.parametrize(("kind", "head"), [
-    pytest.param(
-        kind, head, marks=[pytest.mark.thorough] * (kind != "bert" and head != "classification")
-    )
-    for kind in sorted(CONFIGS) for head in sorted(AUTO)
-])  # fmt: skip
+@pytest.mark.parametrize(("kind", "head"), kinds_and_heads(sorted(CONFIGS), sorted(AUTO)))
 def test_transformers_loads_it_and_agrees(kind, head, tmp_path) -> None:
     agrees(kind, head, None, tmp_path)
     assert not list(tmp_path.glob("*.py"))
@@ -108,8 +103,7 @@ FAST = [
     "Its own code is exact; every other class raises, and none makes up layers",
 )
 @pytest.mark.parametrize(
-    ("kind", "head", "pooling"),
-    [pytest.param(*x, marks=[pytest.mark.thorough] * (x not in FAST)) for x in OWN],
+    ("kind", "head", "pooling"), thorough(OWN, *(x for x in OWN if x not in FAST))
 )
 def test_what_transformers_has_no_class_for_is_exact_by_its_own_code_or_refused(
     kind, head, pooling, tmp_path

@@ -22,7 +22,7 @@ import train.run.loop  # noqa: F401
 
 
 def main() -> None:
-    """Answers requests, one a line, until there are no more; returns in a child, to be a command.
+    """Answers requests, one a line, until there are no more.
 
     A request names the "module", its "arguments", the "environment" and the files of the standard
     streams, "files"; the answer is the command's exit status.
@@ -32,12 +32,10 @@ def main() -> None:
         child = os.fork()
         if not child:
             _become(request)
-            return
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    sys.exit()
 
 
-def _become(request: dict[str, Any]) -> None:
+def _become(request: dict[str, Any]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     for number, (path, mode) in enumerate(
@@ -46,7 +44,7 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(os.open(path, mode), number)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (the old one has read on)
     sys.argv = ["-m", *request["arguments"]]
-    command.append(request["module"])
+    _run(request["module"])
 
 
 def _run(module: str) -> NoReturn:
@@ -70,6 +68,4 @@ def _run(module: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    command: list[str] = []
     main()
-    _run(command[0])
