@@ -172,13 +172,13 @@ class Alignment(nn.Module):
             of_samples = jax.random.fold_in(jax.random.clone(rng), 1)
             order = jax.random.uniform(of_samples, (len(query) // group, group))
             order = jnp.where(valid.reshape(order.shape), order, -1.0)
-            chosen = jnp.argmax(order, axis=1, keepdims=True)
-            drawn = chosen == jnp.arange(group)
+            chosen = jnp.argmax(order, axis=1)
+            drawn = chosen[:, None] == jnp.arange(group)
 
         def sampled(x: Array, mask: Array | None) -> tuple[Array, Array | None]:
             if group > 1:
-                x = _one_of_each(x, chosen)
-                mask = mask if mask is None else _one_of_each(mask, chosen)
+                x = _one_of_each(x, chosen, group)
+                mask = mask if mask is None else _one_of_each(mask, chosen, group)
             if not self.config.tokens or x.shape[1] <= self.config.tokens:
                 return x, mask
             # The same draw on purpose, which JAX's check of used keys is told.
@@ -205,6 +205,8 @@ class Alignment(nn.Module):
         if config.unit_scale:
             axes = (1, 3) if config.over == "tokens" else (1, 2, 3)  # else heads are compared
             query, key = numerics.at_unit_scale(query, key, query_mask, key_mask, axes=axes)
+        # Queries and keys go through the networks together, in half as many operations.
+        both, number = jnp.concatenate([query, key], axis=1), query.shape[1]
         highway = config.discriminator == "highway"
         apply = networks.in_chunks if config.shared_networks else networks.for_each_head
         adversary: networks.Critic
@@ -216,65 +218,51 @@ class Alignment(nn.Module):
                 adversarial=True,
                 name="discriminator",
             )
-            clouds = self._logits(adversary, apply, query, key)
+            made: Cloud = (self._logits(functools.partial(apply, adversary), both, number),)
         else:
             sizes = config.features, config.hidden_features
             adversary = networks.Critic(
                 *sizes, highway, self.dtype, adversarial=True, name="critic"
             )
-            both = networks.CriticAndNavigator(
-                adversary,
-                networks.Navigator(*sizes, self.dtype, name="navigator"),
-                name="critic_and_navigator",
+            navigator = networks.Navigator(*sizes, self.dtype, name="navigator")
+            features, navigation = apply(
+                networks.CriticAndNavigator(adversary, navigator, name="critic_and_navigator"), both
             )
-
-            def cloud(x: Array) -> Cloud:
-                features, navigation = apply(both, x)
-                if config.constant_feature:
-                    constant = jnp.full((*features.shape[:-1], 1), config.constant_feature)
-                    features = jnp.concatenate([features, constant.astype(features.dtype)], -1)
-                if config.normalize_navigator:
-                    navigation = numerics.unit_vectors(navigation)
-                return features, navigation
-
-            clouds = cloud(query), cloud(key)
+            if config.constant_feature:
+                constant = jnp.full((*features.shape[:-1], 1), config.constant_feature)
+                features = jnp.concatenate([features, constant.astype(features.dtype)], -1)
+            if config.normalize_navigator:
+                navigation = numerics.unit_vectors(navigation)
+            made = features, navigation
+        clouds = tuple(x[:, :number] for x in made), tuple(x[:, number:] for x in made)
         if not config.gradient_penalty or self.is_initializing():
             return *clouds, 0.0
-        params = self.variables["params"][str(adversary.name)]
-        penalty = [
-            networks.gradient_penalty(
-                adversary.clone(parent=None), params, x, mask, each_head=not config.shared_networks
-            )
-            for x, mask in ((query, query_mask), (key, key_mask))
-        ]
-        slope = 0.5 * (penalty[0] + penalty[1])
+        slope = networks.gradient_penalty(
+            adversary.clone(parent=None),
+            self.variables["params"][str(adversary.name)],
+            [(query, query_mask), (key, key_mask)],
+            each_head=not config.shared_networks,
+        )
         if config.method == "ct":
             # Under a cosine the critic would sooner switch off all features than pay for a slope.
             slope = jnp.maximum(slope - FREE_SLOPE, 0.0)
         return *clouds, config.gradient_penalty * slope
 
-    def _logits(
-        self,
-        discriminator: networks.Discriminator,
-        apply: Callable[[nn.Module, Array], Array],
-        query: Array,
-        key: Array,
-    ) -> tuple[Cloud, Cloud]:
+    def _logits(self, discriminate: Callable[[Array], Array], both: Array, number: int) -> Array:
         """The discriminator's, by which its own parameters and the clouds have losses of their own.
 
         The value is `log D(q) + log(1 - D(k))` for both. A query that the discriminator is sure of,
         D(q) near 1, has no slope there; that of `-log(1 - D(q))`, which has the same sign, is
-        larger by D / (1 - D), the exponential of the logit.
+        larger by D / (1 - D), the exponential of the logit. The first `number` are queries.
         """
         if self.config.saturating:
-            return (apply(discriminator, query),), (apply(discriminator, key),)
-        clouds = []
-        for sign, x in ((1.0, query), (-1.0, key)):
-            vectors, handle = gradient_reversal.weighed_gradient(x)
-            logits = apply(discriminator, vectors)
-            factors = jnp.exp(jnp.clip(sign * logits.astype(jnp.float32), -LARGEST, LARGEST))
-            clouds.append((gradient_reversal.weigh(logits, handle, factors),))
-        return clouds[0], clouds[1]
+            return discriminate(both)
+        vectors, handle = gradient_reversal.weighed_gradient(both)
+        logits = discriminate(vectors)
+        sign = jnp.where(jnp.arange(both.shape[1]) < number, 1.0, -1.0)[:, None]
+        signed = numerics.with_leading_axes(sign, logits) * logits.astype(jnp.float32)
+        factors = jnp.exp(jnp.clip(signed, -LARGEST, LARGEST))
+        return gradient_reversal.weigh(logits, handle, factors)
 
     def _measure(
         self, query: Cloud, key: Cloud, query_mask: Array | None, key_mask: Array | None
@@ -312,11 +300,23 @@ class Alignment(nn.Module):
         return placement.on_each_device(function, *clouds, whole_heads=whole_heads)
 
 
-def _one_of_each(x: Array, chosen: Array) -> Array:
-    """Of samples `[B, ...]` the one of each group that `chosen`, `[groups, 1]`, names."""
-    grouped = x.reshape(chosen.shape[0], -1, *x.shape[1:])
-    index = chosen.reshape(*chosen.shape, *[1] * (x.ndim - 1))
-    return jnp.take_along_axis(grouped, index, axis=1)[:, 0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _one_of_each(x: Array, chosen: Array, group: int) -> Array:
+    """Of samples `[B, ...]`, in groups of so many, those that `chosen`, `[B / group]`, names."""
+    index = chosen.reshape(-1, *[1] * x.ndim)
+    return jnp.take_along_axis(x.reshape(-1, group, *x.shape[1:]), index, axis=1)[:, 0]
+
+
+def _gradient_of_each(group: int, chosen: Array, of_drawn: Array) -> tuple[Array, None]:
+    # A choice is fused with what adds it to the other gradients; a gather's own needs zeros first.
+    drawn = (chosen[:, None] == jnp.arange(group)).reshape(-1, group, *[1] * (of_drawn.ndim - 1))
+    of_samples = jnp.where(drawn, of_drawn[:, None], jnp.zeros((), of_drawn.dtype))
+    return of_samples.reshape(-1, *of_drawn.shape[1:]), None
+
+
+_one_of_each.defvjp(
+    lambda x, chosen, group: (_one_of_each(x, chosen, group), chosen), _gradient_of_each
+)
 
 
 def _divergence(

@@ -292,8 +292,7 @@ def _by_platform(
 def gradient_penalty(
     network: Critic,
     params: Any,
-    x: Float[Array, "B N H D"],
-    mask: Bool[Array, "B N"] | None,
+    clouds: Sequence[tuple[Float[Array, "B N H D"], Bool[Array, "B N"] | None]],
     *,
     each_head: bool,
 ) -> Float[Array, "B H"]:
@@ -305,24 +304,29 @@ def gradient_penalty(
     Args:
       network: outside any scope, with one output: logits, or features on the last axis.
       params: its "params", as inside a scope.
-      x: its inputs, to which no gradient runs.
-      mask: True for the tokens that take part; None for all.
+      clouds: its inputs, to which no gradient runs, and for each a mask, True for the tokens that
+        take part, None for all. Each cloud as a whole weighs as much as any other.
       each_head: whether the parameters' first axis is that of the heads.
     """
-    x = jax.lax.stop_gradient(x[:, ::PENALTY_STRIDE])
-    mask = None if mask is None else mask[:, ::PENALTY_STRIDE]
+    features = network.features
 
     def outputs(params: Any, x: Array) -> Array:
         made = cast(Array, network.apply({"params": params}, x))
         return made[..., None] if made.ndim < x.ndim else made
 
     heads = jax.vmap(outputs, in_axes=(0, 2), out_axes=2) if each_head else outputs
-    features = network.features
-    rows = np.arange(max(x.shape[1], features))
-    tokens = rows % x.shape[1]
-    made, slopes = jax.vjp(functools.partial(heads, params), x[:, tokens])
-    one = jnp.asarray(np.eye(features)[rows % features][:, None], made.dtype)
+    inputs, weights, feature = [], [], []
+    for x, mask in clouds:
+        tokens = np.arange(0, x.shape[1], PENALTY_STRIDE)
+        rows = np.arange(max(len(tokens), features))
+        tokens = tokens[rows % len(tokens)]
+        inputs.append(x[:, tokens])
+        weights.append(numerics.token_weights(numerics.explicit_mask(x, mask)[:, tokens]))
+        feature.append(rows % features)
+    x = jax.lax.stop_gradient(jnp.concatenate(inputs, axis=1))
+    made, slopes = jax.vjp(functools.partial(heads, params), x)
+    one = jnp.asarray(np.eye(features)[np.concatenate(feature)][:, None], made.dtype)
     (slope,) = slopes(jnp.broadcast_to(one, made.shape))
     squares = jnp.sum(slope.astype(jnp.float32) ** 2, axis=-1)
-    valid = numerics.explicit_mask(x, mask)[:, tokens, None]
-    return features * numerics.masked_mean(squares, valid, axis=1)
+    weight = jnp.concatenate(weights, axis=1)[..., None] * (features / len(clouds))
+    return jnp.sum(jnp.where(weight > 0, weight * squares, 0.0), axis=1)

@@ -713,18 +713,24 @@ class TestSubsample:
         assert np.isfinite(losses).all()
 
     def test_gradients_reach_the_drawn_alone(self):
-        module = Alignment(AlignmentConfig("energy", subsample=4, tokens=4))
+        """As many times theirs as they stand for, of as many tokens as are drawn."""
+        rngs = {"alignment": jax.random.key(1)}
 
-        @jax.jit
-        def loss(query):
-            _, sown = module.apply(
-                {}, query, self.key, rngs={"alignment": jax.random.key(1)}, mutable=["alignment"]
-            )
-            return alignment_loss(sown), sown["alignment"]["divergence"][0][:, 0] != 0
+        @functools.partial(jax.jit, static_argnums=1)
+        def slope(query, tokens, rngs):
+            def loss(query):
+                module = Alignment(AlignmentConfig("energy", subsample=4, tokens=tokens))
+                _, sown = module.apply({}, query, self.key, rngs=rngs, mutable=["alignment"])
+                return alignment_loss(sown), sown["alignment"]["divergence"][0][:, 0] != 0
 
-        slope, drawn = jax.grad(loss, has_aux=True)(self.query)
-        tokens = (np.abs(slope) > 0).all(axis=(2, 3)).sum(axis=1)
+            return jax.grad(loss, has_aux=True)(query)
+
+        found, drawn = slope(self.query, 4, rngs)
+        tokens = (np.abs(found) > 0).all(axis=(2, 3)).sum(axis=1)
         np.testing.assert_array_equal(tokens, np.where(drawn, 4, 0))
+        (found, drawn), (whole, _) = slope(self.query, 0, rngs), slope(self.query, 0, None)
+        expected = np.where(drawn[:, None, None, None], 4 * whole, 0.0)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.thorough
     def test_every_kind_of_model_draws(self):

@@ -132,7 +132,7 @@ def test_the_penalty_is_the_squared_norm_of_the_jacobian(make, each_head):
 
     @jax.jit
     def penalty(x):
-        return networks.gradient_penalty(make(), params, x, None, each_head=each_head)
+        return networks.gradient_penalty(make(), params, [(x, None)], each_head=each_head)
 
     for tokens in (1, 17):  # of which 1 and 3 are looked at
         found = penalty(np.repeat(x, tokens, axis=1))
@@ -151,7 +151,7 @@ def test_the_penalty_is_a_mean_over_every_eighth_token_that_takes_part():
         return (slope(x[0, 0]) + slope(x[0, 16])) / 2
 
     def penalty(params, x, network):
-        return networks.gradient_penalty(network, params, x, mask, each_head=False)
+        return networks.gradient_penalty(network, params, [(x, mask)], each_head=False)
 
     def with_gradients(function, *arguments):
         def loss(*arguments):

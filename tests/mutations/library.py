@@ -330,18 +330,18 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "penalty-sees-the-first-feature-alone",
-            "jnp.asarray(np.eye(features)[rows % features]",
-            "jnp.asarray(np.eye(features)[rows * 0]",
+            "feature.append(rows % features)",
+            "feature.append(rows * 0)",
         ),
         (
             "penalty-is-a-mean-over-features",
-            "return features * numerics.masked_mean(squares",
-            "return numerics.masked_mean(squares",
+            "[..., None] * (features / len(clouds))",
+            "[..., None] / len(clouds)",
         ),
         (
             "penalty-counts-padding",
-            "numerics.masked_mean(squares, valid, axis=1)",
-            "jnp.mean(squares, axis=1)",
+            "numerics.token_weights(numerics.explicit_mask(x, mask)[:, tokens])",
+            "numerics.token_weights(numerics.explicit_mask(x, None)[:, tokens])",
         ),
         (
             "kernels-gradient-reversed-twice",
@@ -365,8 +365,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "ct-does-not-push-queries-and-keys",
-            "apply(both, x)",
-            "apply(both, jax.lax.stop_gradient(x))",
+            'name="critic_and_navigator"), both',
+            'name="critic_and_navigator"), jax.lax.stop_gradient(both)',
         ),
         ("penalty-is-a-reward", "value -= penalty - jax", "value += penalty - jax"),
         (
@@ -374,7 +374,7 @@ _ALIGNMENT: tuple[Mutation, ...] = (
             "penalty - jax.lax.stop_gradient(penalty)",
             "penalty",
         ),
-        ("keys-are-weighed-as-queries", "(-1.0, key))", "(1.0, key))"),
+        ("keys-are-weighed-as-queries", "< number, 1.0, -1.0)", "< number, 1.0, 1.0)"),
         ("no-slope-is-free", "jnp.maximum(slope - FREE_SLOPE, 0.0)", "slope"),
         (
             "a-slope-is-free-to-a-discriminator",
@@ -403,6 +403,16 @@ _ALIGNMENT: tuple[Mutation, ...] = (
             "the-drawn-count-for-the-empty-too",
             "valid.reshape(drawn.shape).sum(axis=1, keepdims=True)",
             "drawn.shape[1]",
+        ),
+        (
+            "the-first-sample-has-the-gradient-of-the-drawn",
+            "drawn = (chosen[:, None] == jnp.arange(group)).reshape",
+            "drawn = (0 * chosen[:, None] == jnp.arange(group)).reshape",
+        ),
+        (
+            "the-drawn-samples-gradient-is-for-all-of-their-group",
+            "jnp.where(drawn, of_drawn[:, None], jnp.zeros((), of_drawn.dtype))",
+            "jnp.where(drawn, of_drawn[:, None] / group, jnp.zeros((), of_drawn.dtype))",
         ),
         (
             "an-empty-sample-may-be-drawn",

@@ -31,11 +31,11 @@ def main() -> None:
         request = json.loads(line)
         child = os.fork()
         if not child:
-            _become(request)
+            become(request)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _become(request: dict[str, Any]) -> NoReturn:
+def become(request: dict[str, Any]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     for number, (path, mode) in enumerate(

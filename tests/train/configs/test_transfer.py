@@ -59,6 +59,7 @@ def sentiment(checkpoint, tmp_path_factory):
     data, folder = (tmp_path_factory.mktemp(name) for name in ("data", "sentiment"))
     write_domains(data, "sentiment")
     config = tiny_config(checkpoint, data, "sentiment")
+    config.eval.mmd_examples = 0
     console = rich.console.Console(file=io.StringIO(), width=300)
     devices = jax.local_devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +74,7 @@ def commonsense(checkpoint, tmp_path_factory):
     """The folder of an aligned run on choices between texts."""
     data, folder = (tmp_path_factory.mktemp(name) for name in ("data", "commonsense"))
     write_domains(data, "commonsense")
-    run_quietly(tiny_config(checkpoint, data, "commonsense", "ct"), folder / "run")
+    run_quietly(tiny_config(checkpoint, data, "commonsense", "gan"), folder / "run")
     return folder / "run"
 
 
