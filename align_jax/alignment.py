@@ -135,7 +135,7 @@ class Alignment(nn.Module):
                 measured = {k: jnp.repeat(x, drawn.shape[1], axis=0) for k, x in measured.items()}
                 # It counts for all it was drawn from: no bias, whatever `sample_mask` leaves out.
                 counts = valid.reshape(drawn.shape).sum(axis=1, keepdims=True)
-                times = (drawn * counts).reshape(-1, 1)
+                times = jnp.where(drawn, counts, 0).reshape(-1, 1).astype(jnp.float32)
                 measured["divergence"] = jnp.where(times > 0, times * measured["divergence"], 0.0)
             for name, sown in {**measured, "valid": valid}.items():
                 self.sow(NAME, name, sown)
@@ -173,7 +173,7 @@ class Alignment(nn.Module):
             order = jax.random.uniform(of_samples, (len(query) // group, group))
             order = jnp.where(valid.reshape(order.shape), order, -1.0)
             chosen = jnp.argmax(order, axis=1)
-            drawn = chosen[:, None] == jnp.arange(group)
+            drawn = chosen[:, None] == jnp.arange(group)[None]
 
         def sampled(x: Array, mask: Array | None) -> tuple[Array, Array | None]:
             if group > 1:
@@ -300,23 +300,22 @@ class Alignment(nn.Module):
         return placement.on_each_device(function, *clouds, whole_heads=whole_heads)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _one_of_each(x: Array, chosen: Array, group: int) -> Array:
     """Of samples `[B, ...]`, in groups of so many, those that `chosen`, `[B / group]`, names."""
     index = chosen.reshape(-1, *[1] * x.ndim)
     return jnp.take_along_axis(x.reshape(-1, group, *x.shape[1:]), index, axis=1)[:, 0]
 
 
-def _gradient_of_each(group: int, chosen: Array, of_drawn: Array) -> tuple[Array, None]:
-    # A choice is fused with what adds it to the other gradients; a gather's own needs zeros first.
-    drawn = (chosen[:, None] == jnp.arange(group)).reshape(-1, group, *[1] * (of_drawn.ndim - 1))
-    of_samples = jnp.where(drawn, of_drawn[:, None], jnp.zeros((), of_drawn.dtype))
-    return of_samples.reshape(-1, *of_drawn.shape[1:]), None
-
-
-_one_of_each.defvjp(
-    lambda x, chosen, group: (_one_of_each(x, chosen, group), chosen), _gradient_of_each
-)
+@_one_of_each.defjvp
+def _one_of_each_jvp(group: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    # Backward, a sum over what is chosen becomes a choice, which XLA fuses with what adds it to
+    # the other gradients; a gather would become zeros of all samples' size, to be filled.
+    (x, chosen), (tangent, _) = primals, tangents
+    drawn = (chosen[:, None] == jnp.arange(group)[None]).reshape(-1, group, *[1] * (x.ndim - 1))
+    grouped = tangent.reshape(-1, group, *x.shape[1:])
+    of_drawn = jnp.where(drawn, grouped, jnp.zeros((), grouped.dtype)).sum(axis=1)
+    return _one_of_each(x, chosen, group), of_drawn
 
 
 def _divergence(

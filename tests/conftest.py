@@ -68,6 +68,9 @@ import pytest  # noqa: E402
 from tests import faults  # noqa: E402
 
 MANY_MAPS = 40_000
+LONGEST = (
+    "tests/train/attack/", "tests/test_notebooks.py", "tests/end_to_end/", "tests/train/configs/"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -119,5 +122,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Prepares the tests that are rows of the table."""
+    """Prepares the tests that are rows of the table, and puts the files that take longest first:
+    else one worker would be left alone with them."""
     faults.mark(items)
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

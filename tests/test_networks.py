@@ -139,6 +139,25 @@ def test_the_penalty_is_the_squared_norm_of_the_jacobian(make, each_head):
         np.testing.assert_allclose(found, expected(of_head), rtol=1e-5)
 
 
+def test_each_cloud_weighs_as_much_in_the_penalty():
+    """However many tokens it has, or that take part."""
+    rng = np.random.default_rng(0)
+    few, many = (rng.normal(size=(2, n, HEADS, WIDTH)).astype(np.float32) for n in (1, 49))
+    mask = np.arange(49) < np.array([[49], [20]])
+    params = random_variables(Inside(Discriminator()), few)["params"]["network"]
+
+    @jax.jit
+    def penalties():
+        clouds = [(few, None), (many, mask)]
+        return [
+            networks.gradient_penalty(Discriminator(), params, seen, each_head=False)
+            for seen in (clouds, clouds[:1], clouds[1:])
+        ]
+
+    both, *single = penalties()
+    np.testing.assert_allclose(both, (single[0] + single[1]) / 2, rtol=1e-5)
+
+
 def test_the_penalty_is_a_mean_over_every_eighth_token_that_takes_part():
     """With the gradient of the dense Jacobian; an adversary's is reversed, and none reaches x."""
     x = np.random.default_rng(0).normal(size=(2, 17, HEADS, WIDTH)).astype(np.float32)

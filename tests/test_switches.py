@@ -73,7 +73,7 @@ MODELS = {
         f"alignment-{method}": (Alignment(AlignmentConfig(method)), (QUERY, KEY))
         for method in ("gan", "ct")
     },
-    "shared": (Alignment(AlignmentConfig.paper("gan")), (QUERY, KEY)),
+    "shared": (Alignment(AlignmentConfig.paper("gan", tokens=3, subsample=2)), (QUERY, KEY)),
     "both": (Alignment(AlignmentConfig("ct", over="both", tokens=3)), (QUERY, QUERY)),
     "bert": (BertEncoder(BertConfig(vocab_size=9, **SIZES, alignment=CT)), (IDS, IDS, 0 * IDS)),
     "albert": (

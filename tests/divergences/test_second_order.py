@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align_jax import divergences, gradient_reversal, numerics
+from align_jax import alignment, divergences, gradient_reversal, numerics
 from align_jax.models import flat_dot_general, layer_norm
 from align_jax.segments import segment_softmax
 from tests.cases import thorough
@@ -72,6 +72,10 @@ CASES = {
     "product": (
         lambda x, w: jnp.sum(jnp.tanh(flat_dot_general._product(x, w, None, None))),
         ((4, 3), (3, 5)), True,
+    ),
+    "drawn-samples": (
+        lambda x, w: jnp.sum(jnp.tanh(alignment._one_of_each(x, jnp.array([1, 0]), 2) * w)),
+        ((4, 3), (2, 3)), True,
     ),
     "reversed": (game, ((3,), (3,)), False),
     "weighed": (weighed_game, ((4, 3), (3,)), False),

@@ -32,7 +32,7 @@ for cases, sizes in eval(sys.argv[1]):
 FEW = [(n, m) for n in (1, 2, 3) for m in (1, 2, 3)]
 MANY = [(n, m) for few in (1, 2, 3) for n, m in ((few, 40), (40, few))]
 # Two and three are of one kind: one, such a number and many against each other.
-KINDS = [(1, 1), (1, 3), (2, 1), (2, 3), (3, 2), (1, 40), (40, 1), (2, 40), (40, 3)]
+KINDS = [(1, 1), (1, 3), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3), (1, 40), (40, 1), (2, 40), (40, 3)]
 BLOCKWISE = {"implementation": "blockwise"}
 
 

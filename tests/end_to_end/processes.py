@@ -83,7 +83,9 @@ class Fork:
     def _ask(self, request: dict[str, Any]) -> Any:
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        answer = self._server.stdout.readline()
+        assert answer, "The fork server has ended."
+        return json.loads(answer)
 
 
 def tiny_config(**changes: Any) -> ConfigDict:

@@ -32,7 +32,7 @@ def test_a_run_killed_at_random_ends_like_one_that_was_not(tmp_path, devices, me
         """Starts the run and kills it; returns whether that was while it wrote a checkpoint."""
         process = start(cut, devices=devices, fork_of=1, **run)
         marked = _wait_for_a_sign(process, cut, save)
-        time.sleep(rng.uniform(0.0, 0.02 if save else 0.3))
+        time.sleep(rng.uniform(0.0, 0.02 if save else 0.1))
         assert process.poll() is None, process.communicate()[1]
         process.send_signal(signal.SIGKILL)
         process.communicate()

@@ -339,6 +339,11 @@ _ALIGNMENT: tuple[Mutation, ...] = (
             "[..., None] / len(clouds)",
         ),
         (
+            "penalty-of-both-clouds-is-a-mean-over-all-tokens",
+            "weight = jnp.concatenate(weights, axis=1)[..., None] * (features / len(clouds))",
+            "weight = jnp.full_like(squares, features / squares.shape[1])",
+        ),
+        (
             "penalty-counts-padding",
             "numerics.token_weights(numerics.explicit_mask(x, mask)[:, tokens])",
             "numerics.token_weights(numerics.explicit_mask(x, None)[:, tokens])",
@@ -406,13 +411,13 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "the-first-sample-has-the-gradient-of-the-drawn",
-            "drawn = (chosen[:, None] == jnp.arange(group)).reshape",
-            "drawn = (0 * chosen[:, None] == jnp.arange(group)).reshape",
+            "drawn = (chosen[:, None] == jnp.arange(group)[None]).reshape",
+            "drawn = (0 * chosen[:, None] == jnp.arange(group)[None]).reshape",
         ),
         (
             "the-drawn-samples-gradient-is-for-all-of-their-group",
-            "jnp.where(drawn, of_drawn[:, None], jnp.zeros((), of_drawn.dtype))",
-            "jnp.where(drawn, of_drawn[:, None] / group, jnp.zeros((), of_drawn.dtype))",
+            "jnp.where(drawn, grouped, jnp.zeros((), grouped.dtype)).sum(axis=1)",
+            "jnp.where(drawn, grouped, jnp.zeros((), grouped.dtype)).mean(axis=1)",
         ),
         (
             "an-empty-sample-may-be-drawn",

@@ -86,4 +86,7 @@ def _end(started: subprocess.Popen[str]) -> None:
     """Waits for it, so that its time and its forks' count as this process's."""
     assert started.stdin is not None
     started.stdin.close()
-    started.wait()
+    try:
+        started.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        started.kill()
