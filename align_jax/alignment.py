@@ -212,11 +212,7 @@ class Alignment(nn.Module):
         adversary: networks.Critic
         if config.method == "gan":
             adversary = networks.Discriminator(
-                hidden_features=config.hidden_features,
-                highway=highway,
-                dtype=self.dtype,
-                adversarial=True,
-                name="discriminator",
+                config.hidden_features, highway, self.dtype, adversarial=True, name="discriminator"
             )
             made: Cloud = (self._logits(functools.partial(apply, adversary), both, number),)
         else:
@@ -314,8 +310,8 @@ def _one_of_each_jvp(group: int, primals: Any, tangents: Any) -> tuple[Array, Ar
     (x, chosen), (tangent, _) = primals, tangents
     drawn = (chosen[:, None] == jnp.arange(group)[None]).reshape(-1, group, *[1] * (x.ndim - 1))
     grouped = tangent.reshape(-1, group, *x.shape[1:])
-    of_drawn = jnp.where(drawn, grouped, jnp.zeros((), grouped.dtype)).sum(axis=1)
-    return _one_of_each(x, chosen, group), of_drawn
+    chosen_alone = jnp.where(drawn, grouped, jnp.zeros((), grouped.dtype))
+    return _one_of_each(x, chosen, group), chosen_alone.sum(axis=1)
 
 
 def _divergence(

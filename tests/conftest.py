@@ -121,8 +121,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return LoadFileScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Prepares the tests that are rows of the table, and puts the files that take longest first:
-    else one worker would be left alone with them."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Prepares the tests that are rows of the table, and puts the files first that take longest of
+    those that are not fast: else one worker would be left alone with them."""
     faults.mark(items)
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    if config.getoption("markexpr") in ("slow", "thorough"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

@@ -416,8 +416,8 @@ _ALIGNMENT: tuple[Mutation, ...] = (
         ),
         (
             "the-drawn-samples-gradient-is-for-all-of-their-group",
-            "jnp.where(drawn, grouped, jnp.zeros((), grouped.dtype)).sum(axis=1)",
-            "jnp.where(drawn, grouped, jnp.zeros((), grouped.dtype)).mean(axis=1)",
+            "chosen_alone.sum(axis=1)",
+            "chosen_alone.mean(axis=1)",
         ),
         (
             "an-empty-sample-may-be-drawn",
